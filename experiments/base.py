@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 def get_config(arg: str | None = None) -> ConfigDict:
     """The defaults: the specification's network, trained on the embedded digits."""
     del arg  # config_flags hands over what follows a colon in --config=FILE:ARG; there is nothing to choose here
-    config = ConfigDict()
+    # Unsorted: arms are named in the order in which their axes stand in the sweep.
+    config = ConfigDict(sort_keys=False)
 
     # --- Data
     # mnist5k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
@@ -40,8 +41,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.subsampling = "trainable"
     # softmax or linear.
     config.output = "softmax"
-    # lecun1998 (U(+-2.4/F)), lecun1998_sqrt (U(+-2.4/sqrt(F))), glorot, bengio2012 (glorot, 4 times as wide for sigmoid),
-    # glorot_centered (bengio2012 with centred inputs: the one that makes the sigmoid network trainable).
+    # lecun1998 (U(+-2.4/F)), lecun1998_sqrt (U(+-2.4/sqrt(F))), glorot, bengio2012 (glorot, 4 times as wide for
+    # sigmoid), glorot_centered (bengio2012 with centred inputs: the one that makes the sigmoid network trainable).
     config.initializer = "glorot_centered"
 
     # --- Loss
@@ -74,6 +75,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seeds = 8
     config.first_seed = 0
     # Field -> values to compare; the arms are the product. Any field above can be an axis.
-    config.sweep = ConfigDict()
+    config.sweep = ConfigDict(sort_keys=False)
 
     return config

@@ -1,7 +1,7 @@
 """The fast form of LeNet-5: `model.forward` for a batch, as matrix products over pixel blocks.
 
-Convolutions are slow inside compiled loops on a CPU, and gathering each output's 5 x 5 inputs moves every pixel 25 times.
-Here neighbouring outputs are computed together, from the block of inputs that they share::
+Convolutions are slow inside compiled loops on a CPU, and gathering each output's 5 x 5 inputs moves every pixel 25
+times. Here neighbouring outputs are computed together, from the block of inputs that they share::
 
       input, 8 x 8 blocks of 4 x 4 pixels            C1, 7 x 7 tiles of 4 x 4 outputs x 6 maps
       +----+----+----+--                             +----+----+--
@@ -15,9 +15,9 @@ Here neighbouring outputs are computed together, from the block of inputs that t
                            2 x 2 blocks, and the same step again gives C3: a tile of 2 x 2 outputs (one
                            pooling window of S4) needs 6 x 6 inputs, which are 3 x 3 whole blocks.
 
-The products do 2.1 times the multiply-adds of the convolutions, and no gathering. C1's columns are ordered (place in the
-pooling window, window, map), C3's (place in the pooling window, map): pooling is then a mean over contiguous groups, its
-result is already ordered as the next product wants it, and nothing is ever transposed.
+The products do 2.1 times the multiply-adds of the convolutions, and no gathering. C1's columns are ordered (place in
+the pooling window, window, map), C3's (place in the pooling window, map): pooling is then a mean over contiguous
+groups, its result is already ordered as the next product wants it, and nothing is ever transposed.
 
 The matrices are linear in the kernels, so gradients with respect to the kernels come by themselves.
 """
@@ -95,14 +95,14 @@ def neighbourhoods(grid: Float[Array, "batch side side depth"], blocks: int) -> 
 def affine(
     inputs: Float[Array, "rows inputs"], matrix: Float[Array, "inputs units"], bias: Float[Array, " units"]
 ) -> Float[Array, "rows units"]:
-    """inputs @ matrix + bias."""
+    """The affine map: inputs @ matrix + bias."""
     return inputs @ matrix + bias[None]
 
 
 def pool(
     tiles: Float[Array, "rows columns"], parameters: Subsampling | None, maps: int, architecture: Architecture
 ) -> Float[Array, "rows columns//4"]:
-    """S2 or S4 on tiles whose columns are (place, window, map): [rows, 4 * windows * maps] -> [rows, windows * maps]."""
+    """S2 or S4 on tiles whose columns are (place, window, map): the result's are (window, map)."""
     places = tiles.reshape(len(tiles), PLACES, -1)
     if architecture.subsampling == "max":
         return places.max(axis=1)

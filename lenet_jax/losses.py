@@ -1,7 +1,7 @@
 """Losses: the mean over a batch, from what `model.forward` returns to one number.
 
-Each takes the batch's outputs [batch, classes] and integer labels [batch]. All that a comparison of losses could confound
-is a named argument, with the specification as default.
+Each takes the batch's outputs [batch, classes] and integer labels [batch]. All that a comparison of losses could
+confound is a named argument, with the specification as default.
 """
 
 import dataclasses
@@ -49,7 +49,8 @@ def mse(
 
 def cross_entropy(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
     """Mean over samples of -log softmax(outputs)[label], in nats."""
-    return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+    losses: Array = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    return losses.mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,7 @@ class Loss:
         check_choice("target_code", self.target_code, TARGET_CODES)
         check_choice("mse_reduction", self.mse_reduction, MSE_REDUCTIONS)
 
-    def __call__(
-        self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]
-    ) -> Float[Array, ""]:
+    def __call__(self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
         """The loss of a batch."""
         return LOSSES[self.name](outputs, labels, self)
 

@@ -36,10 +36,10 @@ C1_TABLE: Table = ((0,),) * 6
 """Six maps, each of which sees the one input plane."""
 
 C3_TABLE: Table = (
-    ((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5))
-    + ((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5))
-    + ((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5))
-    + ((0, 1, 2, 3, 4, 5),)
+    *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
+    *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
+    *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
+    (0, 1, 2, 3, 4, 5),
 )
 """C3's 60 connections (LeCun et al. 1998, table I)."""
 
@@ -132,7 +132,9 @@ def forward(params: Params, image: Float[Array, "32 32"], architecture: Architec
     return activations(params, image, architecture)["output"]
 
 
-def predict_scores(outputs: Float[Array, "*batch classes"], architecture: Architecture) -> Float[Array, "*batch classes"]:
+def predict_scores(
+    outputs: Float[Array, "*batch classes"], architecture: Architecture
+) -> Float[Array, "*batch classes"]:
     """Class scores of which the largest wins, from what `forward` returns: probabilities for ``softmax``."""
     return jax.nn.softmax(outputs) if architecture.output == "softmax" else outputs
 
@@ -172,8 +174,8 @@ def bengio2012(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
 def glorot_centered(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
     """As `bengio2012`, with inputs centred for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
 
-    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as the tanh network's from
-    the same key, up to that affine map and to C1, whose inputs are pixels. For the other activations it is `glorot`.
+    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as that affine map of the
+    tanh network's from the same key, but for C1's slope. For the other activations it is `glorot`.
     """
     start = bengio2012(fan_in, fan_out, activation)
     return start._replace(center=0.5) if activation == "sigmoid" else start

@@ -34,7 +34,10 @@ ACCELERATOR_WIDTH = 256
 
 
 def configure() -> None:
-    """Makes every CPU core a device and keeps compiled programs in the user's cache folder. Call it before JAX is used."""
+    """Makes every CPU core a device and keeps compiled programs in the user's cache folder.
+
+    Call it before JAX is used.
+    """
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -107,36 +110,55 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
       image_count: images in the data set, of all splits.
       mesh: the devices.
     """
-    shared, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
+    shared, sharded = shardings(mesh)
 
-    def shaped(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    def shaped(sharding: NamedSharding, make: Callable[[], Any]) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(make)
+        )
 
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=shared)
-    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=shared)
-    images = Images(
-        pixels=jax.ShapeDtypeStruct((image_count, *train.IMAGE_SHAPE), jnp.uint8, sharding=shared),
-        labels=jax.ShapeDtypeStruct((image_count,), jnp.int32, sharding=shared),
-        scale=number,
-        shift=number,
+    def init_one(member: tuple[Array, Hyperparameters]) -> TrainState:
+        return train.init(*member, recipe)
+
+    def train_one(member: tuple[TrainState, Hyperparameters], images: Images) -> tuple[TrainState, Metrics]:
+        return train.train_epoch(*member, images, recipe)
+
+    def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Metrics:
+        return train.evaluate(params, images, start, stop, recipe)
+
+    init, train_epoch, evaluate = (over_members(function, mesh) for function in (init_one, train_one, evaluate_one))
+
+    numbers = shaped(sharded, lambda: jnp.zeros(members, jnp.float32))
+    hyper = Hyperparameters(numbers, numbers, numbers)
+    seeds = shaped(sharded, lambda: jnp.zeros(members, jnp.uint32))
+    state = shaped(sharded, lambda: init((jnp.zeros(members, jnp.uint32), Hyperparameters(*[jnp.zeros(members)] * 3))))
+    images = shaped(
+        shared,
+        lambda: Images(
+            pixels=jnp.zeros((image_count, *train.IMAGE_SHAPE), jnp.uint8),
+            labels=jnp.zeros(image_count, jnp.int32),
+            scale=jnp.zeros(()),
+            shift=jnp.zeros(()),
+        ),
     )
-    seeds = jax.ShapeDtypeStruct((members,), jnp.uint32, sharding=sharded)
-    rate = jax.ShapeDtypeStruct((members,), jnp.float32, sharding=sharded)
-    hyper = Hyperparameters(rate, rate, rate)
+    place = shaped(shared, lambda: jnp.zeros((), jnp.int32))
 
-    init = over_members(lambda member: train.init(*member, recipe), mesh)
-    train_epoch = over_members(lambda member, images: train.train_epoch(*member, images, recipe), mesh)
-    evaluate = over_members(lambda params, *rest: train.evaluate(params, *rest, recipe), mesh)
-
-    init_program = jax.jit(lambda seeds, hyper: init((seeds, hyper))).lower(seeds, hyper).compile()
-    state = shaped(jax.eval_shape(lambda: init((seeds, hyper))), sharded)
     train_program = (
         jax.jit(lambda state, hyper, images: train_epoch((state, hyper), images), donate_argnums=0)
         .lower(state, hyper, images)
         .compile()
     )
-    evaluate_program = jax.jit(evaluate).lower(state.params, images, scalar, scalar).compile()
-    return Programs(init_program, train_program, evaluate_program, predicted_memory(train_program, mesh))
+    return Programs(
+        init=jax.jit(lambda seeds, hyper: init((seeds, hyper))).lower(seeds, hyper).compile(),
+        train_epoch=train_program,
+        evaluate=jax.jit(evaluate).lower(state.params, images, place, place).compile(),
+        memory=predicted_memory(train_program, mesh),
+    )
+
+
+def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """How arrays that every device needs lie, and how members' arrays do."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
 
 
 def predicted_memory(program: Any, mesh: Mesh) -> int:
@@ -145,7 +167,7 @@ def predicted_memory(program: Any, mesh: Mesh) -> int:
     if analysis is None:
         return 0
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes)
+    return int(mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes))
 
 
 def create(
@@ -160,17 +182,18 @@ def create(
     Args:
       seeds: one a member.
       hyper: fields of `Hyperparameters`, one value a member each.
-      images: of all splits, as NumPy arrays.
+      images: of all splits.
       recipe: what is trained.
       devices: those to use, all by default; no more than there are members are used.
     """
     devices = list(devices or jax.devices())[: len(seeds)]
     mesh = Mesh(np.array(devices), (MEMBERS,))
     padding = -len(seeds) % len(devices)
-    shared, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
+    shared, sharded = shardings(mesh)
 
     def padded(values: Sequence[float], dtype: Any) -> Array:
-        return jax.device_put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
+        array: Array = jax.device_put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
+        return array
 
     programs = compile_programs(recipe, len(seeds) + padding, len(images.labels), mesh)
     member_hyper = Hyperparameters(**{name: padded(values, np.float32) for name, values in hyper.items()})
@@ -187,15 +210,16 @@ def train_epoch(population: Population) -> Metrics:
     """Trains every member for one pass, in place. Returns its metrics as NumPy arrays [members]; waits for them."""
     state, metrics = population.programs.train_epoch(population.state, population.hyper, population.images)
     population.state = state
-    return fetch(metrics, population)
+    return fetch(metrics, population.size)
 
 
 def evaluate(population: Population, split: range) -> Metrics:
     """Metrics of every member over a range of the images, as NumPy arrays [members]."""
     bounds = [jax.device_put(np.int32(bound), population.images.scale.sharding) for bound in (split.start, split.stop)]
-    return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population)
+    return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
 
-def fetch(tree: Any, population: Population) -> Any:
-    """Copies members' values from the devices, without the padding."""
-    return jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf))[: population.size], tree)
+def fetch(metrics: Metrics, size: int) -> Metrics:
+    """Copies members' metrics from the devices, without the padding."""
+    copied: Metrics = jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf))[:size], metrics)
+    return copied

@@ -102,7 +102,7 @@ def init(seed: Int[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainS
 
 
 def wrong(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], recipe: Recipe) -> Array:
-    """Whether each sample is classified wrong [batch]. A network that diverged (NaN, infinity) classifies none right."""
+    """Whether each sample is classified wrong [batch]. A network at NaN or infinity classifies none right."""
     scores = model.predict_scores(outputs, recipe.architecture)
     return (scores.argmax(axis=-1) != labels) | ~jnp.isfinite(outputs).all(axis=-1)
 
@@ -123,7 +123,7 @@ def train_step(
     (loss, error), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     update, optimizer = recipe.optimizer_of(hyper).update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, update)
-    return state.replace(params=params, optimizer=optimizer), Metrics(loss, error)
+    return dataclasses.replace(state, params=params, optimizer=optimizer), Metrics(loss, error)
 
 
 def train_epoch(
@@ -138,12 +138,10 @@ def train_epoch(
         return train_step(state, *images.take(places), hyper, recipe)
 
     state, metrics = jax.lax.scan(step, state, batches)
-    return state.replace(epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
+    return dataclasses.replace(state, epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
 
 
-def evaluate(
-    params: Params, images: Images, start: Int[Array, ""], stop: Int[Array, ""], recipe: Recipe
-) -> Metrics:
+def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Array, ""], recipe: Recipe) -> Metrics:
     """Metrics over the images from `start` up to `stop`, which aren't compiled in: one program serves every split."""
 
     def add_chunk(index: Int[Array, ""], total: Metrics) -> Metrics:
@@ -160,4 +158,4 @@ def evaluate(
     chunks = (stop - start + EVALUATION_CHUNK - 1) // EVALUATION_CHUNK
     zero = jnp.zeros((), images.scale.dtype)
     total = jax.lax.fori_loop(0, chunks, add_chunk, Metrics(zero, zero))
-    return jax.tree.map(lambda value: value / (stop - start), total)
+    return Metrics(total.loss / (stop - start), total.error / (stop - start))

@@ -1,0 +1,151 @@
+"""The command line: flags and subcommands, nothing else.
+
+JAX is imported only once a command really runs, so that help and refusals come at once.
+"""
+
+import ast
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import lenet_jax
+from lenet_jax.errors import InputError
+
+HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
+
+  lenet-jax run --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+      Trains every arm of an experiment over its seeds and writes a run folder.
+  lenet-jax compare RUN [RUN ...] [--metric=test_error] [--out=DIR]
+      Prints a table of the arms of finished runs and draws them.
+
+Examples:
+  lenet-jax run --config=experiments/quickstart.py
+  lenet-jax run --config=experiments/ablation.py --config.epochs=2 --config.sweep.loss="('mse',)"
+  lenet-jax compare runs/quickstart
+
+`lenet-jax COMMAND --help` lists a command's flags; experiments/base.py documents every config field."""
+
+OVERRIDE = "--config.sweep."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; the exit code is 0, 2 for a refusal, or 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        dispatch(arguments)
+    except (InputError, flags.Error) as error:
+        print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lenet-jax: stopped; the same command starts the run again", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Calls the command that the first argument names."""
+    if not arguments or arguments[0] in ("--help", "-h", "help", "--helpfull"):
+        print(HELP)
+    elif arguments[0] == "--version":
+        print(lenet_jax.__version__)
+    elif arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+    else:
+        raise InputError(
+            f"command: {arguments[0]!r} is not one of {', '.join(map(repr, COMMANDS))}; see lenet-jax --help"
+        )
+
+
+def parse(command: str, values: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Parses a command's flags, prints their help if asked, and returns the other arguments."""
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    rest = list(values([command, *arguments])[1:])
+    if values.help:
+        print(f"lenet-jax {command}\n\n{values.main_module_help()}\n\n{HELP}")
+        sys.exit(0)
+    return rest
+
+
+def run_command(arguments: list[str]) -> None:
+    """`lenet-jax run`."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "experiment config, a Python file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
+    # An axis that the config file doesn't sweep can be added: config_flags would refuse it as unknown.
+    axes = [argument for argument in arguments if argument.startswith(OVERRIDE)]
+    others = [argument for argument in arguments if argument not in axes]
+    config_file = next((argument.partition("=")[2] for argument in others if argument.startswith("--config=")), "")
+    rest = guard_config(config_file, lambda: parse("run", values, others))
+    if rest:
+        raise InputError(f"argument: {rest[0]!r} is not expected; flags are written --name=value")
+    if values.config is None:
+        raise InputError("config: none is given; write --config=FILE, for example --config=experiments/quickstart.py")
+    config = values.config
+    add_axes(config, axes)
+
+    from rich.console import Console
+
+    from lenet_jax import compare, experiment
+
+    workdir = Path(values.workdir or Path("runs") / Path(config_file.partition(":")[0]).stem)
+    run = experiment.run(config, workdir, command=" ".join(["lenet-jax", "run", *arguments]))
+    Console().print(compare.table(compare.statistics([run]), "test_error"))
+    print(f"run folder: {workdir}\ndraw it:    lenet-jax compare {workdir}")
+
+
+def guard_config(path: str, parse_flags: Callable[[], list[str]]) -> list[str]:
+    """Parses flags, and says in one line what is wrong with the config file or an override of its fields."""
+    file = path.partition(":")[0]
+    if file and not Path(file).is_file():
+        raise InputError(f"config: {file!r} is no file")
+    try:
+        return parse_flags()
+    except (InputError, flags.Error):
+        raise
+    except Exception as error:  # whatever the user's Python file raises, or config_flags about it
+        if isinstance(error, AttributeError) and "get_config" in str(error):
+            raise InputError(f"config: {file!r} has no function get_config()") from error
+        raise InputError(f"config: {file!r} can't be used: {type(error).__name__}: {error}") from error
+
+
+def add_axes(config: ConfigDict, overrides: list[str]) -> None:
+    """Sets sweep axes from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
+    for override in overrides:
+        axis, _, text = override.removeprefix(OVERRIDE).partition("=")
+        try:
+            values: Any = ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise InputError(f'sweep.{axis}: {text!r} is no Python tuple, as in {OVERRIDE}{axis}="(1, 2)"') from error
+        with config.ignore_type(), config.unlocked():
+            config.sweep[axis] = values if isinstance(values, tuple | list) else (values,)
+
+
+def compare_command(arguments: list[str]) -> None:
+    """`lenet-jax compare`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("metric", "test_error", "split and metric, as in test_error or train_loss", flag_values=values)
+    flags.DEFINE_string("out", None, "folder for tables and figures; default: RUN/plots", flag_values=values)
+    folders = [Path(folder) for folder in parse("compare", values, arguments)]
+    if not folders:
+        raise InputError(
+            "run: none is given; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart"
+        )
+
+    from rich.console import Console
+
+    from lenet_jax import compare
+
+    out = Path(values.out) if values.out else folders[0] / "plots"
+    files = compare.compare(folders, values.metric, out, Console())
+    print("written:", *files, sep="\n  ")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": run_command, "compare": compare_command}

@@ -1,0 +1,334 @@
+"""Experiments: a config becomes arms, arms become populations, populations become a run folder.
+
+The only place that reads a ConfigDict.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from lenet_jax import data, layers, losses, model, optim, population, results, train
+from lenet_jax.data import Dataset
+from lenet_jax.errors import InputError, check_choice
+from lenet_jax.experiments import base
+from lenet_jax.losses import Loss
+from lenet_jax.model import Architecture
+from lenet_jax.progress import Progress
+from lenet_jax.train import Images, Recipe
+
+Check = Callable[[str, Any], None]
+
+
+def choice(allowed: Collection[str]) -> Check:
+    """A check that a value is one of `allowed`."""
+    return lambda field, value: check_choice(field, value, allowed)
+
+
+def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
+    """A check that a value is finite and in a range; an open end isn't part of it."""
+    wanted = f"{'more than' if open_low else 'at least'} {low:g}"
+    if high < math.inf:
+        wanted += f" and {'less than' if open_high else 'at most'} {high:g}"
+
+    def check(field: str, value: Any) -> None:
+        low_enough = value < high if open_high else value <= high
+        high_enough = value > low if open_low else value >= low
+        if not (math.isfinite(value) and low_enough and high_enough):
+            raise InputError(f"{field}: {value!r} is out of range; allowed is {wanted}")
+
+    return check
+
+
+def anything(field: str, value: Any) -> None:
+    """No check here: the value is checked where it is used, before anything is compiled."""
+
+
+FIELDS: Mapping[str, Check] = {
+    "dataset": anything,
+    "data_dir": anything,
+    "padding": choice(data.PADDINGS),
+    "normalization": choice(data.NORMALIZATIONS),
+    "validation_size": number(0),
+    "activation": choice(layers.ACTIVATIONS),
+    "connectivity": choice(model.CONNECTIVITIES),
+    "subsampling": choice(model.SUBSAMPLINGS),
+    "output": choice(model.OUTPUTS),
+    "initializer": choice(model.INITIALIZERS),
+    "loss": choice(losses.LOSSES),
+    "mse_point": choice(losses.MSE_POINTS),
+    "target_code": choice(losses.TARGET_CODES),
+    "mse_reduction": choice(losses.MSE_REDUCTIONS),
+    "mse_factor": number(0, open_low=True),
+    "optimizer": choice(optim.OPTIMIZERS),
+    "learning_rate": number(0, open_low=True),
+    "momentum": number(0, 1, open_high=True),
+    "weight_decay": number(0),
+    "schedule": choice(optim.SCHEDULES),
+    "batch_size": number(1),
+    "epochs": number(1),
+    "seeds": number(1),
+    "first_seed": number(0, 2**32, open_high=True),
+}
+"""Every field of a config but `sweep`, with the check of its value; types are those of the defaults."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One combination of the sweep's values.
+
+    Attributes:
+      name: ``loss=mse,activation=tanh``; ``all`` without a sweep.
+      axes: the values that make this arm.
+      settings: every field.
+    """
+
+    name: str
+    axes: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def expand(config: ConfigDict) -> list[Arm]:
+    """The arms of a config: the product of its sweep's axes.
+
+    Raises:
+      InputError: a field or a value is not allowed; the message names it.
+    """
+    defaults = base.get_config()
+    unknown = sorted(set(config) - set(defaults))
+    if unknown:
+        raise InputError(f"{unknown[0]}: is no field; allowed are {', '.join(defaults)}")
+    fields = {field: check_value(field, config.get(field, defaults[field])) for field in FIELDS}
+    axes = {axis: check_axis(axis, values) for axis, values in config.get("sweep", {}).items()}
+    arms = []
+    for combination in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, combination, strict=True))
+        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in chosen.items()) or "all"
+        arms.append(Arm(name, chosen, fields | chosen))
+    for arm in arms:
+        check_together(arm)
+    return arms
+
+
+def check_value(field: str, value: Any) -> Any:
+    """The value with the type of the field's default, if it is allowed."""
+    default = base.get_config()[field]
+    wanted = type(default)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise InputError(f"{field}: {value!r} is of type {type(value).__name__}; allowed is {wanted.__name__}")
+    FIELDS[field](field, value)
+    return value
+
+
+def check_axis(axis: str, values: Any) -> list[Any]:
+    """A sweep axis's values, if they are allowed."""
+    if axis not in FIELDS:
+        raise InputError(f"sweep.{axis}: is no field; allowed are {', '.join(FIELDS)}")
+    if not isinstance(values, tuple | list) or not values:
+        raise InputError(f"sweep.{axis}: {values!r} is no list of values; write sweep.{axis}=(first, second)")
+    checked = [check_value(axis, value) for value in values]
+    if len(set(checked)) < len(checked):
+        raise InputError(f"sweep.{axis}: {tuple(values)!r} names a value twice; every arm must differ")
+    return checked
+
+
+def check_together(arm: Arm) -> None:
+    """Refuses fields that don't go together."""
+    settings = arm.settings
+    if settings["output"] == "linear" and settings["loss"] == "cross_entropy":
+        raise InputError(f"loss: 'cross_entropy' needs output 'softmax', but output is 'linear' (arm {arm.name})")
+    if settings["output"] == "linear" and settings["loss"] == "mse" and settings["mse_point"] == "softmax":
+        raise InputError(f"mse_point: 'softmax' needs output 'softmax', but output is 'linear' (arm {arm.name})")
+    if settings["first_seed"] + settings["seeds"] > 2**32:
+        raise InputError(f"seeds: {settings['seeds']} from first_seed {settings['first_seed']} on pass 2**32 - 1")
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """The resolved config as JSON has it."""
+    content: dict[str, Any] = json.loads(config.to_json())
+    return content
+
+
+def data_key(arm: Arm) -> tuple[str, str]:
+    """What names the arm's data set."""
+    return arm.settings["dataset"], arm.settings["data_dir"]
+
+
+def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
+    """Every data set of the arms, each loaded once, and checked against the arms' fields.
+
+    Raises:
+      InputError: one can't be had, or it is too small for a field.
+    """
+    datasets = {key: data.load(*key) for key in dict.fromkeys(map(data_key, arms))}
+    for arm in arms:
+        total, settings = len(datasets[data_key(arm)].train_labels), arm.settings
+        left = total - settings["validation_size"]
+        if left < 1:
+            raise InputError(f"validation_size: {settings['validation_size']} leaves none of {total} to train on")
+        if settings["batch_size"] > left:
+            raise InputError(f"batch_size: {settings['batch_size']} is more than the {left} training images")
+    return datasets
+
+
+def splits_of(dataset: Dataset, arm: Arm) -> dict[str, range]:
+    """Places of each split in the images of `images_of`."""
+    total = len(dataset.train_labels)
+    left = total - arm.settings["validation_size"]
+    splits = {"train": range(left), "validation": range(left, total)}
+    splits["test"] = range(total, total + len(dataset.test_labels))
+    return {name: places for name, places in splits.items() if len(places)}
+
+
+def images_of(dataset: Dataset, arm: Arm) -> Images:
+    """All images, padded; the normalization is measured on the training split alone."""
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    training = dataset.train_images[: splits_of(dataset, arm)["train"].stop]
+    scaling = data.NORMALIZATIONS[arm.settings["normalization"]](training)
+    pixels = data.pad(images, arm.settings["padding"])
+    return Images(
+        pixels=jnp.asarray(pixels),
+        labels=jnp.asarray(labels, jnp.int32),
+        scale=jnp.float32(scaling.scale),
+        shift=jnp.float32(scaling.shift),
+    )
+
+
+def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
+    """What is compiled for an arm."""
+    settings = arm.settings
+
+    def named(kind: type, *but: str) -> dict[str, Any]:
+        names = {field.name for field in dataclasses.fields(kind)} - set(but)
+        return {name: settings[name] for name in names if name in settings}
+
+    return Recipe(
+        architecture=Architecture(classes=dataset.classes, **named(Architecture)),
+        loss=Loss(name=settings["loss"], **named(Loss)),
+        train_size=len(splits_of(dataset, arm)["train"]),
+        **named(Recipe, "loss"),
+    )
+
+
+def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
+    """Runs every arm of a config and writes the run folder.
+
+    Args:
+      config: see `experiments/base.py`.
+      workdir: the run folder. If it holds this config's run, finished, that run is returned and nothing is done.
+      command: what the user typed, for the provenance.
+
+    Raises:
+      InputError: the config, a data set or the folder can't be used. Then nothing was compiled and nothing written.
+    """
+    arms = expand(config)
+    resolved = describe(config)
+    if results.finished(workdir, resolved):
+        return results.load(workdir)
+    datasets = load_data(arms)
+    results.claim(workdir, resolved)
+    population.configure()
+    provenance = results.describe_environment(command) | {"started": now()}
+    provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
+    tables: list[pd.DataFrame] = []
+    rows: list[dict[str, Any]] = []
+    with Progress(len(arms), sum(arm.settings["epochs"] for arm in arms)) as progress:
+        for arm in arms:
+            metrics, row = run_arm(arm, datasets[data_key(arm)], progress)
+            tables.append(metrics)
+            rows.append(row)
+            # After every arm: what is finished stays, whatever happens to the next.
+            results.write_metrics(workdir / results.METRICS, pd.concat(tables, ignore_index=True))
+    first = arms[0]
+    results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})
+    summary = {"dataset": describe_data(datasets[data_key(first)], first), "arms": rows}
+    results.write_json(workdir / results.SUMMARY, summary)
+    return results.load(workdir)
+
+
+def now() -> str:
+    """Date and time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_data(dataset: Dataset, arm: Arm) -> dict[str, Any]:
+    """A data set as the summary has it."""
+    sizes = {name: len(places) for name, places in splits_of(dataset, arm).items()}
+    return {"name": dataset.name, "fingerprint": dataset.fingerprint, "validation": 0} | sizes
+
+
+def run_arm(arm: Arm, dataset: Dataset, progress: Progress) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Trains and evaluates one arm.
+
+    Returns:
+      its rows of `metrics.parquet`, and its row of `summary.json`.
+    """
+    began = time.perf_counter()
+    settings = arm.settings
+    seeds = range(settings["first_seed"], settings["first_seed"] + settings["seeds"])
+    recipe = recipe_of(arm, dataset)
+    splits = splits_of(dataset, arm)
+    hyper = {name: [settings[name]] * len(seeds) for name in HYPERPARAMETERS}
+    progress.start(arm.name, len(seeds))
+    members = population.create(seeds, hyper, images_of(dataset, arm), recipe)
+    progress.compiled(members.programs.memory)
+    tables: list[pd.DataFrame] = []
+    training_seconds, epoch_samples = 0.0, recipe.epoch_steps * recipe.batch_size * len(seeds)
+    for epoch in range(settings["epochs"] + 1):
+        measured = {}
+        if epoch:
+            started = time.perf_counter()
+            measured["running"] = population.train_epoch(members)
+            training_seconds += time.perf_counter() - started
+        # The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing.
+        wanted = [name for name in splits if name != "train" or epoch == settings["epochs"]]
+        measured |= {name: population.evaluate(members, splits[name]) for name in wanted}
+        tables.extend(long_form(measured, epoch, seeds))
+        if epoch:
+            errors = {name: float(measured[name].error.mean()) for name in ("running", "test")}
+            progress.epoch(epoch * epoch_samples / training_seconds, errors["running"], errors["test"])
+    metrics = pd.concat(tables, ignore_index=True)
+    metrics = metrics.assign(arm=arm.name, **arm.axes)[["arm", *arm.axes, *metrics.columns]]
+    final = metrics[metrics.epoch == settings["epochs"]]
+    losses_finite = (
+        metrics[metrics.metric == "loss"].groupby("seed").value.agg(lambda values: np.isfinite(values).all())
+    )
+    row = {
+        "name": arm.name,
+        "axes": arm.axes,
+        "seeds": len(seeds),
+        "diverged": int((~losses_finite.astype(bool)).sum()),
+        "chosen": {},
+        "parameters": sum(count for _, _, count in model.parameter_table(recipe.architecture)),
+    }
+    for split in splits:
+        of_split = final[(final.split == split) & (final.metric == "error")].sort_values("seed")
+        row[f"{split}_error"] = results.summarize(of_split.value.to_numpy())
+    row["seconds"] = time.perf_counter() - began
+    row["samples_per_second"] = settings["epochs"] * epoch_samples / training_seconds
+    progress.finish(row)
+    return metrics, row
+
+
+HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(optim.Hyperparameters))
+
+
+def long_form(measured: Mapping[str, train.Metrics], epoch: int, seeds: range) -> Iterator[pd.DataFrame]:
+    """A row for each split, metric and seed."""
+    for split, metrics in measured.items():
+        for metric, values in (("loss", metrics.loss), ("error", metrics.error)):
+            columns = {"seed": list(seeds), "epoch": epoch, "split": split, "metric": metric}
+            yield pd.DataFrame(columns | {"value": np.asarray(values, np.float64)})

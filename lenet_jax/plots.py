@@ -1,0 +1,123 @@
+"""Figures from results. Each function draws into axes and returns them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from lenet_jax import results
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+"""Okabe and Ito's palette, told apart by the colour-blind; styles repeat it for more arms."""
+
+STYLES = ("-", "--", ":", "-.")
+
+RC: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def figure(draw: Callable[[Axes], Axes], size: tuple[float, float] = (8.0, 4.4)) -> Figure:
+    """A figure of its own, `size` in inches, for one function that draws into axes."""
+    with matplotlib.rc_context(RC):
+        made = Figure(figsize=size, layout="constrained")
+        draw(made.add_subplot())
+    return made
+
+
+def save(made: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    with matplotlib.rc_context(RC):
+        results.replace_file(path, lambda partial: made.savefig(partial, format="png", dpi=150))
+
+
+def style(arm: int) -> dict[str, Any]:
+    """Colour and line style of the n-th arm."""
+    return {"color": COLORS[arm % len(COLORS)], "linestyle": STYLES[arm // len(COLORS) % len(STYLES)]}
+
+
+def value_axis(axis: Axis, metric: str) -> str:
+    """Sets an axis up for a metric and returns its label: errors are shown in percent."""
+    label = metric.replace("_", " ")
+    if metric.endswith("_error"):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        label += " (%)"
+    return label
+
+
+def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:
+    """Mean over seeds and its 95 % interval against the epoch, an arm a colour; every seed as a thin line.
+
+    Args:
+      curves: arm -> one row an epoch (the index), one column a seed.
+      metric: for the labels, as in ``test_error``.
+      axes: drawn into; the value axis is logarithmic.
+    """
+    for place, (arm, curve) in enumerate(curves.items()):
+        finite = curve[np.isfinite(curve.to_numpy()).all(axis=1)]
+        epochs, mean = finite.index.to_numpy(), finite.mean(axis=1).to_numpy()
+        axes.plot(epochs, finite.to_numpy(), color=style(place)["color"], linewidth=0.5, alpha=0.35)
+        axes.plot(epochs, mean, label=arm, linewidth=2, **style(place))
+        ends = [
+            results.interval(row) or (average, average) for row, average in zip(finite.to_numpy(), mean, strict=True)
+        ]
+        lows, highs = np.array(ends).reshape(-1, 2).T
+        axes.fill_between(epochs, lows, highs, color=style(place)["color"], alpha=0.2, linewidth=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    ticks = [tick for power in range(-4, 1) for tick in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_ylim(low, high)
+    axes.set_ylabel(value_axis(axes.yaxis, metric))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y", alpha=0.25)
+    seeds = max((curve.shape[1] for curve in curves.values()), default=0)
+    title = f"{metric.replace('_', ' ')}: mean over {seeds} seeds, 95 % interval, every seed"
+    axes.set_title(title.capitalize(), fontsize=10)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
+    return axes
+
+
+def final_values(
+    arms: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]], metric: str, axes: Axes
+) -> Axes:
+    """Every seed's value at the end, a row an arm, with the mean and its 95 % interval.
+
+    Args:
+      arms: arm -> values by seed, and the interval.
+      metric: for the labels.
+      axes: drawn into.
+    """
+    for row, (values, ends) in enumerate(arms.values()):
+        color = style(row)["color"]
+        # A seed stands at the same height in every row, so that pairs can be followed.
+        heights = row + 0.28 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.array([row])
+        axes.plot(values, heights, "o", color=color, markersize=5, alpha=0.5, markeredgewidth=0)
+        if ends:
+            axes.plot(ends, [row, row], color=color, linewidth=5, alpha=0.6, solid_capstyle="butt")
+        mean = float(np.mean(values))
+        axes.plot([mean, mean], [row - 0.33, row + 0.33], color=color, linewidth=2)
+        text = f"{100 * mean:.2f}" if metric.endswith("_error") else f"{mean:.4g}"
+        axes.annotate(
+            text, (mean, row - 0.33), (0, 2), textcoords="offset points", ha="center", va="bottom", color=color
+        )
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_ylim(len(arms) - 0.4, -0.7)
+    axes.set_xlabel(value_axis(axes.xaxis, metric))
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_title(f"{metric.replace('_', ' ')} at the end: every seed, mean, 95 % interval".capitalize(), fontsize=10)
+    return axes

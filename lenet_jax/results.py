@@ -1,0 +1,222 @@
+"""The run folder: what a run leaves behind, and how to read it.
+
+``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (every number, long form)
+and ``summary.json`` (a row an arm; written last, so that its presence means a finished run).
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from lenet_jax.errors import InputError
+
+CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
+
+PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
+"""Their versions are part of the provenance."""
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run, as read from its folder.
+
+    Attributes:
+      folder: where it is.
+      config, provenance, summary: the JSON files.
+      metrics: one row a number: arm, a column a sweep axis, seed, epoch, split, metric, value. Split ``running`` is the
+        training set while training, ``train`` the training set after it.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: pd.DataFrame
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), 9,999 resamples, always the same.
+
+    None for fewer than two values, where nothing can be said; both ends are the mean where all values are equal.
+    """
+    array = np.asarray(values, float)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return None
+    if np.ptp(array) == 0:
+        return float(array[0]), float(array[0])
+    bootstrap = scipy.stats.bootstrap((array,), np.mean, confidence_level=CONFIDENCE, method="BCa", rng=0)
+    low, high = (float(end) for end in bootstrap.confidence_interval)
+    # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
+    if math.isnan(low) or math.isnan(high):
+        low, high = (float(end) for end in np.quantile(bootstrap.bootstrap_distribution, [0.025, 0.975]))
+    return low, high
+
+
+def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1), 95 % interval of the mean, and the values; None where one isn't known."""
+    array = np.asarray(values, float)
+    spread = float(array.std(ddof=1)) if len(array) > 1 and np.isfinite(array).all() else None
+    ends = interval(array)
+    mean = float(array.mean())
+    return {
+        "mean": mean if math.isfinite(mean) else None,
+        "std": spread,
+        "ci95": list(ends) if ends else None,
+        "per_seed": [float(value) if math.isfinite(value) else None for value in array],
+    }
+
+
+def format_value(value: Any) -> str:
+    """A field's value as it stands in an arm's name."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def describe_environment(command: str) -> dict[str, Any]:
+    """Provenance that is known before a run: versions, machine, git commit, command."""
+    import jax
+
+    return {
+        "command": command,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "devices": [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()],
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that this package runs from, with "+changes" if it has any; None if installed."""
+    tree = Path(__file__).parent.parent
+    if not (tree / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(tree), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip()
+
+
+def processor_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON, whole or not at all."""
+    replace_file(path, lambda partial: partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
+
+
+def write_metrics(path: Path, metrics: pd.DataFrame) -> None:
+    """Writes Parquet, whole or not at all."""
+    replace_file(path, lambda partial: metrics.to_parquet(partial, index=False))
+
+
+def replace_file(path: Path, write: Any) -> None:
+    """Lets `write` make a file beside `path`, then puts it in its place in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def claim(folder: Path, config: Mapping[str, Any]) -> None:
+    """Makes `folder` the run folder of this config.
+
+    Raises:
+      InputError: it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config)
+    except OSError as error:
+        raise InputError(f"workdir: {str(folder)!r} can't be written ({error.strerror or error})") from error
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds this config's run, finished. Writes nothing.
+
+    Raises:
+      InputError: the folder holds another config's run, or something that is no run.
+    """
+    field = f"workdir: {str(folder)!r}"
+    try:
+        if not folder.exists():
+            return False
+        if not folder.is_dir():
+            raise InputError(f"{field} is a file; a folder is needed")
+        if not (folder / CONFIG).exists():
+            if any(folder.iterdir()):
+                raise InputError(f"{field} is not empty and holds no run; name a new folder")
+            return False
+        other = read_json(folder / CONFIG)
+    except OSError as error:
+        raise InputError(f"{field} can't be read ({error.strerror or error})") from error
+    changed = sorted(key for key in {*config, *other} if config.get(key) != other.get(key))
+    if changed:
+        raise InputError(
+            f"{field} holds a run with another config (it differs in {', '.join(changed)}); name another folder"
+        )
+    return (folder / SUMMARY).exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      InputError: the file is not there, can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"run: {str(path)!r} is missing; a run folder that `lenet-jax run` finished is needed"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"run: {str(path)!r} can't be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"run: {str(path)!r} holds no JSON object")
+    return content
+
+
+def load(folder: str | Path) -> Run:
+    """Reads a finished run.
+
+    Raises:
+      InputError: the folder holds none, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"run: {str(folder)!r} is not a folder")
+    config, provenance, summary = (read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
+    try:
+        metrics = pd.read_parquet(folder / METRICS)
+    except (OSError, ValueError) as error:
+        raise InputError(f"run: {str(folder / METRICS)!r} can't be read as Parquet ({error})") from error
+    return Run(folder, config, provenance, summary, metrics)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pooch
 import requests
 import tensorflow_datasets as tfds
@@ -85,7 +86,7 @@ SOURCES = {
 def fetch(name: str, folder: Path) -> dict[str, Path]:
     """Downloads a data set's four files into `folder`, or finds them there.
 
-    A file that is there whole isn't fetched again, so that an interrupted download is taken up at the file it stopped in.
+    A file that is there whole isn't fetched again, so an interrupted download is taken up at the file it stopped in.
 
     Returns:
       file name -> path, each with the SHA-256 that `SOURCES` lists.
@@ -96,25 +97,30 @@ def fetch(name: str, folder: Path) -> dict[str, Path]:
     source = SOURCES[name]
     mirror = os.environ.get(MIRROR_VARIABLE)
     addresses = (mirror.rstrip("/") + "/",) if mirror else source.addresses
-    paths, missing, answers = {}, [], {}
+    paths, missing, answers, silent = {}, [], {}, set()
     pooch.get_logger().setLevel("WARNING")
     for file, checksum in source.checksums.items():
+        # A file that is there is found through any address; one that isn't should not wait for a silent mirror again.
         for address in addresses:
+            if address in silent and not (folder / file).exists():
+                continue
             try:
                 downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
                 path = pooch.retrieve(address + file, f"sha256:{checksum}", file, folder, downloader=downloader)
-            except (requests.RequestException, ValueError, OSError) as error:
+            except (requests.RequestException, ValueError) as error:
                 answers[address] = describe(error)
+                if isinstance(error, requests.ConnectionError | requests.Timeout):
+                    silent.add(address)
             else:
                 paths[file] = Path(path)
                 break
         else:
             missing.append(file)
     if missing:
-        tried = "; ".join(f"{address} ({answer})" for address, answer in answers.items())
+        tried = "; ".join(f"{address!r} ({answer})" for address, answer in answers.items())
         raise InputError(
-            f"dataset: {name!r} could not be downloaded: {', '.join(missing)} from {tried}. Put the files into a folder "
-            f"and use --config.dataset=idx:FOLDER, or set {MIRROR_VARIABLE} to an address that has them"
+            f"dataset: {name!r} could not be downloaded: {', '.join(missing)} from {tried}. Put the files into a "
+            f"folder and use --config.dataset=idx:FOLDER, or set {MIRROR_VARIABLE} to an address that has them"
         )
     return paths
 
@@ -123,33 +129,36 @@ def describe(error: Exception) -> str:
     """What went wrong with a download, in a few words."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code}"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection, or it broke off"
     if isinstance(error, requests.Timeout):
         return f"no answer in {TIMEOUT} s"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection, or it broke off"
     if isinstance(error, requests.RequestException):
-        return "the transfer broke off"
-    if isinstance(error, ValueError):
-        return "wrong SHA-256: the file is damaged or another one"
-    return str(error)
+        return "no web address" if isinstance(error, ValueError) else "the transfer broke off"
+    return "wrong SHA-256: the file is damaged or another one"
 
 
-class LenetJaxDigits(tfds.core.GeneratorBasedBuilder):
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Downloads and writes the records, unless they are there; never from Google's store of prepared data sets."""
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+
+
+class LenetJaxDigits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types
     """`mnist`, `fashion_mnist` and `kmnist` as TFDS configs of one builder, prepared without TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in SOURCES)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        import numpy as np
-
         source = SOURCES[self.builder_config.name]
         image = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="none")
         label = tfds.features.ClassLabel(names=list(source.labels))
-        return self.dataset_info_from_configs(
+        return tfds.core.DatasetInfo(
+            builder=self,
             features=tfds.features.FeaturesDict({"image": image, "label": label}),
             supervised_keys=("image", "label"),
             homepage=source.homepage,
+            disable_shuffling=True,  # the order in which they were published
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

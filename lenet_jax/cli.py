@@ -4,6 +4,8 @@ JAX is imported only once a command really runs, so that help and refusals come 
 """
 
 import ast
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
 
@@ -29,7 +32,8 @@ Examples:
 
 `lenet-jax COMMAND --help` lists a command's flags; experiments/base.py documents every config field."""
 
-OVERRIDE = "--config.sweep."
+FIELD, AXIS = "--config.", "--config.sweep."
+"""How arguments start that set a field of the config, or an axis of its sweep."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,9 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, flags.Error) as error:
         print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, head or less, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
-        print("lenet-jax: stopped; the same command starts the run again", file=sys.stderr)
-        sys.exit(130)
+        print("lenet-jax: stopped; the same command starts the run again", file=sys.stderr, flush=True)
+        # Not sys.exit: computations still run in XLA's threads, and tearing Python down under them crashes.
+        os._exit(130)
 
 
 def one_line(error: Exception) -> str:
@@ -76,56 +84,85 @@ def parse(command: str, values: flags.FlagValues, arguments: list[str]) -> list[
 
 def run_command(arguments: list[str]) -> None:
     """`lenet-jax run`."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "experiment config, a Python file", flag_values=values)
-    flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
     # An axis that the config file doesn't sweep can be added: config_flags would refuse it as unknown.
-    axes = [argument for argument in arguments if argument.startswith(OVERRIDE)]
+    axes = [argument for argument in arguments if argument.startswith(AXIS)]
     others = [argument for argument in arguments if argument not in axes]
-    config_file = next((argument.partition("=")[2] for argument in others if argument.startswith("--config=")), "")
-    rest = guard_config(config_file, lambda: parse("run", values, others))
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
+    )
+    flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
+    check_fields(others)
+    file = next((argument.partition("=")[2] for argument in others if argument.startswith("--config=")), "")
+    rest = parse_config(file.partition(":")[0], lambda: parse("run", values, others))
     if rest:
         raise InputError(f"argument: {rest[0]!r} is not expected; flags are written --name=value")
-    if values.config is None:
-        raise InputError("config: none is given; write --config=FILE, for example --config=experiments/quickstart.py")
     config = values.config
-    add_axes(config, axes)
+    if config is None:
+        raise InputError("config: none is given; write --config=FILE, as in --config=experiments/quickstart.py")
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"config: get_config() of {file!r} returns {type(config).__name__}; allowed is ConfigDict")
+    config = with_axes(config, axes)
 
     from rich.console import Console
 
     from lenet_jax import compare, experiment
 
-    workdir = Path(values.workdir or Path("runs") / Path(config_file.partition(":")[0]).stem)
-    run = experiment.run(config, workdir, command=" ".join(["lenet-jax", "run", *arguments]))
+    workdir = Path(values.workdir or Path("runs") / Path(file.partition(":")[0]).stem)
+    run = experiment.run(config, workdir, command=shlex.join(["lenet-jax", "run", *arguments]))
     Console().print(compare.table(compare.statistics([run]), "test_error"))
     print(f"run folder: {workdir}\ndraw it:    lenet-jax compare {workdir}")
 
 
-def guard_config(path: str, parse_flags: Callable[[], list[str]]) -> list[str]:
-    """Parses flags, and says in one line what is wrong with the config file or an override of its fields."""
-    file = path.partition(":")[0]
+def check_fields(arguments: list[str]) -> None:
+    """Refuses arguments that set a field which doesn't exist, or one to something of another type."""
+    fields = base.get_config()
+    for argument in arguments:
+        if argument.startswith(FIELD):
+            field, _, text = argument.removeprefix(FIELD).partition("=")
+            if field not in fields:
+                raise InputError(f"{field}: is no field; allowed are {', '.join(fields)}")
+            kind = type(fields[field])
+            try:
+                kind(text)
+            except ValueError as error:
+                raise InputError(f"{field}: {text!r} is not of type {kind.__name__}") from error
+
+
+def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
+    """Parses flags; what is wrong with the config file is said in one line."""
     if file and not Path(file).is_file():
         raise InputError(f"config: {file!r} is no file")
     try:
         return parse_flags()
-    except (InputError, flags.Error):
+    except flags.UnrecognizedFlagError:
         raise
-    except Exception as error:  # whatever the user's Python file raises, or config_flags about it
+    except Exception as error:  # whatever the user's Python file raises
         if isinstance(error, AttributeError) and "get_config" in str(error):
             raise InputError(f"config: {file!r} has no function get_config()") from error
-        raise InputError(f"config: {file!r} can't be used: {type(error).__name__}: {error}") from error
+        # config_flags packs some errors into a whole traceback, whose last line says what happened.
+        text = (
+            str(error).strip().splitlines()[-1]
+            if isinstance(error, flags.Error)
+            else f"{type(error).__name__}: {error}"
+        )
+        raise InputError(f"config: {file!r} can't be used: {text}") from error
 
 
-def add_axes(config: ConfigDict, overrides: list[str]) -> None:
-    """Sets sweep axes from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
-    for override in overrides:
-        axis, _, text = override.removeprefix(OVERRIDE).partition("=")
+def with_axes(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """The config with sweep axes from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
+    axes: dict[str, Any] = dict(config.get("sweep", {}))
+    for argument in arguments:
+        axis, _, text = argument.removeprefix(AXIS).partition("=")
         try:
-            values: Any = ast.literal_eval(text)
+            values = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f'sweep.{axis}: {text!r} is no Python tuple, as in {OVERRIDE}{axis}="(1, 2)"') from error
-        with config.ignore_type(), config.unlocked():
-            config.sweep[axis] = values if isinstance(values, tuple | list) else (values,)
+            raise InputError(f"sweep.{axis}: {text!r} is no Python tuple, as in \"{AXIS}{axis}=('mse',)\"") from error
+        axes[axis] = values
+    changed = ConfigDict(config, sort_keys=False)
+    with changed.unlocked():
+        changed.sweep = ConfigDict(axes, sort_keys=False)
+    return changed
 
 
 def compare_command(arguments: list[str]) -> None:

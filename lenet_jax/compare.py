@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -118,7 +119,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
     """The comparison for a terminal: errors in percent."""
     scale, unit = (100.0, " %") if metric.endswith("_error") else (1.0, "")
-    shown = Table(title=f"{metric.replace('_', ' ')}{unit}, at the last epoch")
+    shown = Table(title=f"{metric.replace('_', ' ')}{unit}, at the last epoch", box=box.SIMPLE_HEAD, padding=0)
     # One column an axis where all arms have the same axes, else the arm's name.
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
@@ -133,7 +134,7 @@ def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
     for row in rows:
         ends = f"{text(row.ci95[0])} - {text(row.ci95[1])}" if row.ci95 else "-"
         values = (text(row.mean), text(row.std), ends, text(row.best), text(row.worst))
-        names = [format_value(row.axes[axis]) for axis in axes] or [row.arm]
+        names = [format_value(row.axes[axis]) for axis in axes] or [label("", row.arm)]
         shown.add_row(*([row.run] if several else []), *names, str(row.n), *values, str(row.diverged))
     return shown
 
@@ -194,7 +195,5 @@ def frame(rows: Sequence[ArmStatistics]) -> pd.DataFrame:
     """The statistics as a table of plain numbers, one row an arm."""
     ends = [row.ci95 or (np.nan, np.nan) for row in rows]
     table = pd.DataFrame([dataclasses.asdict(row) for row in rows])
-    place = table.columns.get_loc("ci95")
-    table.insert(place, "ci95_low", [low for low, _ in ends])
-    table.insert(place + 1, "ci95_high", [high for _, high in ends])
+    table["ci95_low"], table["ci95_high"] = zip(*ends, strict=True)
     return table.drop(columns=["axes", "ci95", "per_seed"])

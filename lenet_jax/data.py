@@ -1,9 +1,10 @@
 """Data sets: a name becomes uint8 images and labels in memory, with a fingerprint.
 
-Sources: the embedded ``mnist5k``; ``mnist``, ``fashion_mnist`` and ``kmnist`` (downloaded, verified, prepared as TFDS data
-sets by `builders.py`); ``idx:FOLDER``; ``tfds:NAME``.
+Sources: the embedded ``mnist5k``; ``mnist``, ``fashion_mnist`` and ``kmnist`` (downloaded, verified, prepared as TFDS
+data sets by `builders.py`); ``idx:FOLDER``; ``tfds:NAME``.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -11,12 +12,12 @@ import hashlib
 import importlib.util
 import io
 import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from lenet_jax import idx
 from lenet_jax.errors import InputError, check_choice
@@ -98,7 +99,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
     if name in DOWNLOADED:
         return load_prepared(name, tfds_folder(data_dir))
     if kind == "idx" and argument:
-        return load_idx(Path(argument).expanduser(), name)
+        return load_idx(Path(os.path.expanduser(argument)), name)
     if kind == "tfds" and argument:
         return load_tfds(argument, tfds_folder(data_dir))
     raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")
@@ -106,7 +107,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
 
 def tfds_folder(data_dir: str) -> Path:
     """The folder that TFDS keeps its data sets in."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def load_mnist5k() -> Dataset:
@@ -145,16 +146,29 @@ def load_idx(folder: Path, name: str) -> Dataset:
       InputError: a file is missing, damaged, or not what its name says.
     """
     places = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
-    suffixes = ("", ".gz")
-    arrays = {}
-    for part, (file, dimensions) in IDX_PARTS.items():
-        # train-images-idx3-ubyte is how the file is named on its web page, train-images.idx3-ubyte how some unpack it.
-        names = [spelling + suffix for suffix in suffixes for spelling in (file, file.replace("-idx", ".idx"))]
-        found = [place / spelling for place in places for spelling in names if (place / spelling).is_file()]
-        if not found:
-            raise InputError(f"dataset: {name!r} lacks the file {file}[.gz]; looked in {', '.join(map(str, places))}")
-        arrays[part] = idx.read(found[0], dimensions)
+    holdings = [idx_files(place) for place in places]
+    whole = [files for files in holdings if len(files) == len(IDX_PARTS)]
+    if not whole:
+        fullest = max(holdings, key=len)
+        lacking = ", ".join(f"{file}[.gz]" for part, (file, _) in IDX_PARTS.items() if part not in fullest)
+        raise InputError(f"dataset: {name!r} lacks {lacking}; looked in {', '.join(map(repr, map(str, places)))}")
+    if len(whole) > 1 and whole[0] is not holdings[0]:
+        several = ", ".join(repr(str(files["train_images"].parent)) for files in whole)
+        raise InputError(f"dataset: {name!r} holds several data sets; name the folder of one of them: {several}")
+    arrays: dict[str, Any] = {part: idx.read(whole[0][part], dimensions) for part, (_, dimensions) in IDX_PARTS.items()}
     return Dataset(name=name, **arrays)
+
+
+def idx_files(place: Path) -> dict[str, Path]:
+    """Array -> its IDX file, for those that lie in the folder `place`; a plain file goes before a gzipped one."""
+    files = {}
+    for part, (file, _) in IDX_PARTS.items():
+        # train-images-idx3-ubyte is how the file is named on its web page, train-images.idx3-ubyte how some unpack it.
+        names = [spelling + suffix for suffix in ("", ".gz") for spelling in (file, file.replace("-idx", ".idx"))]
+        found = [place / spelling for spelling in names if os.path.isfile(place / spelling)]
+        if found:
+            files[part] = found[0]
+    return files
 
 
 def load_prepared(name: str, folder: Path) -> Dataset:
@@ -165,31 +179,61 @@ def load_prepared(name: str, folder: Path) -> Dataset:
     """
     from lenet_jax import builders  # TFDS takes long to import, and only downloaded data sets need it
 
-    builder = builders.LenetJaxDigits(config=name, data_dir=folder, file_format="array_record")
-    kept = Path(builder.data_dir) / "arrays.npz"
-    dataset = read_arrays(name, kept)
-    if dataset is None:
-        builder.download_and_prepare()
-        dataset = Dataset(name=name, **read_splits(builder, "image", "label"))
-        write_arrays(dataset, kept)
+    with tfds_errors(f"dataset: {name!r} can't be prepared in or read from {str(folder)!r}"):
+        builder = builders.LenetJaxDigits(config=name, data_dir=folder, file_format="array_record")
+        kept = Path(builder.data_dir) / "arrays.npz"
+        dataset = read_arrays(name, kept)
+        if dataset is None:
+            builders.prepare(builder)
+            arrays: dict[str, Any] = read_splits(builder, "image", "label")
+            dataset = Dataset(name=name, **arrays)
+            with contextlib.suppress(
+                OSError
+            ):  # a folder that others keep for us can't be written, which only costs time
+                write_arrays(dataset, kept)
     return dataset
+
+
+@contextlib.contextmanager
+def tfds_errors(refusal: str) -> Iterator[None]:
+    """Keeps TFDS's harmless warnings quiet, and turns each of its many kinds of errors into one line.
+
+    Raises:
+      InputError: `refusal` and the error's message, shortened: TFDS's can run to pages.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if len(reason) > 500:
+            reason = f"{reason[:250]} ... {reason[-250:]}"
+        raise InputError(f"{refusal}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def read_arrays(name: str, path: Path) -> Dataset | None:
     """What `write_arrays` wrote, or None where there is no such file or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             dataset = Dataset(name=name, **{part: stored[part] for part in IDX_PARTS})
             return dataset if dataset.fingerprint == str(stored["fingerprint"]) else None
-    except (OSError, KeyError, EOFError, ValueError, zipfile.BadZipFile):
+    except Exception:  # a damaged zip file raises nearly any error; whatever it is, the records are there
         return None
 
 
 def write_arrays(dataset: Dataset, path: Path) -> None:
     """Writes the arrays and their fingerprint, whole or not at all."""
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-    np.savez(partial, fingerprint=dataset.fingerprint, **{part: getattr(dataset, part) for part in IDX_PARTS})
-    partial.replace(path)
+    try:
+        np.savez(partial, fingerprint=dataset.fingerprint, **{part: getattr(dataset, part) for part in IDX_PARTS})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, np.ndarray]:
@@ -197,40 +241,53 @@ def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, np.nd
     arrays = {}
     for split in ("train", "test"):
         records = list(builder.as_data_source(split=split))
+        labels = np.array([record[label_key] for record in records])
+        if labels.min() < 0 or labels.max() > 255:  # the cast to uint8 would wrap them
+            raise InputError(
+                f"dataset: {builder.name!r} has {split} labels {labels.min()} to {labels.max()}; allowed are 0 to 255"
+            )
         arrays[f"{split}_images"] = np.stack([np.squeeze(record[image_key], -1) for record in records])
-        arrays[f"{split}_labels"] = np.array([record[label_key] for record in records], np.uint8)
+        arrays[f"{split}_labels"] = labels.astype(np.uint8)
     return arrays
 
 
 def load_tfds(name: str, folder: Path) -> Dataset:
     """Any TFDS image-classification data set of grey 28 x 28 or 32 x 32 images with a train and a test split.
 
+    One that is prepared already, as ArrayRecord or Parquet, is read without TensorFlow; to prepare one takes it.
+
     Raises:
       InputError: TFDS doesn't know it, can't prepare or read it here, or its images or labels don't fit.
     """
     import tensorflow_datasets as tfds
 
-    field = f"dataset: 'tfds:{name}'"
-    try:
-        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError) as error:
-        raise InputError(f"{field} is not known to TFDS {tfds.__version__} and not prepared in {folder}") from error
-    keys = builder.info.supervised_keys
-    if keys is None or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
-        raise InputError(f"{field} is no image classification: its supervised keys are {keys}")
-    shape = builder.info.features[keys[0]].shape
-    if shape is None or len(shape) != 3 or shape[2] != 1 or None in shape:
-        raise InputError(f"{field} has images of shape {shape}; 28 x 28 x 1 or 32 x 32 x 1 fits")
-    try:
-        builder.download_and_prepare()
+    field = f"dataset: {f'tfds:{name}'!r}"
+    # Without TensorFlow TFDS would first try to download for minutes, and hide a part of the data sets that it knows.
+    hint = "" if importlib.util.find_spec("tensorflow") else "TensorFlow is needed: pip install 'lenet_jax[tensorflow]'"
+    with tfds_errors(f"{field} can't be prepared in or read from {str(folder)!r}"):
+        try:
+            builder = tfds.builder(name, data_dir=folder)
+        except tfds.core.registered.DatasetNotFoundError as error:
+            reason = f"{field} is not known to TFDS {tfds.__version__} and not prepared in {str(folder)!r}"
+            raise InputError(f"{reason}; to know all data sets {hint}" if hint else reason) from error
+        except ImportError as error:
+            if "tensorflow" not in str(error):
+                raise
+            raise InputError(f"{field} is not prepared in {str(folder)!r}. To prepare it {hint}") from error
+        keys = builder.info.supervised_keys
+        if keys is None or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
+            raise InputError(f"{field} is no image classification: its supervised keys are {keys}")
+        image, label = builder.info.features[keys[0]], builder.info.features[keys[1]]
+        if image.shape not in ((28, 28, 1), (IMAGE_SIZE, IMAGE_SIZE, 1)) or image.np_dtype != np.uint8:
+            kind = np.dtype(image.np_dtype)
+            raise InputError(f"{field} has {kind} images of shape {image.shape}; uint8 28 x 28 x 1 or 32 x 32 x 1 fits")
+        if label.num_classes is None or label.num_classes > 256:
+            raise InputError(f"{field} has {label.num_classes} classes; allowed are up to 256")
+        if hint and not os.path.isdir(builder.data_dir):
+            raise InputError(f"{field} is not prepared in {str(folder)!r}. To prepare it {hint}")
+        builder.download_and_prepare(file_format="array_record")
         arrays = read_splits(builder, *keys)
-    except ImportError as error:
-        raise InputError(
-            f"{field} needs TensorFlow to be prepared: pip install 'lenet_jax[tensorflow]' ({error})"
-        ) from error
-    except Exception as error:  # TFDS raises many kinds: each becomes one line that names the data set
-        raise InputError(f"{field} can't be prepared in {folder}: {error}".replace("\n", " ")) from error
-    return Dataset(name=f"tfds:{name}", classes=builder.info.features[keys[1]].num_classes, **arrays)
+    return Dataset(name=f"tfds:{name}", classes=label.num_classes, **arrays)
 
 
 PADDINGS: Mapping[str, dict[str, str]] = {"background": {"mode": "constant"}, "edge": {"mode": "edge"}}
@@ -268,4 +325,7 @@ NORMALIZATIONS: Mapping[str, Callable[[np.ndarray], Scaling]] = {
     "lecun1998": lambda images: Scaling(1.275 / 255, -0.1),
     "standard": standardize,
 }
-"""Training images [N, 28, 28] -> scaling: 0 to 1; -0.1 (background) to 1.175 (LeCun et al. 1998); mean 0, deviation 1."""
+"""Training images [N, 28, 28] -> scaling.
+
+To 0 to 1; to -0.1 (background) to 1.175 (LeCun et al. 1998); to mean 0 and deviation 1.
+"""

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
@@ -156,8 +157,8 @@ def check_together(arm: Arm) -> None:
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """The resolved config as JSON has it."""
-    content: dict[str, Any] = json.loads(config.to_json())
+    """The resolved config as JSON has it, every field included."""
+    content: dict[str, Any] = json.loads(base.get_config().to_json()) | json.loads(config.to_json())
     return content
 
 
@@ -237,6 +238,7 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     arms = expand(config)
     resolved = describe(config)
     if results.finished(workdir, resolved):
+        print(f"{workdir} holds this run, already finished", file=sys.stderr)
         return results.load(workdir)
     datasets = load_data(arms)
     results.claim(workdir, resolved)

@@ -36,17 +36,21 @@ def read(path: Path, dimensions: int) -> np.ndarray:
             header = stream.read(4 + 4 * dimensions)
             if header[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)) or len(header) < 4 + 4 * dimensions:
                 raise InputError(
-                    f"{path}: starts with bytes {header[:4].hex()!r}; an IDX file of unsigned bytes with "
+                    f"{str(path)!r}: starts with bytes {header[:4].hex()!r}; an IDX file of unsigned bytes with "
                     f"{dimensions} dimension(s) starts with '000008{dimensions:02x}' and its sizes"
                 )
             shape = tuple(np.frombuffer(header, ">u4", dimensions, offset=4).tolist())
             promised = math.prod(shape)
             if promised > size * (DEFLATE_RATIO if zipped else 1):
-                raise InputError(f"{path}: its header promises {shape} bytes, more than the file's {size} can hold")
+                raise InputError(
+                    f"{str(path)!r}: its header promises {shape} bytes, more than the file's {size} can hold"
+                )
             content = stream.read(promised + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: can't be read ({error}); it is damaged, truncated or not accessible") from error
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise InputError(
+            f"{str(path)!r}: can't be read ({error}); it is damaged, truncated or not accessible"
+        ) from error
     if len(content) != promised:
         held = "more" if len(content) > promised else f"{len(content)}"
-        raise InputError(f"{path}: its header promises {promised} bytes {shape}, the file holds {held}")
+        raise InputError(f"{str(path)!r}: its header promises {promised} bytes {shape}, the file holds {held}")
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -139,39 +139,43 @@ def predict_scores(
     return jax.nn.softmax(outputs) if architecture.output == "softmax" else outputs
 
 
+Numbers = float | np.ndarray
+"""One number for all units of a layer, or an array with one for each."""
+
+
 class Start(NamedTuple):
     """How a layer starts: weights uniform in [-weight, weight], biases in [-bias, bias], one bound for each unit.
 
     From each bias, `center` x the sum of the unit's weights is taken off, see `glorot_centered`.
     """
 
-    weight: np.ndarray
-    bias: np.ndarray
+    weight: Numbers
+    bias: Numbers
     center: float = 0.0
 
 
-def lecun1998(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+def lecun1998(fan_in: Numbers, fan_out: float, activation: str) -> Start:
     """U(+-2.4 / F), F a unit's number of inputs, weights and biases (LeCun et al. 1998, appendix A)."""
     return Start(2.4 / fan_in, 2.4 / fan_in)
 
 
-def lecun1998_sqrt(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+def lecun1998_sqrt(fan_in: Numbers, fan_out: float, activation: str) -> Start:
     """U(+-2.4 / sqrt(F)): as `lecun1998`, but sums keep their size from layer to layer."""
     return Start(2.4 / np.sqrt(fan_in), 2.4 / np.sqrt(fan_in))
 
 
-def glorot(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+def glorot(fan_in: Numbers, fan_out: float, activation: str) -> Start:
     """U(+-sqrt(6 / (F_in + F_out))), biases 0 (Glorot & Bengio 2010, eq. 16)."""
     return Start(np.sqrt(6 / (fan_in + fan_out)), 0 * fan_in)
 
 
-def bengio2012(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+def bengio2012(fan_in: Numbers, fan_out: float, activation: str) -> Start:
     """As `glorot`, but four times as wide for sigmoid, whose slope at 0 is 1/4 (Bengio 2012, arXiv:1206.5533)."""
     start = glorot(fan_in, fan_out, activation)
     return start._replace(weight=4 * start.weight) if activation == "sigmoid" else start
 
 
-def glorot_centered(fan_in: np.ndarray, fan_out: float, activation: str) -> Start:
+def glorot_centered(fan_in: Numbers, fan_out: float, activation: str) -> Start:
     """As `bengio2012`, with inputs centred for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
 
     Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as that affine map of the
@@ -181,7 +185,7 @@ def glorot_centered(fan_in: np.ndarray, fan_out: float, activation: str) -> Star
     return start._replace(center=0.5) if activation == "sigmoid" else start
 
 
-INITIALIZERS: Mapping[str, Callable[[np.ndarray, float, str], Start]] = {
+INITIALIZERS: Mapping[str, Callable[[Numbers, float, str], Start]] = {
     "lecun1998": lecun1998,
     "lecun1998_sqrt": lecun1998_sqrt,
     "glorot": glorot,
@@ -214,12 +218,12 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
     )
 
 
-def start_of(fan_in: np.ndarray, fan_out: float, architecture: Architecture) -> Start:
+def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Start:
     """What the architecture's initializer says of units with `fan_in` inputs each."""
     return INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
 
 
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: np.ndarray) -> Array:
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: Numbers) -> Array:
     """Uniform in [-bound, bound]; `bound` has as many axes as `shape`, or one, or none."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * jnp.asarray(bound, jnp.result_type(float))
 
@@ -231,7 +235,7 @@ def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture:
     output, _ = connections(table)
     fan_in = np.array([area * float(len(sources)) for sources in table])
     start = start_of(fan_in, area * len(output) / inputs, architecture)
-    kernel = uniform(weight_key, (len(output), KERNEL, KERNEL), start.weight[output][:, None, None])
+    kernel = uniform(weight_key, (len(output), KERNEL, KERNEL), np.asarray(start.weight)[output][:, None, None])
     # C1's inputs are pixels, which the normalization centres.
     center = start.center if inputs > 1 else 0.0
     shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
@@ -241,7 +245,7 @@ def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture:
 def init_subsampling(key: PRNGKeyArray, maps: int, architecture: Architecture) -> Subsampling:
     """S2 or S4: units have 4 inputs, with one coefficient for them all; an input is seen by one unit."""
     weight_key, bias_key = jax.random.split(key)
-    start = start_of(np.array(4.0), 1.0, architecture)
+    start = start_of(4.0, 1.0, architecture)
     coefficient = uniform(weight_key, (maps,), start.weight)
     return Subsampling(coefficient, uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
 
@@ -249,7 +253,7 @@ def init_subsampling(key: PRNGKeyArray, maps: int, architecture: Architecture) -
 def init_dense(key: PRNGKeyArray, shape: tuple[int, ...], architecture: Architecture) -> Dense:
     """C5, F6 or the output: every unit sees every input."""
     weight_key, bias_key = jax.random.split(key)
-    start = start_of(np.array(float(math.prod(shape[:-1]))), shape[-1], architecture)
+    start = start_of(float(math.prod(shape[:-1])), float(shape[-1]), architecture)
     kernel = uniform(weight_key, shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
     return Dense(kernel, uniform(bias_key, shape[-1:], start.bias) - shift)

@@ -5,6 +5,7 @@ one after the other: a single member's step fits into a core's cache, a whole po
 device trains its members side by side.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -36,9 +37,10 @@ ACCELERATOR_WIDTH = 256
 def configure() -> None:
     """Makes every CPU core a device and keeps compiled programs in the user's cache folder.
 
-    Call it before JAX is used.
+    Call it before JAX is used: afterwards its devices stay as they are.
     """
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,7 +1,7 @@
 """What a person sees while an experiment runs."""
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -38,7 +38,7 @@ class Progress:
         self._arms = arms
         self._arm = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._bar.start()
         return self
 

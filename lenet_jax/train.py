@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from lenet_jax import blocked, model, optim
 from lenet_jax.losses import Loss
@@ -94,7 +94,7 @@ class Metrics:
     error: Float[Array, ""]
 
 
-def init(seed: Int[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
+def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
     """The state of member `seed` before training."""
     key = jax.random.key(seed)
     params = model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture)

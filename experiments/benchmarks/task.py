@@ -1,0 +1,154 @@
+"""What every arrangement of a benchmark trains, and how its answers are checked.
+
+One network (tanh, C3's table of 60 connections, trainable subsampling, softmax), one loss (cross-entropy), one optimizer
+(SGD with momentum, constant learning rate), one data set (the first images of mnist5k, padded to 32 x 32, standardized).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from lenet_jax import data, model
+from lenet_jax.losses import Loss
+from lenet_jax.train import Images, Recipe
+
+ARCHITECTURE = model.Architecture(activation="tanh", initializer="glorot")
+MOMENTUM = 0.9
+LEARNING_RATE = 0.001
+"""Small enough for batches of one image: numbers that overflow would be timed at another speed."""
+
+LOSS_TOLERANCE = 1e-5
+"""Of the loss, relative."""
+
+GRADIENT_TOLERANCE = 1e-4
+"""Of each parameter's gradient: norm of the difference / norm."""
+
+UPDATE_TOLERANCE = 1e-6
+"""Of each parameter after the update, absolute."""
+
+Weights = Mapping[str, np.ndarray]
+"""Parameters or gradients by name (``c1.kernel``), in the shapes of `lenet_jax.model.Params`."""
+
+
+class Task(NamedTuple):
+    """Training images as NumPy arrays.
+
+    Attributes:
+      pixels: uint8 [N, 32, 32].
+      labels: int32 [N].
+      scale, shift: normalized pixel = pixel * scale + shift.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    scale: float
+    shift: float
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """What the network sees: float32 [N, 32, 32]."""
+        return self.pixels.astype(np.float32) * np.float32(self.scale) + np.float32(self.shift)
+
+    @property
+    def images(self) -> Images:
+        """As lenet_jax takes them."""
+        return Images(self.pixels, self.labels, np.float32(self.scale), np.float32(self.shift))
+
+
+class Window(NamedTuple):
+    """A timed stretch of training.
+
+    Attributes:
+      samples: samples x members trained.
+      seconds: wall time.
+      loss: of the last step or epoch, averaged over members: tells that numbers were finite.
+    """
+
+    samples: int
+    seconds: float
+    loss: float
+
+    @property
+    def rate(self) -> float:
+        """Samples x members per second."""
+        return self.samples / self.seconds
+
+
+class Outcome(NamedTuple):
+    """One update of given weights on the first images, as an arrangement computes it.
+
+    Attributes:
+      loss: of the batch.
+      gradient: read off the momentum buffer, which holds nothing else after a first update.
+      updated: the weights after it.
+    """
+
+    loss: float
+    gradient: Weights
+    updated: Weights
+
+
+def load(name: str, train_size: int = 0) -> Task:
+    """The first `train_size` training images of a data set of lenet_jax (0: all)."""
+    dataset = data.load(name)
+    scaling = data.standardize(dataset.train_images)
+    count = train_size or len(dataset.train_labels)
+    pixels = data.pad(dataset.train_images[:count], "background")
+    return Task(pixels, dataset.train_labels[:count].astype(np.int32), scaling.scale, scaling.shift)
+
+
+def recipe(batch_size: int, train_size: int) -> Recipe:
+    """The training, as lenet_jax describes it."""
+    return Recipe(
+        architecture=ARCHITECTURE,
+        loss=Loss("cross_entropy"),
+        optimizer="momentum",
+        schedule="constant",
+        batch_size=batch_size,
+        epochs=1,
+        train_size=train_size,
+    )
+
+
+def hyperparameters(members: int) -> dict[str, Sequence[float]]:
+    """The same for every member, as `population.create` takes them."""
+    values = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "weight_decay": 0.0}
+    return {name: [value] * members for name, value in values.items()}
+
+
+def disagreement(outcome: Outcome, reference: Outcome) -> str:
+    """Where an outcome differs from the reference by more than the tolerances; empty if nowhere."""
+    faults = []
+    difference = abs(outcome.loss / reference.loss - 1)
+    if not difference <= LOSS_TOLERANCE:
+        faults.append(f"loss {outcome.loss:.7g} instead of {reference.loss:.7g}")
+    for name, expected in reference.gradient.items():
+        difference = np.linalg.norm(outcome.gradient[name] - expected) / np.linalg.norm(expected)
+        if not difference <= GRADIENT_TOLERANCE:
+            faults.append(f"gradient of {name} off by {difference:.1e} of its norm")
+    for name, expected in reference.updated.items():
+        difference = np.abs(outcome.updated[name] - expected).max()
+        if not difference <= UPDATE_TOLERANCE:
+            faults.append(f"updated {name} off by {difference:.1e}")
+    return "; ".join(faults)
+
+
+def multiply_adds() -> dict[str, int]:
+    """Multiply-adds of one image's forward pass by layer: its connections, of which subsampling has 4 a unit."""
+    c1, c3 = len(model.C1_TABLE), len(model.C3_TABLE)
+    connections3 = sum(map(len, model.C3_TABLE))
+    return {
+        "c1": c1 * 28 * 28 * 25,
+        "s2": c1 * 14 * 14 * 4,
+        "c3": connections3 * 10 * 10 * 25,
+        "s4": c3 * 5 * 5 * 4,
+        "c5": c3 * 5 * 5 * 120,
+        "f6": 120 * 84,
+        "output": 84 * ARCHITECTURE.classes,
+    }
+
+
+def training_multiply_adds() -> int:
+    """Of one training sample: forward, weight gradient and input gradient cost alike; C1 needs no input gradient."""
+    forward = multiply_adds()
+    return 3 * sum(forward.values()) - forward["c1"]

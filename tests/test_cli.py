@@ -1,0 +1,202 @@
+"""Tests of the command line, in a process of its own as users run it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+QUICK = [
+    f"--config={EXPERIMENTS}/quickstart.py",
+    "--config.epochs=1",
+    "--config.seeds=2",
+    "--config.validation_size=3800",
+]
+
+
+def lenet_jax(folder, *arguments, **environment):
+    """Runs the console script in `folder`."""
+    script = Path(sys.executable).parent / "lenet-jax"
+    return subprocess.run(
+        [script, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | environment, timeout=300
+    )
+
+
+def assert_refused(result, *parts):
+    """One line on stderr that has these parts, exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("lenet-jax: ")
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_help_answers_within_a_second_and_without_jax(tmp_path):
+    started = time.perf_counter()
+    result = lenet_jax(tmp_path, "--help")
+    assert time.perf_counter() - started < 1
+    assert result.returncode == 0
+    assert "lenet-jax run --config=FILE" in result.stdout
+    check = "import sys, lenet_jax.cli; assert not {'jax', 'matplotlib', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_help_of_a_command_lists_its_flags(tmp_path, command):
+    result = lenet_jax(tmp_path, command, "--help")
+    assert result.returncode == 0
+    assert {"run": "--workdir", "compare": "--metric"}[command] in result.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of the quickstart, made small."""
+    folder = tmp_path_factory.mktemp("cli")
+    result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_run_prints_the_table_and_says_where_things_are(finished):
+    folder, result = finished
+    assert "cross_entropy" in result.stdout
+    assert "lenet-jax compare runs/quick" in result.stdout
+    assert result.stderr.count("test error") == 4
+    summary = json.loads((folder / "runs/quick/summary.json").read_text())
+    assert [arm["seeds"] for arm in summary["arms"]] == [2, 2, 2, 2]
+    command = json.loads((folder / "runs/quick/provenance.json").read_text())["command"]
+    assert command.startswith("lenet-jax run --config=")
+
+
+def test_compare_writes_pictures_and_names_them(finished):
+    folder, _ = finished
+    result = lenet_jax(folder, "compare", "runs/quick")
+    assert result.returncode == 0, result.stderr
+    named = [Path(folder / line.strip()) for line in result.stdout.splitlines() if line.strip().endswith(".png")]
+    assert len(named) == 2
+    assert all(path.is_file() for path in named)
+
+
+def test_an_axis_can_be_replaced_and_added(tmp_path):
+    arguments = ["--config.sweep.loss=('mse',)", "--config.sweep.activation=('tanh',)"]
+    arguments.append("--config.sweep.batch_size=(20,40)")
+    result = lenet_jax(tmp_path, "run", *QUICK, *arguments)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "runs/quickstart/summary.json").read_text())
+    names = [arm["name"] for arm in summary["arms"]]
+    assert names == ["loss=mse,activation=tanh,batch_size=20", "loss=mse,activation=tanh,batch_size=40"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--config.loss=hinge"], ["loss: 'hinge'", "'mse', 'cross_entropy'"]),
+        (["--config.epochs=ten"], ["epochs: 'ten' is not of type int"]),
+        (["--config.learning_rate=fast"], ["learning_rate: 'fast' is not of type float"]),
+        (["--config.epochs=0"], ["epochs: 0", "at least 1"]),
+        (["--config.seeds=-1"], ["seeds: -1", "at least 1"]),
+        (["--config.epoch=1"], ["epoch: is no field", "epochs"]),
+        (["--config.sweep.hinge=(1,)"], ["sweep.hinge: is no field"]),
+        (["--config.sweep.loss=mse"], ["sweep.loss: 'mse' is no Python tuple"]),
+        (["--config.sweep.loss=('hinge',)"], ["loss: 'hinge'"]),
+        (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist5k'"]),
+        (["--config.dataset=idx:nowhere"], ["nowhere", "train-images-idx3-ubyte"]),
+        (["--config.batch_size=4001"], ["batch_size: 4001"]),
+        (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run'"]),
+        (["--nosuch=1"], ["nosuch"]),
+        (["stray"], ["argument: 'stray'"]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, parts):
+    result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/quickstart.py", *arguments)
+    assert_refused(result, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["config: 'mine.py' is no file"]),
+        ("x = 1", ["config: 'mine.py' has no function get_config()"]),
+        ("def get_config(): return 3", ["config: get_config() of 'mine.py' returns int"]),
+        ("def get_config(:", ["config: 'mine.py' can't be used: SyntaxError", "line 1"]),
+        ("import nothing_like_this", ["config: 'mine.py' can't be used: ModuleNotFoundError"]),
+        (
+            "from lenet_jax.experiments import base\ndef get_config():\n  c = base.get_config()\n  c.epochs = 'ten'",
+            ["config: 'mine.py' can't be used: TypeError", "epochs"],
+        ),
+    ],
+)
+def test_a_bad_config_file_is_refused(tmp_path, content, parts):
+    if content:
+        (tmp_path / "mine.py").write_text(content)
+    assert_refused(lenet_jax(tmp_path, "run", "--config=mine.py"), *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_config_the_flag_is_named(tmp_path):
+    assert_refused(lenet_jax(tmp_path, "run"), "config: none is given", "--config=")
+
+
+def test_a_run_of_another_config_is_left_alone(finished):
+    folder, _ = finished
+    before = (folder / "runs/quick/summary.json").read_bytes()
+    result = lenet_jax(folder, "run", *QUICK, "--config.epochs=2", "--workdir=runs/quick")
+    assert_refused(result, "workdir: 'runs/quick'", "differs in epochs")
+    assert (folder / "runs/quick/summary.json").read_bytes() == before
+
+
+def test_the_same_command_again_does_nothing_and_shows_the_table(finished):
+    folder, _ = finished
+    result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick")
+    assert result.returncode == 0
+    assert "already finished" in result.stderr
+    assert "cross_entropy" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["run: none is given"]),
+        (["nowhere"], ["run: 'nowhere' is not a folder"]),
+        (["."], ["config.json' is missing"]),
+        (["runs/quick", "--metric=accuracy"], ["metric: 'accuracy'", "'test_error'"]),
+    ],
+)
+def test_compare_refuses_bad_input(finished, arguments, parts):
+    assert_refused(lenet_jax(finished[0], "compare", *arguments), *parts)
+
+
+def test_an_unknown_command_is_refused(tmp_path):
+    assert_refused(lenet_jax(tmp_path, "train"), "command: 'train'", "'run', 'compare'")
+
+
+def test_without_network_the_files_and_the_way_round_are_named(tmp_path):
+    # Port 9 of this machine: nobody listens there.
+    environment = {"LENET_JAX_MIRROR": "http://127.0.0.1:9/mnist/", "TFDS_DATA_DIR": str(tmp_path / "tfds")}
+    arguments = [f"--config={EXPERIMENTS}/ablation.py", "--workdir=run"]
+    result = lenet_jax(tmp_path, "run", *arguments, **environment)
+    assert result.returncode == 2
+    # TFDS and its progress bars write before it; the refusal is the last line.
+    line = result.stderr.splitlines()[-1]
+    for part in ("'mnist' could not be downloaded", "train-images-idx3-ubyte.gz", "127.0.0.1:9", "idx:FOLDER"):
+        assert part in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    script = Path(sys.executable).parent / "lenet-jax"
+    command = [script, "run", *QUICK, "--config.epochs=5000", "--workdir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run/config.json").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("lenet-jax: stopped")

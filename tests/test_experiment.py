@@ -1,0 +1,251 @@
+"""Tests of configs, arms and whole runs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from lenet_jax.experiments import ablation, base, quickstart
+
+from lenet_jax import experiment, population, results, train
+from lenet_jax.errors import InputError
+
+
+def small(**fields):
+    """A config that runs in seconds."""
+    config = base.get_config()
+    config.update({"activation": "tanh", "epochs": 2, "seeds": 3, "validation_size": 3700, "batch_size": 20} | fields)
+    return config
+
+
+def with_sweep(config, **axes):
+    config.sweep.update(axes)
+    return config
+
+
+def test_every_field_has_a_check_and_every_check_a_field():
+    assert {*experiment.FIELDS, "sweep"} == set(base.get_config())
+
+
+def test_arms_are_the_product_of_the_axes_in_their_order():
+    config = with_sweep(small(), loss=("mse", "cross_entropy"), learning_rate=(0.1, 0.01))
+    arms = experiment.expand(config)
+    assert [arm.name for arm in arms] == [
+        "loss=mse,learning_rate=0.1",
+        "loss=mse,learning_rate=0.01",
+        "loss=cross_entropy,learning_rate=0.1",
+        "loss=cross_entropy,learning_rate=0.01",
+    ]
+    assert arms[3].settings["loss"] == "cross_entropy"
+    assert arms[3].settings["learning_rate"] == 0.01
+    assert arms[3].settings["activation"] == "tanh"
+
+
+def test_without_a_sweep_there_is_one_arm():
+    assert [arm.name for arm in experiment.expand(small())] == ["all"]
+
+
+@pytest.mark.parametrize("module", [quickstart, ablation])
+def test_shipped_experiments_are_two_by_two(module):
+    arms = experiment.expand(module.get_config())
+    assert [(arm.axes["loss"], arm.axes["activation"]) for arm in arms] == [
+        ("mse", "sigmoid"),
+        ("mse", "tanh"),
+        ("cross_entropy", "sigmoid"),
+        ("cross_entropy", "tanh"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss": "hinge"}, "loss: 'hinge' is not one of 'mse', 'cross_entropy'"),
+        ({"activation": "swish"}, "activation: 'swish' is not one of 'sigmoid'"),
+        ({"connectivity": "half"}, "connectivity: 'half'"),
+        ({"subsampling": "min"}, "subsampling: 'min'"),
+        ({"output": "rbf2"}, "output: 'rbf2'"),
+        ({"initializer": "zero"}, "initializer: 'zero'"),
+        ({"mse_point": "end"}, "mse_point: 'end'"),
+        ({"target_code": "gray"}, "target_code: 'gray'"),
+        ({"mse_reduction": "max"}, "mse_reduction: 'max'"),
+        ({"optimizer": "lion"}, "optimizer: 'lion'"),
+        ({"schedule": "up"}, "schedule: 'up'"),
+        ({"padding": "wrap"}, "padding: 'wrap'"),
+        ({"normalization": "none"}, "normalization: 'none'"),
+        ({"epochs": 0}, "epochs: 0 is out of range; allowed is at least 1"),
+        ({"seeds": -3}, "seeds: -3 is out of range"),
+        ({"batch_size": 0}, "batch_size: 0 is out of range"),
+        ({"validation_size": -1}, "validation_size: -1 is out of range"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 is out of range; allowed is more than 0"),
+        ({"learning_rate": float("inf")}, "learning_rate: inf is out of range"),
+        ({"momentum": 1.0}, "momentum: 1.0 is out of range; allowed is at least 0 and less than 1"),
+        ({"weight_decay": float("nan")}, "weight_decay: nan is out of range"),
+        ({"mse_factor": -1.0}, "mse_factor: -1.0 is out of range"),
+        ({"first_seed": 2**32}, "first_seed: 4294967296 is out of range"),
+        ({"first_seed": 2**32 - 1}, r"seeds: 3 from first_seed 4294967295 on pass 2\*\*32 - 1"),
+        ({"output": "linear"}, "mse_point: 'softmax' needs output 'softmax', but output is 'linear'"),
+        ({"output": "linear", "loss": "cross_entropy"}, "loss: 'cross_entropy' needs output 'softmax'"),
+    ],
+)
+def test_bad_values_are_refused_by_field(fields, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        experiment.expand(small(**fields))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"hinge": (1, 2)}, r"sweep\.hinge: is no field; allowed are dataset"),
+        ({"sweep": (1, 2)}, r"sweep\.sweep: is no field"),
+        ({"loss": ("mse", "hinge")}, "loss: 'hinge' is not one of"),
+        ({"epochs": (1, "2")}, "epochs: '2' is of type str; allowed is int"),
+        ({"epochs": (1, True)}, "epochs: True is of type bool; allowed is int"),
+        ({"loss": "mse"}, r"sweep\.loss: 'mse' is no list of values"),
+        ({"loss": ()}, r"sweep\.loss: \(\) is no list of values"),
+        ({"loss": ("mse", "mse")}, r"sweep\.loss: \('mse', 'mse'\) names a value twice"),
+    ],
+)
+def test_bad_axes_are_refused(axes, message):
+    with pytest.raises(InputError, match=message):
+        experiment.expand(with_sweep(small(), **axes))
+
+
+def test_unknown_fields_are_refused():
+    config = small()
+    config.epoch = 3
+    with pytest.raises(InputError, match="epoch: is no field; allowed are dataset"):
+        experiment.expand(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"validation_size": 4000}, "validation_size: 4000 leaves none of 4000 to train on"),
+        ({"batch_size": 301}, "batch_size: 301 is more than the 300 training images"),
+        ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist5k'"),
+    ],
+)
+def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_written(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        experiment.run(small(**fields), tmp_path / "run", "test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_splits_follow_one_another_and_normalization_sees_the_training_split_alone():
+    arm = experiment.expand(small(validation_size=1000))[0]
+    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
+    splits = experiment.splits_of(dataset, arm)
+    assert splits == {"train": range(3000), "validation": range(3000, 4000), "test": range(4000, 5000)}
+    images = experiment.images_of(dataset, arm)
+    training = np.asarray(images.pixels)[:3000, 2:30, 2:30] * np.asarray(images.scale) + np.asarray(images.shift)
+    assert training.mean() == pytest.approx(0, abs=1e-5)
+    assert training.std() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_array_equal(images.pixels[4000:, 2:30, 2:30], dataset.test_images)
+    np.testing.assert_array_equal(images.labels[3000:4000], dataset.train_labels[3000:])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run: 2 arms x 3 seeds."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = with_sweep(small(), weight_decay=(0.0, 1e30))
+    return experiment.run(config, folder, "lenet-jax run test"), config, folder
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    run, _, folder = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "provenance.json",
+        "metrics.parquet",
+        "summary.json",
+    }
+    data = run.summary["dataset"]
+    assert (data["name"], data["train"], data["validation"], data["test"]) == ("mnist5k", 300, 3700, 1000)
+    assert data["fingerprint"].startswith("sha256:")
+    arm = run.summary["arms"][0]
+    assert arm["name"] == "weight_decay=0"
+    assert arm["axes"] == {"weight_decay": 0.0}
+    assert (arm["seeds"], arm["diverged"], arm["parameters"]) == (3, 0, 60850)
+    assert set(arm["test_error"]) == {"mean", "std", "ci95", "per_seed"}
+    assert arm["test_error"]["mean"] == pytest.approx(np.mean(arm["test_error"]["per_seed"]))
+    assert 0 < arm["train_error"]["mean"] < 0.9
+    assert arm["seconds"] > 0
+    assert arm["samples_per_second"] > 0
+    assert run.provenance["command"] == "lenet-jax run test"
+    assert run.provenance["fingerprints"] == {"mnist5k": data["fingerprint"]}
+    assert run.provenance["versions"]["jax"] == jax.__version__
+    assert run.config["epochs"] == 2
+
+
+def test_metrics_hold_every_number_in_long_form(finished):
+    run, _, _ = finished
+    assert list(run.metrics.columns) == ["arm", "weight_decay", "seed", "epoch", "split", "metric", "value"]
+    counts = run.metrics.groupby("split").size().to_dict()
+    # 2 arms x 3 seeds x 2 metrics, times the epochs at which a split is measured.
+    assert counts == {"running": 24, "validation": 36, "test": 36, "train": 12}
+    of_arm = run.metrics[(run.metrics.weight_decay == 0) & (run.metrics.metric == "error")]
+    final = of_arm[(of_arm.split == "test") & (of_arm.epoch == 2)].sort_values("seed")
+    assert final.value.tolist() == run.summary["arms"][0]["test_error"]["per_seed"]
+
+
+def test_diverged_members_are_counted_and_stay_in_the_mean(finished):
+    run, _, _ = finished
+    diverged = run.summary["arms"][1]
+    assert diverged["diverged"] == 3
+    assert diverged["test_error"]["per_seed"] == [1.0, 1.0, 1.0]
+
+
+def test_the_run_equals_a_population_trained_by_hand(finished):
+    run, config, _ = finished
+    arm = experiment.expand(config)[0]
+    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
+    recipe = experiment.recipe_of(arm, dataset)
+    assert recipe.architecture.activation == "tanh"
+    hyper = {"learning_rate": [0.03], "momentum": [0.9], "weight_decay": [0.0]}
+    members = population.create([1], hyper, experiment.images_of(dataset, arm), recipe)
+    for _ in range(2):
+        population.train_epoch(members)
+    error = population.evaluate(members, range(4000, 5000)).error
+    assert error[0] == pytest.approx(run.summary["arms"][0]["test_error"]["per_seed"][1], abs=1e-6)
+
+
+def test_a_finished_run_is_not_run_again(finished, monkeypatch):
+    run, config, folder = finished
+    monkeypatch.setattr(experiment, "run_arm", lambda *_: pytest.fail("ran again"))
+    assert experiment.run(config, folder, "again").summary == run.summary
+
+
+def test_a_run_never_overwrites_one_with_another_config(finished):
+    _, config, folder = finished
+    before = (folder / results.SUMMARY).read_bytes()
+    changed = config.copy_and_resolve_references()
+    changed.epochs = 3
+    with pytest.raises(InputError, match=r"another config \(it differs in epochs\)"):
+        experiment.run(changed, folder, "again")
+    assert (folder / results.SUMMARY).read_bytes() == before
+
+
+def test_an_arm_is_traced_once(tmp_path, monkeypatch):
+    traces = []
+    original = train.train_step
+
+    def counted(*arguments):
+        traces.append(arguments[-1].loss.name)
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "train_step", counted)
+    population.compile_programs.cache_clear()
+    config = with_sweep(small(seeds=2), loss=("mse", "cross_entropy"), learning_rate=(0.01, 0.05))
+    experiment.run(config, tmp_path / "run", "test")
+    # Arms that differ in a hyperparameter share a program: two traces for four arms of two epochs.
+    assert traces == ["mse", "cross_entropy"]
+
+
+def test_any_field_can_be_an_axis_also_the_data(tmp_path):
+    config = with_sweep(small(seeds=1, epochs=1), validation_size=(3700, 3800), normalization=("unit", "standard"))
+    run = experiment.run(config, tmp_path / "run", "test")
+    assert len(run.summary["arms"]) == 4
+    # json has every value as it is
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [3700, 3800]

@@ -187,9 +187,8 @@ def load_prepared(name: str, folder: Path) -> Dataset:
             builders.prepare(builder)
             arrays: dict[str, Any] = read_splits(builder, "image", "label")
             dataset = Dataset(name=name, **arrays)
-            with contextlib.suppress(
-                OSError
-            ):  # a folder that others keep for us can't be written, which only costs time
+            # Where the folder can't be written (others may keep it for us), the next load only takes longer.
+            with contextlib.suppress(OSError):
                 write_arrays(dataset, kept)
     return dataset
 

@@ -1,0 +1,423 @@
+import gzip
+import io
+import os
+import re
+import shutil
+import struct
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from lenet_jax import data
+from lenet_jax.errors import InputError
+
+NAMES = {part: file for part, (file, _) in data.IDX_PARTS.items()}
+
+
+def idx_bytes(array):
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def refusal(name, data_dir=""):
+    with pytest.raises(InputError) as caught:
+        data.load(name, str(data_dir))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 1000
+    return message
+
+
+@pytest.fixture(scope="module")
+def mnist5k():
+    return data.load("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def digits(mnist5k):
+    """The four arrays of a small data set."""
+    return {
+        "train_images": mnist5k.train_images[:40],
+        "train_labels": mnist5k.train_labels[:40],
+        "test_images": mnist5k.test_images[:20],
+        "test_labels": mnist5k.test_labels[:20],
+    }
+
+
+def write(folder, arrays, zipped=(), spell=lambda name: name):
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, array in arrays.items():
+        content = idx_bytes(array)
+        if part in zipped:
+            (folder / (spell(NAMES[part]) + ".gz")).write_bytes(gzip.compress(content))
+        else:
+            (folder / spell(NAMES[part])).write_bytes(content)
+
+
+class TestMnist5k:
+    def test_sizes_and_turns(self, mnist5k):
+        assert mnist5k.train_images.shape == (4000, 28, 28)
+        assert mnist5k.test_images.shape == (1000, 28, 28)
+        for labels in (mnist5k.train_labels, mnist5k.test_labels):
+            assert labels.dtype == np.uint8
+            np.testing.assert_array_equal(labels, np.arange(len(labels)) % 10)
+
+    def test_real_digits(self, mnist5k):
+        for images in (mnist5k.train_images, mnist5k.test_images):
+            assert images.dtype == np.uint8
+            assert (images.min(), images.max()) == (0, 255)
+            assert 32 < images.mean() < 35  # MNIST's mean is 33.3
+            assert (images[:, 0] == 0).mean() > 0.99  # the background
+        # Digits look like their label: the nearest class mean finds most of them.
+        means = np.stack([mnist5k.train_images[digit::10].mean(0).ravel() for digit in range(10)])
+        tests = mnist5k.test_images.reshape(1000, -1).astype(float)
+        nearest = ((tests[:, None] - means) ** 2).sum(-1).argmin(1)
+        assert 0.75 < (nearest == mnist5k.test_labels).mean() < 0.95
+
+    def test_train_and_test_share_no_image(self, mnist5k):
+        train, test = ({image.tobytes() for image in part} for part in (mnist5k.train_images, mnist5k.test_images))
+        assert (len(train), len(test), len(train & test)) == (4000, 1000, 0)
+
+    def test_fingerprint_is_fixed(self, mnist5k):
+        assert mnist5k.fingerprint == "sha256:6fd857bcc230d9ee029c91a09d6248ec9f573bf30ed6bd5a46af7baf8c3a1e8a"
+
+    def test_fingerprint_sees_every_part(self, digits):
+        seen = {data.Dataset(name="x", **digits).fingerprint}
+        for part in digits:
+            changed = digits[part].copy()
+            changed.flat[0] ^= 1
+            seen.add(data.Dataset(name="x", **{**digits, part: changed}).fingerprint)
+        assert len(seen) == 5
+
+    def test_loads_within_a_second(self):
+        start = time.perf_counter()
+        data.load("mnist5k")
+        assert time.perf_counter() - start < 1
+
+
+class TestIdx:
+    @pytest.mark.parametrize(
+        "zipped", [(), tuple(NAMES), ("train_images", "test_labels")], ids=["plain", "gz", "mixed"]
+    )
+    @pytest.mark.parametrize("place", [".", "raw", "MNIST/raw"])
+    @pytest.mark.parametrize("spell", [str, lambda name: name.replace("-idx", ".idx")], ids=["-idx", ".idx"])
+    def test_layouts_give_the_same_data(self, tmp_path, digits, zipped, place, spell):
+        write(tmp_path / place, digits, zipped, spell)
+        dataset = data.load(f"idx:{tmp_path}")
+        assert dataset.name == f"idx:{tmp_path}"
+        assert dataset.classes == 10
+        for part, array in digits.items():
+            np.testing.assert_array_equal(getattr(dataset, part), array)
+        assert dataset.fingerprint == data.Dataset(name="x", **digits).fingerprint
+
+    def test_home_folder(self, tmp_path, digits, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        write(tmp_path / "digits", digits)
+        assert len(data.load("idx:~/digits").train_images) == 40
+        assert "lacks train-images-idx3-ubyte[.gz]" in refusal("idx:~no_such_user/digits")
+
+    def test_32_pixels(self, tmp_path, digits):
+        larger = {part: data.pad(array, "edge") if array.ndim == 3 else array for part, array in digits.items()}
+        write(tmp_path, larger)
+        assert data.load(f"idx:{tmp_path}").test_images.shape == (20, 32, 32)
+
+    def test_the_folder_itself_goes_before_those_below(self, tmp_path, digits):
+        write(tmp_path, digits)
+        write(tmp_path / "other" / "raw", {**digits, "train_images": digits["train_images"] // 2})
+        assert data.load(f"idx:{tmp_path}").fingerprint == data.Dataset(name="x", **digits).fingerprint
+
+    def test_several_data_sets_below_are_ambiguous(self, tmp_path, digits):
+        for name in ("MNIST", "FashionMNIST"):
+            write(tmp_path / name / "raw", digits)
+        message = refusal(f"idx:{tmp_path}")
+        assert "name the folder of one of them" in message
+        assert f"{tmp_path}/MNIST/raw" in message
+        assert f"{tmp_path}/FashionMNIST/raw" in message
+        assert data.load(f"idx:{tmp_path}/FashionMNIST").classes == 10
+
+    def test_folders_are_not_mixed(self, tmp_path, digits):
+        write(tmp_path / "a" / "raw", {part: digits[part] for part in ("train_images", "train_labels", "test_images")})
+        write(tmp_path / "b" / "raw", {"test_labels": digits["test_labels"]})
+        assert "lacks t10k-labels-idx1-ubyte[.gz]; looked in" in refusal(f"idx:{tmp_path}")
+
+    @pytest.mark.parametrize("part", NAMES)
+    def test_missing_file(self, tmp_path, digits, part):
+        write(tmp_path, digits)
+        path = tmp_path / NAMES[part]
+        path.unlink()
+        message = refusal(f"idx:{tmp_path}")
+        assert f"lacks {path.name}[.gz]; looked in '{tmp_path}'" in message
+        path.mkdir()  # a directory in its place changes nothing
+        assert refusal(f"idx:{tmp_path}") == message
+
+    def test_missing_folder(self, tmp_path):
+        message = refusal(f"idx:{tmp_path}/nowhere\n")
+        assert all(file in message for file in NAMES.values())
+        assert f"{tmp_path}/nowhere" in message
+
+    @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+    def test_truncated_file_is_named(self, tmp_path, digits, zipped):
+        write(tmp_path, digits, NAMES if zipped else ())
+        path = tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * zipped)
+        path.write_bytes(path.read_bytes()[:-50])
+        assert str(path) in refusal(f"idx:{tmp_path}")
+
+    def test_swapped_files(self, tmp_path, digits):
+        write(tmp_path, digits)
+        images, labels = tmp_path / NAMES["train_images"], tmp_path / NAMES["train_labels"]
+        swap = images.read_bytes()
+        images.write_bytes(labels.read_bytes())
+        labels.write_bytes(swap)
+        assert re.search(r"train-images-idx3-ubyte': starts with bytes '00000801'", refusal(f"idx:{tmp_path}"))
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"train_labels": np.zeros(39, np.uint8)}, "has 40 train images but 39 labels"),
+            ({"test_labels": np.zeros(21, np.uint8)}, "has 20 test images but 21 labels"),
+            ({"train_images": np.zeros((40, 30, 30), np.uint8)}, "has train images of 30 x 30; 28 x 28 or 32 x 32"),
+            ({"train_images": np.zeros((40, 28, 32), np.uint8)}, "has train images of 28 x 32"),
+            ({"test_images": np.zeros((20, 32, 32), np.uint8)}, "different sizes"),
+            ({"test_labels": np.full(20, 10, np.uint8)}, "has the test label 10; allowed are 0 to 9"),
+            ({"train_images": np.zeros((0, 28, 28), np.uint8), "train_labels": np.zeros(0, np.uint8)}, "has no train"),
+            ({"test_images": np.zeros((20, 0, 0), np.uint8)}, "has test images of 0 x 0"),
+        ],
+    )
+    def test_files_that_do_not_fit(self, tmp_path, digits, changes, expected):
+        write(tmp_path, {**digits, **changes})
+        message = refusal(f"idx:{tmp_path}")
+        assert expected in message
+        assert f"dataset: 'idx:{tmp_path}'" in message
+
+    def test_unreadable_folder(self, tmp_path, digits):
+        write(tmp_path / "closed", digits)
+        (tmp_path / "closed").chmod(0)
+        if os.access(tmp_path / "closed", os.R_OK):
+            pytest.skip("this user may read every file")
+        try:
+            assert "lacks" in refusal(f"idx:{tmp_path}/closed")
+        finally:
+            (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["", "mnist6k", "MNIST5K", "mnist5k ", "idx", "idx:", "tfds:", "mnist:x", "a\nb"])
+def test_unknown_names(name):
+    message = refusal(name)
+    assert message.startswith(f"dataset: {name!r} is not one of 'mnist5k', 'mnist'")
+    assert message.endswith("'idx:FOLDER', 'tfds:NAME'")
+
+
+class TestPadding:
+    def test_background(self, digits):
+        padded = data.pad(digits["train_images"], "background")
+        assert padded.shape == (40, 32, 32)
+        assert padded.dtype == np.uint8
+        np.testing.assert_array_equal(padded[:, 2:30, 2:30], digits["train_images"])
+        assert padded.sum() == digits["train_images"].sum()
+
+    def test_edge(self):
+        images = np.random.default_rng(0).integers(1, 256, (3, 28, 28)).astype(np.uint8)
+        nearest = np.clip(np.arange(32) - 2, 0, 27)
+        np.testing.assert_array_equal(data.pad(images, "edge"), images[:, nearest][:, :, nearest])
+
+    @pytest.mark.parametrize("padding", data.PADDINGS)
+    def test_32_pixels_stay(self, padding):
+        images = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
+        np.testing.assert_array_equal(data.pad(images, padding), images)
+
+    def test_unknown(self):
+        with pytest.raises(InputError, match=r"^padding: 'reflect' is not one of 'background', 'edge'$"):
+            data.pad(np.zeros((1, 28, 28), np.uint8), "reflect")
+
+
+class TestNormalization:
+    @pytest.mark.parametrize(("name", "black", "white"), [("unit", 0, 1), ("lecun1998", -0.1, 1.175)])
+    def test_range(self, digits, name, black, white):
+        scale, shift = data.NORMALIZATIONS[name](digits["train_images"])
+        assert (shift, 255 * scale + shift) == pytest.approx((black, white), abs=1e-12)
+
+    def test_standard_against_numpy(self, mnist5k):
+        images = mnist5k.train_images
+        scale, shift = data.NORMALIZATIONS["standard"](images)
+        assert scale == pytest.approx(1 / images.std(dtype=np.float64), rel=1e-12)
+        assert shift == pytest.approx(-images.mean(dtype=np.float64) / images.std(dtype=np.float64), rel=1e-12)
+        normalized = images * scale + shift
+        assert (normalized.mean(), normalized.std()) == pytest.approx((0, 1), abs=1e-9)
+
+    @pytest.mark.parametrize("grey", [0, 7, 255])
+    def test_standard_refuses_one_grey(self, grey):
+        with pytest.raises(InputError, match=r"^normalization: 'standard' needs .*$"):
+            data.NORMALIZATIONS["standard"](np.full((5, 28, 28), grey, np.uint8))
+
+    def test_names(self):
+        assert set(data.NORMALIZATIONS) == {"unit", "lecun1998", "standard"}
+
+
+def png(image):
+    stream = io.BytesIO()
+    PIL.Image.fromarray(image[..., 0]).save(stream, "png")
+    return stream.getvalue()
+
+
+TENSOR = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="none")
+
+
+class Strokes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set that somebody else prepared: TFDS finds its files and not this class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    supervised_keys = ("image", "label")
+    image = TENSOR
+    label = tfds.features.ClassLabel(num_classes=10)
+    splits = ("train", "test")
+    encode = staticmethod(lambda image: image)
+    arrays = None
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"image": self.image, "label": self.label})
+        keys = self.supervised_keys
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.splits}
+
+    def _generate_examples(self, split):
+        for index, (image, label) in enumerate(zip(self.arrays["images"], self.arrays["labels"], strict=True)):
+            yield index, {"image": self.encode(image), "label": label}
+
+
+@pytest.fixture
+def prepare(tmp_path, digits):
+    def prepare(file_format="array_record", images=digits["train_images"], labels=digits["train_labels"], **changes):
+        arrays = {"images": images[..., None], "labels": labels.tolist()}
+        cls = type("Strokes", (Strokes,), {**changes, "arrays": arrays}, skip_registration=True)
+        cls(data_dir=tmp_path, file_format=file_format).download_and_prepare()
+
+    return prepare
+
+
+class TestTfds:
+    @pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+    @pytest.mark.parametrize(
+        "changes",
+        [{}, {"image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"), "encode": staticmethod(png)}],
+        ids=["tensor", "png"],
+    )
+    def test_reads_what_is_prepared_without_tensorflow(self, prepare, tmp_path, digits, caplog, file_format, changes):
+        prepare(file_format, **changes)
+        caplog.clear()
+        dataset = data.load("tfds:strokes", str(tmp_path))
+        assert dataset.name == "tfds:strokes"
+        assert dataset.classes == 10
+        assert dataset.train_labels.dtype == np.uint8
+        assert dataset.train_images.dtype == np.uint8
+        for split in ("train", "test"):
+            np.testing.assert_array_equal(getattr(dataset, f"{split}_images"), digits["train_images"])
+            np.testing.assert_array_equal(getattr(dataset, f"{split}_labels"), digits["train_labels"])
+        assert not caplog.records
+
+    def test_data_dir_from_the_environment(self, prepare, tmp_path, monkeypatch):
+        prepare()
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        assert len(data.load("tfds:strokes").train_images) == 40
+
+    def test_many_classes(self, prepare, tmp_path):
+        labels = np.array([255, 200, *range(38)])
+        prepare(labels=labels, label=tfds.features.ClassLabel(num_classes=256))
+        dataset = data.load("tfds:strokes", str(tmp_path))
+        assert dataset.classes == 256
+        np.testing.assert_array_equal(dataset.train_labels, labels)
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            (
+                {
+                    "images": np.zeros((40, 30, 30), np.uint8),
+                    "image": tfds.features.Tensor(shape=(30, 30, 1), dtype=np.uint8),
+                },
+                "has uint8 images of shape (30, 30, 1); uint8 28 x 28 x 1 or 32 x 32 x 1 fits",
+            ),
+            (
+                {
+                    "images": np.zeros((40, 28, 28), np.float32),
+                    "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.float32),
+                },
+                "has float32 images",
+            ),
+            ({"supervised_keys": None}, "is no image classification: its supervised keys are None"),
+            (
+                {"label": tfds.features.Scalar(dtype=np.int64)},
+                "is no image classification: its supervised keys are ('image', 'label')",
+            ),
+            ({"label": tfds.features.ClassLabel(num_classes=300)}, "has 300 classes; allowed are up to 256"),
+            ({"labels": np.full(40, -1)}, "labels -1 to -1; allowed are 0 to 255"),  # TFDS's mark for unknown
+            ({"splits": ("train",)}, "test"),
+        ],
+        ids=["size", "float", "unsupervised", "regression", "classes", "unlabelled", "split"],
+    )
+    def test_what_does_not_fit(self, prepare, tmp_path, changes, expected):
+        prepare(**changes)
+        message = refusal("tfds:strokes", tmp_path)
+        assert expected in message
+        assert "strokes" in message
+
+    @pytest.mark.parametrize("damage", ["truncated", "zeroed", "missing", "info"])
+    def test_damaged_records(self, prepare, tmp_path, damage):
+        prepare()
+        (records,) = tmp_path.glob("strokes/1.0.0/*-train.array_record*")
+        if damage == "truncated":
+            records.write_bytes(records.read_bytes()[:-100])
+        elif damage == "zeroed":
+            records.write_bytes(bytes(records.stat().st_size))
+        elif damage == "missing":
+            records.unlink()
+        else:
+            (records.parent / "dataset_info.json").write_text("{")
+        assert refusal("tfds:strokes", tmp_path).startswith("dataset: 'tfds:strokes' ")
+
+    def test_another_format(self, prepare, tmp_path):
+        prepare()
+        info = tmp_path / "strokes/1.0.0/dataset_info.json"
+        info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+        assert "file format FileFormat.TFRECORD is not supported" in refusal("tfds:strokes", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("no_such_set", f"is not known to TFDS {tfds.__version__} and not prepared in"),
+            ("no/such/set", "can't be prepared in or read from"),
+            ("a b", "can't be prepared in or read from"),
+            ("mnist/nope", "BuilderConfig nope not found"),
+            ("mnist:9.9.9", "cannot be loaded at version 9.9.9"),
+            ("cifar10", "has uint8 images of shape (32, 32, 3)"),
+        ],
+    )
+    def test_names_that_do_not_fit(self, tmp_path, name, expected):
+        message = refusal(f"tfds:{name}", tmp_path)
+        assert message.startswith(f"dataset: 'tfds:{name}' ")
+        assert expected in message
+
+    @pytest.mark.skipif(data.importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+    @pytest.mark.parametrize("name", ["mnist", "emnist/letters", "coco"])
+    def test_what_needs_tensorflow_is_refused_at_once(self, tmp_path, name):
+        start = time.perf_counter()
+        message = refusal(f"tfds:{name}", tmp_path)
+        assert time.perf_counter() - start < 5
+        assert f"'tfds:{name}' is not prepared in '{tmp_path}'" in message
+        assert "pip install 'lenet_jax[tensorflow]'" in message
+        assert not list(tmp_path.iterdir())
+
+    def test_verbosity_is_put_back(self, tmp_path):
+        from absl import logging
+
+        before = logging.get_verbosity()
+        refusal("tfds:no_such_set", tmp_path)
+        assert logging.get_verbosity() == before
+
+    def test_long_reasons_are_shortened(self, prepare, tmp_path):
+        prepare()
+        shutil.copy(__file__, tmp_path / "strokes/1.0.0/features.json")
+        assert refusal("tfds:strokes", tmp_path).startswith("dataset: 'tfds:strokes' can't be prepared in or read from")

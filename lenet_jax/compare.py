@@ -116,27 +116,52 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     return ["the runs used different data sets or splits of them"] if len(fingerprints) > 1 else []
 
 
-def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
-    """The comparison for a terminal: errors in percent."""
-    scale, unit = (100.0, " %") if metric.endswith("_error") else (1.0, "")
-    shown = Table(title=f"{metric.replace('_', ' ')}{unit}, at the last epoch", box=box.SIMPLE_HEAD, padding=0)
-    # One column an axis where all arms have the same axes, else the arm's name.
+def cells(rows: Sequence[ArmStatistics], metric: str) -> tuple[list[str], list[list[str]]]:
+    """The comparison as text: names of the columns, and a list of cells a row. Errors are in percent.
+
+    Axes that all arms have get a column each; otherwise an arm's name does.
+    """
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
-    for name in [*(["run"] if several else []), *(axes or ["arm"])]:
-        shown.add_column(name, overflow="fold")
-    for name in ("n", "mean", "std", "95 % CI", "best", "worst", "diverged"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    percent = metric.endswith("_error")
 
     def text(value: float | None) -> str:
-        return "-" if value is None else f"{scale * value:.2f}" if scale > 1 else f"{value:.4f}"
+        return "-" if value is None else f"{100 * value:.2f}" if percent else f"{value:.4f}"
 
+    header = [*(["run"] if several else []), *(axes or ["arm"])]
+    header += ["n", "mean", "std", "95 % CI", "best", "worst", "diverged"]
+    lines = []
     for row in rows:
+        names = [format_value(row.axes[axis]) for axis in axes] or [row.arm]
         ends = f"{text(row.ci95[0])} - {text(row.ci95[1])}" if row.ci95 else "-"
-        values = (text(row.mean), text(row.std), ends, text(row.best), text(row.worst))
-        names = [format_value(row.axes[axis]) for axis in axes] or [label("", row.arm)]
-        shown.add_row(*([row.run] if several else []), *names, str(row.n), *values, str(row.diverged))
+        numbers = [str(row.n), text(row.mean), text(row.std), ends, text(row.best), text(row.worst), str(row.diverged)]
+        lines.append([*([row.run] if several else []), *names, *numbers])
+    return header, lines
+
+
+NUMBERS = 7
+"""Columns at the end of `cells` that hold numbers."""
+
+
+def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
+    """The comparison for a terminal."""
+    header, lines = cells(rows, metric)
+    unit = " %" if metric.endswith("_error") else ""
+    shown = Table(title=f"{metric.replace('_', ' ')}{unit}, at the last epoch", box=box.SIMPLE_HEAD, padding=0)
+    for name in header[:-NUMBERS]:
+        shown.add_column(name, overflow="fold")
+    for name in header[-NUMBERS:]:
+        shown.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        shown.add_row(*[cell.replace(",", "\n") for cell in line])
     return shown
+
+
+def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
+    """The comparison as a Markdown table."""
+    header, lines = cells(rows, metric)
+    rule = ["---"] * (len(header) - NUMBERS) + ["--:"] * NUMBERS
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines]) + "\n"
 
 
 def curves(runs: Sequence[Run], metric: str) -> dict[str, pd.DataFrame]:
@@ -156,7 +181,7 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
     Args:
       folders: run folders.
       metric: split and metric, as in ``test_error``.
-      out: folder for `comparison.csv` and the PNG files; made if need be.
+      out: folder for `comparison.csv`, `comparison.md` and the PNG files; made if need be.
       console: where the table goes.
 
     Returns:
@@ -179,7 +204,9 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
                 )
             ),
         }
-        files = [csv]
+        text = out / "comparison.md"
+        results.replace_file(text, lambda partial: partial.write_text(markdown(rows, metric)))
+        files = [csv, text]
         for name, figure in figures.items():
             files.append(out / f"{metric}_{name}.png")
             plots.save(figure, files[-1])

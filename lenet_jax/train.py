@@ -109,15 +109,15 @@ def wrong(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], 
 
 def train_step(
     state: TrainState,
-    images: Float[Array, "batch 32 32"],
+    grid: Float[Array, "16 8 8 batch"],
     labels: Int[Array, " batch"],
     hyper: Hyperparameters,
     recipe: Recipe,
 ) -> tuple[TrainState, Metrics]:
-    """One update. The metrics are of the network before it."""
+    """One update, from images that `blocked.to_grid` has cut. The metrics are of the network before it."""
 
     def objective(params: Params) -> tuple[Array, Array]:
-        outputs = blocked.forward(params, images, recipe.architecture)
+        outputs = blocked.forward_grid(params, grid, recipe.architecture)
         return recipe.loss(outputs, labels), wrong(outputs, labels, recipe).mean()
 
     (loss, error), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -134,10 +134,21 @@ def train_epoch(
     order = jax.random.permutation(order_key, recipe.train_size)
     batches = order[: recipe.epoch_steps * recipe.batch_size].reshape(recipe.epoch_steps, recipe.batch_size)
 
-    def step(state: TrainState, places: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
-        return train_step(state, *images.take(places), hyper, recipe)
+    def load(places: Int[Array, " batch"]) -> tuple[Float[Array, "16 8 8 batch"], Int[Array, " batch"]]:
+        pictures, labels = images.take(places)
+        return blocked.to_grid(pictures), labels
 
-    state, metrics = jax.lax.scan(step, state, batches)
+    # Each step loads the next one's batch. As part of the carry it is written to memory once; loaded where it is used,
+    # XLA would gather every pixel anew for each tile that sees it.
+    def step(
+        carry: tuple[TrainState, tuple[Array, Array]], following: Int[Array, " batch"]
+    ) -> tuple[tuple[TrainState, tuple[Array, Array]], Metrics]:
+        state, batch = carry
+        loaded = load(following)
+        state, metrics = train_step(state, *batch, hyper, recipe)
+        return (state, loaded), metrics
+
+    (state, _), metrics = jax.lax.scan(step, (state, load(batches[0])), jnp.roll(batches, -1, axis=0))
     return dataclasses.replace(state, epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
 
 

@@ -39,7 +39,13 @@ def mse(
       target_code: t, a key of `TARGET_CODES`.
       reduction: over classes: ``sum`` (the specification) or ``mean`` (a tenth of it, for ten classes).
       factor: 1 in the specification; 0.5 is common elsewhere.
+
+    Raises:
+      InputError: a value is unknown.
     """
+    check_choice("point", point, MSE_POINTS)
+    check_choice("target_code", target_code, TARGET_CODES)
+    check_choice("reduction", reduction, MSE_REDUCTIONS)
     y = jax.nn.softmax(outputs) if point == "softmax" else outputs
     wrong, right = TARGET_CODES[target_code]
     t = wrong + (right - wrong) * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)

@@ -151,7 +151,10 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         .compile()
     )
     return Programs(
-        init=jax.jit(lambda seeds, hyper: init((seeds, hyper))).lower(seeds, hyper).compile(),
+        # Runs once: optimising it would take longer than running it.
+        init=jax.jit(lambda seeds, hyper: init((seeds, hyper)))
+        .lower(seeds, hyper)
+        .compile(compiler_options={"xla_backend_optimization_level": 0}),
         train_epoch=train_program,
         evaluate=jax.jit(evaluate).lower(state.params, images, place, place).compile(),
         memory=predicted_memory(train_program, mesh),

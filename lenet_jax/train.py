@@ -109,7 +109,7 @@ def wrong(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], 
 
 def train_step(
     state: TrainState,
-    grid: Float[Array, "16 8 8 batch"],
+    grid: Float[Array, "1 4 4 8 8 batch"],
     labels: Int[Array, " batch"],
     hyper: Hyperparameters,
     recipe: Recipe,
@@ -134,7 +134,7 @@ def train_epoch(
     order = jax.random.permutation(order_key, recipe.train_size)
     batches = order[: recipe.epoch_steps * recipe.batch_size].reshape(recipe.epoch_steps, recipe.batch_size)
 
-    def load(places: Int[Array, " batch"]) -> tuple[Float[Array, "16 8 8 batch"], Int[Array, " batch"]]:
+    def load(places: Int[Array, " batch"]) -> tuple[Float[Array, "1 4 4 8 8 batch"], Int[Array, " batch"]]:
         pictures, labels = images.take(places)
         return blocked.to_grid(pictures), labels
 

@@ -1,7 +1,11 @@
 """Set-up of all tests: two CPU devices, strict ranks, and shapes checked at run time."""
 
+from pathlib import Path
+
 import jax
 import jaxtyping
+import numpy as np
+import pytest
 from beartype import BeartypeConf, beartype
 
 
@@ -18,3 +22,57 @@ def check_types(function):
 jaxtyping.install_import_hook("lenet_jax", "conftest.check_types")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of what the tests do. The cache's keys are the programs themselves: nothing stale can be used.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """400 digits and their labels: uint8 [400, 32, 32], int32 [400]."""
+    from lenet_jax import data
+
+    dataset = data.load("mnist5k")
+    return data.pad(dataset.train_images[:400], "background"), dataset.train_labels[:400].astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """(architecture, seed=0) -> parameters that are all random, biases too, of the current default float type."""
+    from lenet_jax import model
+
+    def make(architecture, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), architecture))
+
+        def draw(leaf):
+            # Kernels such that sums of up to 400 inputs are of order 1; coefficients and biases of order 1.
+            scale = 0.1 if len(leaf.shape) > 1 else 1.0
+            return jax.numpy.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+        return jax.tree.map(draw, shapes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """(tree, expected, tolerance): every leaf differs by at most tolerance x the largest number of the expected one."""
+
+    def check(tree, expected, tolerance):
+        assert jax.tree.structure(tree) == jax.tree.structure(expected)
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+        ):
+            limit = tolerance * np.abs(other).max()
+            np.testing.assert_allclose(leaf, other, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that test mathematics operation by operation: compiling takes longer there than computing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -58,10 +58,12 @@ def test_files_of_a_comparison(tmp_path, capsys):
     files = compare.compare([write_run(tmp_path / "run")], "test_error", tmp_path / "out" / "deep", Console())
     assert [file.name for file in files] == [
         "comparison.csv",
+        "comparison.md",
         "test_error_learning_curves.png",
         "test_error_final_values.png",
     ]
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[1:])
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
+    assert files[1].read_text().splitlines()[2] == "| mse | tanh | 3 | 6.00 | 1.00 | 5.00 - 7.00 | 5.00 | 7.00 | 0 |"
     table = pd.read_csv(files[0])
     assert table["mean"].tolist() == pytest.approx([0.06, 0.04])
     assert {"arm", "n", "mean", "std", "ci95_low", "ci95_high", "best", "worst", "diverged"} <= set(table.columns)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import task
+from task import Outcome, Task, Weights, Window
+
 from lenet_jax import losses, model, population, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
-from task import Outcome, Task, Weights, Window
 
 
 def configure() -> None:

@@ -3,7 +3,8 @@
 Written as Flax's documentation recommends (nn.compact modules, optax, one jitted step, donated state), on JAX's normal
 single CPU device with XLA's own threads. Where there was a choice, the faster one that was measured:
 
-- C3's table: nn.Conv's own `mask` over a full 6 -> 16 convolution. Three grouped convolutions took 10 to 100 times as long.
+- C3's table: nn.Conv's own `mask` over a full 6 -> 16 convolution. Three grouped convolutions (3, 4 and 6 inputs a map)
+  took 2 to 300 times as long.
 - The images lie on the device, and a batch is gathered inside the compiled step.
 - A single member isn't vmapped.
 - The loop waits for results only now and then (at least every epoch), so that calls overlap with work.
@@ -21,9 +22,10 @@ import numpy as np
 import optax
 import task
 from jax import Array
+from task import Outcome, Task, Weights, Window
+
 from lenet_jax.layers import connections
 from lenet_jax.model import C3_TABLE
-from task import Outcome, Task, Weights, Window
 
 CHECKED_MEMBERS = 2
 """The scan's step is checked with no more members than this: compiling it once more for each would take long."""
@@ -72,8 +74,8 @@ class LeNet5(nn.Module):
 
 
 def to_flax(weights: Weights) -> dict[str, Any]:
-    """Weights of lenet_jax -> variables of `LeNet5`."""
-    c3 = np.zeros((5, 5, 6, 16), np.float32)
+    """Weights of lenet_jax -> variables of `LeNet5`. A 1 stands where C3 has no connection: it must not matter."""
+    c3 = np.ones((5, 5, 6, 16), np.float32)
     c3[:, :, SOURCES, MAPS] = np.moveaxis(weights["c3.kernel"], 0, -1)
     kernels = {
         "c1": np.moveaxis(weights["c1.kernel"], 0, -1)[:, :, None],
@@ -155,14 +157,14 @@ class Session:
         self.epoch_steps = len(images.labels) // batch_size
         # A scan of one step would be compiled as no loop at all.
         self.steps = 2 if scan else 1
-        self.compile()
+        self.program = jax.jit(step_of(members), donate_argnums=0)
+        if scan:
+            self.compile_scan()
 
-    def compile(self) -> None:
-        """Compiles the program for the present number of steps."""
-        function = epoch_of(self.members) if self.scan else step_of(self.members)
-        places = self.places(self.steps) if self.scan else self.places(1)[0]
-        arguments = (self.state, self.images, self.labels, places)
-        self.program = jax.jit(function, donate_argnums=0).lower(*arguments).compile()
+    def compile_scan(self) -> None:
+        """Compiles the scan for the present number of steps."""
+        arguments = (self.state, self.images, self.labels, self.places(self.steps))
+        self.program = jax.jit(epoch_of(self.members), donate_argnums=0).lower(*arguments).compile()
 
     def places(self, steps: int) -> np.ndarray:
         """Batches of each member's own random order: [steps, (members,) batch]."""
@@ -193,7 +195,7 @@ class Session:
         per_step = window.seconds / self.steps
         self.steps = int(np.clip(seconds / PIECES / per_step, self.steps, max(self.epoch_steps, self.steps)))
         if self.scan:
-            self.compile()
+            self.compile_scan()
         return self.train(0)
 
     def train(self, seconds: float) -> Window:

@@ -1,13 +1,15 @@
 """What every arrangement of a benchmark trains, and how its answers are checked.
 
-One network (tanh, C3's table of 60 connections, trainable subsampling, softmax), one loss (cross-entropy), one optimizer
-(SGD with momentum, constant learning rate), one data set (the first images of mnist5k, padded to 32 x 32, standardized).
+One network (tanh, C3's table of 60 connections, trainable subsampling, softmax), one loss (cross-entropy), one
+optimizer (SGD with momentum, constant learning rate), one data set (the first images of mnist5k, padded to 32 x 32,
+standardized).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
 from lenet_jax import data, model
 from lenet_jax.losses import Loss
 from lenet_jax.train import Images, Recipe

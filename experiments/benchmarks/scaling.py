@@ -1,0 +1,216 @@
+"""What a population costs: time, compile time and memory against members, batch size and training-set size.
+
+Measured on mnist5k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
+
+- seconds an epoch and samples x members per second: `population.train_epoch`, median over epochs after a first one;
+- seconds of `population.create` without the persistent cache: compiling all programs, and initializing the members;
+- the peak of the resident set, beside what the compiler predicts (`population.Programs.memory`).
+
+Each point runs in a fresh process, so that its peak is its own. Exponents are fitted by least squares on logarithms:
+seconds of an epoch ~ axis^exponent; ideal are 1 for members (from the number of cores on) and for images, and at most 0
+for the batch size.
+
+Then 1,000 members for one short epoch; and with --dataset=idx:FOLDER nothing but 64 members on that data set, all of
+its training images in memory, for one epoch of --samples of them.
+
+Cost: about 8 minutes on two cores, which nothing else may use meanwhile.
+
+    .venv/bin/python experiments/benchmarks/scaling.py [--dataset=idx:FOLDER] [--out=FOLDER]
+
+Writes FOLDER/scaling.json, scaling.md and scaling.png; FOLDER is experiments/results/scaling by default. With
+--dataset it writes FOLDER/memory.json and memory.md instead.
+"""
+
+import json
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import machine
+import numpy as np
+import report
+import task
+from absl import app, flags
+from workers import SPAWN
+
+from lenet_jax import data
+from lenet_jax.errors import InputError
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+THOUSAND = 1000
+SHORT_EPOCH = 320
+"""Images of the epoch of a thousand members."""
+
+FULL_MEMBERS = 64
+"""Members on the data set of --dataset."""
+
+MEMBERS = flags.DEFINE_multi_integer("members", [1, 2, 4, 8, 16, 32, 64], "Members; repeat the flag.", lower_bound=1)
+BATCH_SIZES = flags.DEFINE_multi_integer(
+    "batch_sizes", [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], "Batch sizes; repeat the flag.", lower_bound=1
+)
+TRAIN_SIZES = flags.DEFINE_multi_integer(
+    "train_sizes", [500, 1000, 2000, 4000], "Images of mnist5k; repeat the flag.", lower_bound=1, upper_bound=4000
+)
+BASE = flags.DEFINE_list("base", ["8", "32", "4000"], "Members, batch size and images while another axis varies.")
+SECONDS = flags.DEFINE_float("seconds", 2.0, "Least time of a point's measured epochs.", lower_bound=0.0)
+MANY = flags.DEFINE_integer("many", THOUSAND, "Members of the short epoch; 0 leaves it out.", lower_bound=0)
+DATASET = flags.DEFINE_string("dataset", "", f"Measure {FULL_MEMBERS} members on this data set instead, as idx:FOLDER.")
+SAMPLES = flags.DEFINE_integer("samples", 6400, "Images of the epoch on --dataset; 0: all.", lower_bound=0)
+OUT = flags.DEFINE_string("out", str(RESULTS / "scaling"), "Folder for the results.")
+
+
+class Point(NamedTuple):
+    """What is run in one process.
+
+    Attributes:
+      members, batch_size, train_size: the training; the epoch covers `train_size` images (0: all).
+      seconds: least time of the epochs measured after the first; 0: the first is the one.
+      dataset: a name for `data.load`. All of its training images are in memory.
+    """
+
+    members: int
+    batch_size: int
+    train_size: int
+    seconds: float
+    dataset: str = "mnist5k"
+
+
+def resident_peak() -> int:
+    """The largest resident set of this process since its start, or since the peak was cleared, in bytes (Linux)."""
+    # Not getrusage: a child process would inherit its parent's peak.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def measure(point: Point) -> dict[str, Any]:
+    """Creates and trains a population. For a fresh process."""
+    import jax  # only here: the main process runs no JAX
+
+    from lenet_jax import population
+
+    population.configure()
+    jax.config.update("jax_enable_compilation_cache", False)
+    whole = point.dataset != "mnist5k"
+    images = task.load(point.dataset, 0 if whole else point.train_size)
+    train_size = min(point.train_size or len(images.labels), len(images.labels))
+    recipe = task.recipe(point.batch_size, train_size)
+    jax.block_until_ready(jax.numpy.zeros(1))  # starts JAX
+    loading = resident_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident_peak()
+
+    start = time.perf_counter()
+    hyper = task.hyperparameters(point.members)
+    members = population.create(range(point.members), hyper, images.images, recipe)
+    jax.block_until_ready(members.state.params)
+    created = time.perf_counter()
+
+    epochs, begun = [], time.perf_counter()
+    while len(epochs) < 2 or (point.seconds and time.perf_counter() - begun < point.seconds):
+        start_epoch = time.perf_counter()
+        metrics = population.train_epoch(members)
+        epochs.append(time.perf_counter() - start_epoch)
+        if not point.seconds:
+            break
+    peak = resident_peak()
+    seconds = statistics.median(epochs[1:] or epochs)
+    trained = recipe.epoch_steps * recipe.batch_size
+    return {
+        "members": point.members,
+        "batch_size": point.batch_size,
+        "train_size": train_size,
+        "images_in_memory": len(images.labels),
+        "dataset": point.dataset,
+        "seconds_per_epoch": seconds,
+        "epochs": epochs,
+        "samples_per_second": trained * point.members / seconds,
+        "create_seconds": created - start,
+        "peak_bytes": max(loading, peak),
+        "grown_bytes": peak - before,
+        "predicted_bytes": members.programs.memory,
+        "diverged": int(np.sum(~np.isfinite(metrics.loss))),
+    }
+
+
+def run(point: Point) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+        result = pool.submit(measure, point).result()
+    print(
+        f"{time.strftime('%H:%M:%S')} {point.members} members, batch size {point.batch_size}, "
+        f"{result['train_size']} images: {result['samples_per_second']:,.0f} samples/s, created in "
+        f"{result['create_seconds']:.1f} s, {result['peak_bytes'] / 2**20:,.0f} MiB",
+        file=sys.stderr,
+        flush=True,
+    )
+    return result
+
+
+def exponent(points: list[dict[str, Any]], axis: str) -> float | None:
+    """Of seconds an epoch against the axis: the slope of log on log, by least squares. None for a single point.
+
+    Points with fewer members than cores leave cores idle, and don't count.
+    """
+    points = [point for point in points if point["members"] >= machine.cores()]
+    if len(points) < 2:
+        return None
+    slope, _ = np.polyfit(np.log([p[axis] for p in points]), np.log([p["seconds_per_epoch"] for p in points]), 1)
+    return float(slope)
+
+
+def sweep() -> dict[str, Any]:
+    """All three axes, and many members."""
+    base = dict(zip(("members", "batch_size", "train_size"), map(int, BASE.value), strict=True))
+    axes = {"members": MEMBERS.value, "batch_size": BATCH_SIZES.value, "train_size": TRAIN_SIZES.value}
+    done: dict[Point, dict[str, Any]] = {}
+    for axis, values in axes.items():
+        for value in values:
+            point = Point(**(base | {axis: value}), seconds=SECONDS.value)
+            done[point] = done.get(point) or run(point)
+    points = {
+        axis: [done[Point(**(base | {axis: value}), seconds=SECONDS.value)] for value in values]
+        for axis, values in axes.items()
+    }
+    many = run(Point(MANY.value, base["batch_size"], SHORT_EPOCH, 0.0)) if MANY.value else None
+    return {
+        "base": base,
+        "axes": points,
+        "exponents": {axis: exponent(rows, axis) for axis, rows in points.items()},
+        "many": many,
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Measures and writes the results."""
+    if argv[1:]:
+        sys.exit(f"scaling.py takes flags only, not {argv[1]!r}")
+    busy = machine.busy()
+    machine.warn_if(busy)
+    header = {**machine.describe(), "busy_percent_before": busy.total}
+    out = Path(OUT.value)
+    try:
+        if DATASET.value:
+            data.load(DATASET.value)  # refuses what can't be read, in one line
+            results = header | {"full": run(Point(FULL_MEMBERS, 32, SAMPLES.value, 0.0, DATASET.value))}
+            name, table = "memory", report.memory_table(results)
+        else:
+            results = header | sweep()
+            name, table = "scaling", report.scaling_table(results)
+    except (InputError, BrokenProcessPool) as error:
+        sys.exit(f"scaling.py: {error}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{name}.md").write_text(table)
+    if name == "scaling":
+        report.scaling_plot(results, out / "scaling.png")
+    print(table)
+    print(f"results are in {out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,105 @@
+"""Worker processes: every arrangement lives in its own, so that thread pools and settings don't disturb each other.
+
+A worker waits for commands on a pipe, without using the processor, and keeps its sessions between them.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import sys
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+from task import Task
+
+SPAWN = multiprocessing.get_context("spawn")
+
+PATIENCE = 900
+"""Seconds that the processes of one arrangement wait for each other at most."""
+
+
+class WorkerError(RuntimeError):
+    """What went wrong in a worker, in one line."""
+
+
+def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, Any], images: Task) -> None:
+    """A worker's life: answers (command, session, arguments) until the pipe is closed or says None.
+
+    Commands: ``create`` (a session), ``drop`` (all sessions), ``train`` (once all processes of the arrangement are
+    there), any other method of the session, and functions of the module for session None.
+
+    Args:
+      pipe: commands and answers.
+      barrier: of all processes of the arrangement.
+      module: `ours`, `peers_torch` or `peers_flax`.
+      options: of its `configure` and `Session`.
+      images: what is trained.
+    """
+    sessions: dict[tuple[int, int], Any] = {}
+    peer = None
+    while (message := pipe.recv()) is not None:
+        command, key, arguments = message
+        try:
+            if peer is None:
+                peer = importlib.import_module(module)
+                peer.configure(**options)
+            answer = None
+            if command == "create":
+                sessions[key] = peer.Session(images, *key, **options)
+            elif command == "drop":
+                sessions.clear()
+            elif key is None:
+                answer = getattr(peer, command)(images, *arguments)
+            else:
+                if command == "train":
+                    barrier.wait(PATIENCE)
+                answer = getattr(sessions[key], command)(*arguments)
+            pipe.send((answer, ""))
+        except Exception as error:  # told to the parent, which decides
+            lines = str(error).strip().splitlines() or [""]
+            pipe.send((None, f"{type(error).__name__}: {lines[0]}"))
+
+
+class Workers:
+    """The processes of one arrangement: one, or one a core."""
+
+    def __init__(self, module: str, options: list[dict[str, Any]], images: Task) -> None:
+        """Starts a process for each of the options."""
+        self.barrier = SPAWN.Barrier(len(options))  # kept: it ends with its last reference in this process
+        self.pipes, self.processes = [], []
+        for option in options:
+            here, there = SPAWN.Pipe()
+            arguments = (there, self.barrier, module, option, images)
+            process = SPAWN.Process(target=serve, args=arguments, daemon=True)
+            process.start()
+            there.close()  # so that the end of the process is the end of the pipe
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def ask(self, command: str, key: tuple[int, int] | None = None, *arguments: Any) -> list[Any]:
+        """Sends a command to all processes at once and waits for their answers.
+
+        Raises:
+          WorkerError: one of them failed.
+        """
+        try:
+            for pipe in self.pipes:
+                pipe.send((command, key, arguments))
+            answers = [pipe.recv() for pipe in self.pipes]
+        except (EOFError, OSError) as error:
+            raise WorkerError(f"the process ended during {command!r}") from error
+        errors = [error for _, error in answers if error]
+        if errors:
+            raise WorkerError(errors[0])
+        return [answer for answer, _ in answers]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            with contextlib.suppress(OSError):  # it ended by itself
+                pipe.send(None)
+            process.join(10)
+            if process.is_alive():
+                print(f"ending process {process.pid}, which doesn't stop", file=sys.stderr)
+                process.terminate()

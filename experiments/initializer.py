@@ -1,0 +1,14 @@
+"""Why the sigmoid network stalls, and what frees it: every initializer with sigmoid and with tanh."""
+
+from lenet_jax.experiments import base
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """5 initializers x 2 activations, cross-entropy, on the embedded digits."""
+    config = base.get_config(arg)
+    config.loss = "cross_entropy"
+    config.seeds = 4
+    config.sweep.activation = ("sigmoid", "tanh")
+    config.sweep.initializer = ("lecun1998", "lecun1998_sqrt", "glorot", "bengio2012", "glorot_centered")
+    return config

@@ -1,0 +1,18 @@
+"""Which learning rate suits which arm of the quickstart: every arm at every rate, judged on a validation split.
+
+The quickstart gives all its arms one learning rate. That is only fair if it suits them all, which this shows.
+"""
+
+from lenet_jax.experiments import base
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """5 learning rates x 2 losses x 2 activations, 1,000 of the 4,000 training digits kept for validation."""
+    config = base.get_config(arg)
+    config.validation_size = 1000
+    config.seeds = 4
+    config.sweep.loss = ("mse", "cross_entropy")
+    config.sweep.activation = ("sigmoid", "tanh")
+    config.sweep.learning_rate = (0.003, 0.01, 0.03, 0.1, 0.3)
+    return config

@@ -1,0 +1,77 @@
+"""The fast forward pass and its gradients against those of `model.forward`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lenet_jax import blocked, model
+from lenet_jax.layers import ACTIVATIONS
+from lenet_jax.model import CONNECTIVITIES, INITIALIZERS, OUTPUTS, SUBSAMPLINGS, Architecture
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def one_by_one(params, images, architecture):
+    return jnp.stack([model.forward(params, image, architecture) for image in images])
+
+
+def outputs_and_gradients(forward, params, images, architecture, weights):
+    """A batch's outputs, and the gradients of a weighted sum of them."""
+
+    def objective(params):
+        outputs = forward(params, images, architecture)
+        return (outputs * weights).sum(), outputs
+
+    gradients, outputs = jax.grad(objective, has_aux=True)(params)
+    return {"outputs": outputs, "gradients": gradients}
+
+
+def draw(architecture, batch, seed):
+    """Images, and weights of the outputs, in float64."""
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(batch, 32, 32))), jnp.asarray(rng.normal(size=(batch, architecture.classes)))
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.parametrize("connectivity", CONNECTIVITIES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_equals_the_model(activation, connectivity, subsampling, random_params, assert_close):
+    architecture = Architecture(activation, connectivity, subsampling)
+    with jax.enable_x64(True):
+        params = random_params(architecture)
+        images, weights = draw(architecture, 2, 0)
+        expected = outputs_and_gradients(one_by_one, params, images, architecture, weights)
+        double = outputs_and_gradients(blocked.forward, params, images, architecture, weights)
+        assert_close(double, expected, 1e-10)
+        params, images, weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, images, weights))
+    single = outputs_and_gradients(blocked.forward, params, images, architecture, weights)
+    assert {leaf.dtype for leaf in jax.tree.leaves(single)} == {np.dtype("float32")}
+    assert_close(single, expected, 1e-5)
+
+
+ARCHITECTURES = st.builds(
+    Architecture,
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    connectivity=st.sampled_from(sorted(CONNECTIVITIES)),
+    subsampling=st.sampled_from(SUBSAMPLINGS),
+    output=st.sampled_from(OUTPUTS),
+    initializer=st.sampled_from(sorted(INITIALIZERS)),
+    classes=st.sampled_from([10, 26]),
+)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(architecture=ARCHITECTURES, batch=st.sampled_from([2, 5]), seed=st.integers(0, 2**32 - 1))
+def test_equals_the_model_for_any_network(architecture, batch, seed, assert_close):
+    # In float64 alone: with glorot_centered the sums cancel, which costs float32 a digit in both forms.
+    with jax.enable_x64(True):
+        params = model.init(jax.random.key(seed), architecture)
+        images, weights = draw(architecture, batch, seed)
+        fast, slow = (
+            outputs_and_gradients(forward, params, images, architecture, weights)
+            for forward in (blocked.forward, one_by_one)
+        )
+        assert_close(fast, slow, 1e-10)

@@ -1,0 +1,75 @@
+"""Losses against values worked out by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lenet_jax.errors import InputError
+from lenet_jax.losses import LOSSES, Loss, cross_entropy, mse
+
+LABELS = jnp.array([1, 2])
+
+# softmax: [1/4, 1/2, 1/4] and [1/2, 1/4, 1/4]
+LOGITS = jnp.log(jnp.array([[1.0, 2.0, 1.0], [6.0, 3.0, 3.0]]))
+
+SCORES = jnp.array([[0.0, 1.0, 0.0], [2.0, -1.0, 0.0]])
+
+MSE_CASES = [
+    # Softmax, targets 0 and 1: (1/16 + 4/16 + 1/16 + 4/16 + 1/16 + 9/16) / 2 samples.
+    ({}, LOGITS, 0.625),
+    ({"factor": 0.5}, LOGITS, 0.3125),
+    ({"reduction": "mean"}, LOGITS, 0.625 / 3),
+    # Softmax, targets -1 and 1: (25/16 + 4/16 + 25/16 + 36/16 + 25/16 + 9/16) / 2.
+    ({"target_code": "+-1"}, LOGITS, 3.875),
+    # Scores, targets 0 and 1: (0 + 0 + 0 + 4 + 1 + 1) / 2.
+    ({"point": "linear"}, SCORES, 3.0),
+    # Scores, targets -1 and 1: (1 + 0 + 1 + 9 + 0 + 1) / 2.
+    ({"point": "linear", "target_code": "+-1"}, SCORES, 6.0),
+    ({"point": "linear", "target_code": "+-1", "reduction": "mean", "factor": 0.5}, SCORES, 1.0),
+]
+
+
+@pytest.mark.parametrize(("options", "outputs", "expected"), MSE_CASES)
+def test_mse(options, outputs, expected):
+    fields = {"point": "mse_point", "reduction": "mse_reduction", "factor": "mse_factor", "target_code": "target_code"}
+    loss = Loss("mse", **{fields[name]: value for name, value in options.items()})
+    np.testing.assert_allclose(mse(outputs, LABELS, **options), expected, rtol=1e-6)
+    np.testing.assert_allclose(loss(outputs, LABELS), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, Loss("cross_entropy")], ids=["function", "Loss"])
+def test_cross_entropy(loss):
+    # (log 2 + log 4) / 2 samples
+    np.testing.assert_allclose(loss(LOGITS, LABELS), 1.0397207708, rtol=1e-6)
+
+
+def test_cross_entropy_of_a_confident_network_is_finite():
+    np.testing.assert_allclose(cross_entropy(jnp.array([[1000.0, 0.0]]), jnp.array([1])), 1000.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_is_a_mean_over_samples(name):
+    twice = Loss(name)(jnp.concatenate([LOGITS, LOGITS]), jnp.concatenate([LABELS, LABELS]))
+    np.testing.assert_allclose(twice, Loss(name)(LOGITS, LABELS), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "shown", "choices"),
+    [
+        ("name", "loss", "'mse', 'cross_entropy'"),
+        ("mse_point", "mse_point", "'softmax', 'linear'"),
+        ("target_code", "target_code", "'0/1', '+-1'"),
+        ("mse_reduction", "mse_reduction", "'sum', 'mean'"),
+    ],
+)
+def test_unknown_setting_is_refused(field, shown, choices):
+    with pytest.raises(InputError) as refusal:
+        Loss(**{field: "huge"})
+    assert str(refusal.value) == f"{shown}: 'huge' is not one of {choices}"
+
+
+@pytest.mark.parametrize("setting", [{"point": "sofmax"}, {"target_code": "x"}, {"reduction": "avg"}])
+def test_mse_refuses_unknown_settings(setting):
+    field, value = next(iter(setting.items()))
+    with pytest.raises(InputError, match=f"{field}: '{value}' is not one of"):
+        losses.mse(jnp.zeros((1, 10)), jnp.zeros(1, jnp.int32), **setting)

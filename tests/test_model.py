@@ -1,0 +1,268 @@
+"""The network against its specification: counts, values, gradients, initial parameters."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from lenet_jax import model
+from lenet_jax.errors import InputError
+from lenet_jax.layers import ACTIVATIONS
+from lenet_jax.losses import LOSSES, Loss
+from lenet_jax.model import CONNECTIVITIES, INITIALIZERS, SUBSAMPLINGS, Architecture
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LAYERS = ("c1", "s2", "c3", "s4", "c5", "f6", "output")
+
+# By layer, as `Start` bounds them: a unit's inputs (C3's by output map), and the units that see an input.
+FAN_IN = {"c1": 25, "s2": 4, "c3": np.repeat([75, 100, 150], [6, 9, 1]), "s4": 4, "c5": 400, "f6": 120, "output": 84}
+FAN_OUT = {"c1": 150, "s2": 1, "c3": 250, "s4": 1, "c5": 120, "f6": 84, "output": 10}
+
+
+def weights_of(layer):
+    """A layer's kernel, or its coefficients."""
+    return layer.kernel if hasattr(layer, "kernel") else layer.coefficient
+
+
+def of_connections(values):
+    """C3's numbers by output map -> by connection."""
+    return np.repeat(values, [len(sources) for sources in model.C3_TABLE])
+
+
+@pytest.fixture(scope="module")
+def many():
+    """(architecture) -> the initial parameters of 40 keys, stacked."""
+    keys = jax.random.split(jax.random.key(7), 40)
+    return lambda architecture: jax.vmap(lambda key: model.init(key, architecture))(keys)
+
+
+def test_parameter_counts():
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), Architecture()))
+    counts = model.count_parameters(params)
+    assert counts == {"c1": 156, "s2": 12, "c3": 1516, "s4": 32, "c5": 48120, "f6": 10164, "output": 850}
+    assert sum(counts.values()) == 60850
+    assert sum(counts.values()) - counts["output"] == 60000
+
+
+def test_parameter_shapes():
+    assert model.parameter_table(Architecture()) == [
+        ("c1", "kernel [6, 5, 5], bias [6]", 156),
+        ("s2", "coefficient [6], bias [6]", 12),
+        ("c3", "kernel [60, 5, 5], bias [16]", 1516),
+        ("s4", "coefficient [16], bias [16]", 32),
+        ("c5", "kernel [16, 5, 5, 120], bias [120]", 48120),
+        ("f6", "kernel [120, 84], bias [84]", 10164),
+        ("output", "kernel [84, 10], bias [10]", 850),
+    ]
+
+
+@pytest.mark.parametrize("subsampling", ["average", "max"])
+def test_plain_pooling_has_no_parameters(subsampling):
+    rows = {name: rest for name, *rest in model.parameter_table(Architecture(subsampling=subsampling))}
+    assert rows["s2"] == rows["s4"] == ["-", 0]
+
+
+def test_full_connectivity_and_classes_change_the_counts():
+    counts = {name: count for name, _, count in model.parameter_table(Architecture(connectivity="full", classes=7))}
+    assert counts["c3"] == 96 * 25 + 16
+    assert counts["output"] == 84 * 7 + 7
+
+
+def test_c3_table_is_the_papers():
+    assert model.C3_TABLE == (
+        (0, 1, 2),
+        (1, 2, 3),
+        (2, 3, 4),
+        (3, 4, 5),
+        (0, 4, 5),
+        (0, 1, 5),
+        (0, 1, 2, 3),
+        (1, 2, 3, 4),
+        (2, 3, 4, 5),
+        (0, 3, 4, 5),
+        (0, 1, 4, 5),
+        (0, 1, 2, 5),
+        (0, 1, 3, 4),
+        (1, 2, 4, 5),
+        (0, 2, 3, 5),
+        (0, 1, 2, 3, 4, 5),
+    )
+
+
+@pytest.mark.parametrize("connectivity", CONNECTIVITIES)
+def test_connectivity_equals_the_references(connectivity):
+    assert [list(sources) for sources in CONNECTIVITIES[connectivity]] == reference.CONNECTED[connectivity]
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.parametrize("connectivity", CONNECTIVITIES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_equal_the_reference(activation, connectivity, subsampling, random_params):
+    architecture = Architecture(activation, connectivity, subsampling)
+    with jax.enable_x64(True):
+        params = random_params(architecture, seed=1)
+        image = np.random.default_rng(2).normal(size=(32, 32))
+        states = model.activations(params, jnp.asarray(image), architecture)
+        expected = reference.activations(jax.tree.map(np.asarray, params), image, activation, connectivity, subsampling)
+        assert tuple(states) == LAYERS
+        for name, state in states.items():
+            assert state.dtype == np.float64
+            np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
+        np.testing.assert_array_equal(model.forward(params, jnp.asarray(image), architecture), states["output"])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_equal_finite_differences(activation, subsampling, loss, random_params):
+    architecture = Architecture(activation, subsampling=subsampling)
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        params = random_params(architecture, seed=3)
+        image, labels = jnp.asarray(rng.normal(size=(32, 32))), jnp.array([3])
+
+        def objective(params):
+            return Loss(loss)(model.forward(params, image, architecture)[None], labels)
+
+        gradient = jax.grad(objective)(params)
+        # A direction a layer: a wrong gradient of few numbers can't hide behind C5's 48,120.
+        for name in LAYERS:
+            if getattr(params, name) is None:
+                continue
+            layer = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), getattr(params, name))
+            direction = jax.tree.map(jnp.zeros_like, params).replace(**{name: layer})
+            step = 1e-6
+
+            def moved(distance, direction=direction):
+                return objective(jax.tree.map(lambda leaf, d: leaf + distance * d, params, direction))
+
+            numerical = (moved(step) - moved(-step)) / (2 * step)
+            analytic = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+            np.testing.assert_allclose(analytic, numerical, rtol=1e-5, atol=1e-8, err_msg=name)
+            assert abs(analytic) > 1e-6, f"{name}: no gradient to check"
+
+
+@pytest.mark.parametrize("output", ["softmax", "linear"])
+def test_predict_scores(output):
+    outputs = jnp.log(jnp.array([[1.0, 2.0, 1.0]]))
+    expected = [[0.25, 0.5, 0.25]] if output == "softmax" else outputs
+    np.testing.assert_allclose(model.predict_scores(outputs, Architecture(output=output)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "choices"),
+    [
+        ("activation", "'sigmoid', 'tanh', 'scaled_tanh', 'relu'"),
+        ("connectivity", "'table', 'full'"),
+        ("subsampling", "'trainable', 'average', 'max'"),
+        ("output", "'softmax', 'linear'"),
+        ("initializer", "'lecun1998', 'lecun1998_sqrt', 'glorot', 'bengio2012', 'glorot_centered'"),
+    ],
+)
+def test_unknown_setting_is_refused(field, choices):
+    with pytest.raises(InputError) as refusal:
+        Architecture(**{field: "huge"})
+    assert str(refusal.value) == f"{field}: 'huge' is not one of {choices}"
+
+
+BOUNDS = {
+    "lecun1998": lambda fan_in, fan_out, activation: 2.4 / fan_in,
+    "lecun1998_sqrt": lambda fan_in, fan_out, activation: 2.4 / fan_in**0.5,
+    "glorot": lambda fan_in, fan_out, activation: (6 / (fan_in + fan_out)) ** 0.5,
+    "bengio2012": lambda fan_in, fan_out, activation: (
+        (4 if activation == "sigmoid" else 1) * (6 / (fan_in + fan_out)) ** 0.5
+    ),
+}
+BOUNDS["glorot_centered"] = BOUNDS["bengio2012"]
+
+
+def test_every_initializer_is_tested():
+    assert set(BOUNDS) == set(INITIALIZERS)
+
+
+@pytest.mark.parametrize(("initializer", "activation"), list(itertools.product(BOUNDS, ["sigmoid", "tanh"])))
+def test_initial_bounds(initializer, activation, many):
+    params = many(Architecture(activation, initializer=initializer))
+    for name in LAYERS:
+        weights, bias = np.abs(weights_of(getattr(params, name))), np.asarray(getattr(params, name).bias)
+        bound = BOUNDS[initializer](FAN_IN[name], FAN_OUT[name], activation)
+        bias_bound = bound
+        if name == "c3":
+            bound = of_connections(bound)[:, None, None]
+        assert (weights <= bound * (1 + 1e-6)).all(), name
+        largest = (weights / bound).max(axis=(0, 2, 3) if name == "c3" else None)
+        assert (largest > 0.95).all(), f"{name}: the bound isn't nearly reached"
+        if initializer.startswith("lecun1998"):
+            assert (np.abs(bias) <= bias_bound * (1 + 1e-6)).all(), name
+            largest = np.abs(bias / bias_bound).max(axis=0 if name == "c3" else None)
+            assert (largest > 0.85).all(), f"{name}: the biases' bound isn't nearly reached"
+        elif initializer != "glorot_centered" or activation != "sigmoid" or name == "c1":
+            np.testing.assert_array_equal(bias, 0, err_msg=name)
+
+
+def test_lecun1998_bounds_of_c3_by_output_map(many):
+    largest = np.abs(many(Architecture()).c3.kernel).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(largest[:18], 0.032, rtol=0.01)
+    np.testing.assert_allclose(largest[18:54], 0.024, rtol=0.01)
+    np.testing.assert_allclose(largest[54:], 0.016, rtol=0.01)
+
+
+def test_glorot_centered_biases(many):
+    params = many(Architecture("sigmoid", initializer="glorot_centered"))
+    for name in ("s2", "s4"):
+        layer = getattr(params, name)
+        np.testing.assert_allclose(layer.bias, -layer.coefficient / 2, rtol=1e-6)
+    for name in ("c5", "f6", "output"):
+        layer = getattr(params, name)
+        sums = np.asarray(layer.kernel).reshape(40, -1, layer.bias.shape[-1]).sum(axis=1)
+        np.testing.assert_allclose(layer.bias, -sums / 2, atol=1e-5)
+    output = of_connections(np.arange(16))
+    sums = np.stack([np.asarray(params.c3.kernel)[:, output == i].sum(axis=(1, 2, 3)) for i in range(16)], axis=1)
+    np.testing.assert_allclose(params.c3.bias, -sums / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+def test_glorot_centered_sigmoid_starts_as_tanh(subsampling):
+    """Every hidden state is 1/2 + 1/2 x that of the tanh network whose C1 kernels are doubled; the logits are twice."""
+    with jax.enable_x64(True):
+        sigmoid, tanh = (
+            Architecture(activation, subsampling=subsampling, initializer="glorot_centered")
+            for activation in ("sigmoid", "tanh")
+        )
+        image = jnp.asarray(np.random.default_rng(4).normal(size=(32, 32)))
+        params = model.init(jax.random.key(5), tanh)
+        doubled = params.replace(c1=params.c1.replace(kernel=2 * params.c1.kernel))
+        states = model.activations(model.init(jax.random.key(5), sigmoid), image, sigmoid)
+        expected = model.activations(doubled, image, tanh)
+        for name in LAYERS[:-1]:
+            np.testing.assert_allclose(states[name], 0.5 + 0.5 * expected[name], rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(states["output"], 2 * expected["output"], rtol=1e-10)
+        undoubled = model.activations(params, image, tanh)
+        assert not np.allclose(states["c1"], 0.5 + 0.5 * undoubled["c1"], rtol=1e-3)
+
+
+def test_init_depends_on_the_key_alone(many, assert_close):
+    params = many(Architecture())
+    assert_close(many(Architecture()), params, 0)
+    for leaf in jax.tree.leaves(params):
+        assert (leaf[0] != leaf[1]).all()
+
+
+def test_layers_draw_from_streams_of_their_own(many):
+    draws = [np.ravel(leaf[0] / abs(leaf).max())[:6] for leaf in jax.tree.leaves(many(Architecture()))]
+    for one, other in itertools.combinations(draws, 2):
+        assert abs(one - other).max() > 0.05
+
+
+@pytest.mark.parametrize(("change", "changed"), [({"connectivity": "full"}, "c3"), ({"classes": 7}, "output")])
+def test_other_layers_keep_their_numbers(change, changed, many, assert_close):
+    usual, other = many(Architecture()), many(Architecture(**change))
+    for name in LAYERS:
+        if name == changed:
+            assert weights_of(getattr(usual, name)).shape != weights_of(getattr(other, name)).shape
+        else:
+            assert_close(getattr(other, name), getattr(usual, name), 0)

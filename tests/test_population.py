@@ -1,0 +1,205 @@
+"""Populations: a member's numbers depend on nothing but its seed, its hyperparameters and the recipe."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lenet_jax import population, train
+from lenet_jax.losses import Loss
+from lenet_jax.model import Architecture
+from lenet_jax.optim import Hyperparameters
+from lenet_jax.train import Images, Recipe
+
+RECIPE = Recipe(
+    architecture=Architecture("relu", initializer="glorot"),
+    loss=Loss("cross_entropy"),
+    optimizer="momentum",
+    schedule="cosine",
+    batch_size=10,
+    epochs=2,
+    train_size=200,
+)
+SEEDS = [0, 1, 2, 3, 4]
+RATES = [0.05, 0.1, 1e6, 0.08, 0.03]
+DIVERGING = 2
+TEST = range(300, 400)
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    pixels, labels = digits
+    return Images(pixels, labels, np.float32(1 / 255), np.float32(0))
+
+
+def create(images, members, devices=None):
+    """A population of some of the five members."""
+    hyper = {
+        "learning_rate": [RATES[member] for member in members],
+        "momentum": [0.9] * len(members),
+        "weight_decay": [1e-4] * len(members),
+    }
+    return population.create([SEEDS[member] for member in members], hyper, images, RECIPE, devices)
+
+
+def run(people):
+    """Trains a population to the end: its metrics after every epoch, and its parameters, without the padding."""
+    history = [population.train_epoch(people) for _ in range(RECIPE.epochs)]
+    numbers = [*history, population.evaluate(people, TEST), people.state.params]
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: people.size], numbers)
+
+
+@dataclasses.dataclass
+class Crowd:
+    """The five members on two devices, trained, and what was noticed on the way."""
+
+    result: object
+    memory: int
+    start: object
+    traces_to_compile: int
+    traces: int
+
+
+@pytest.fixture(scope="module")
+def crowd(images):
+    traces = []
+    train_step = train.train_step
+
+    def counted(*arguments):
+        traces.append(1)
+        return train_step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", counted)
+        people = create(images, range(5))
+        compiled, start = len(traces), people.state
+        result = run(people)
+    return Crowd(result, people.programs.memory, start, compiled, len(traces))
+
+
+def members_of(result, members):
+    return jax.tree.map(lambda leaf: leaf[np.array(members)], result)
+
+
+def test_members_learn_and_differ(crowd):
+    first, last, test, _ = crowd.result
+    assert test.error.min() < 0.7
+    for member in set(range(5)) - {DIVERGING}:
+        assert last.loss[member] < first.loss[member]
+    assert test.error.shape == (5,)
+    assert len(np.unique(first.loss)) == 5
+
+
+def test_a_diverging_member_is_counted_as_all_wrong(crowd):
+    _, _, test, params = crowd.result
+    assert not np.isfinite(params.output.bias[DIVERGING]).all()
+    assert test.error[DIVERGING] == 1
+
+
+@pytest.mark.parametrize("member", range(5))
+def test_member_equals_a_lone_run(member, crowd, images):
+    """Bit for bit, alone on one device: no effect of other members, padding, the number of devices or a divergence."""
+    lone = run(create(images, [member], devices=jax.devices()[1:]))
+    jax.tree.map(np.testing.assert_array_equal, lone, members_of(crowd.result, [member]))
+
+
+def test_member_equals_the_pure_functions(crowd, images):
+    member = 1
+    hyper = Hyperparameters(jnp.float32(RATES[member]), jnp.float32(0.9), jnp.float32(1e-4))
+    state = train.init(jnp.uint32(SEEDS[member]), hyper, RECIPE)
+    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
+    for expected in crowd.result[: RECIPE.epochs]:
+        state, metrics = epoch(state, hyper, jax.tree.map(jnp.asarray, images), recipe=RECIPE)
+        np.testing.assert_allclose(metrics.loss, expected.loss[member], rtol=1e-4)
+    moved = members_of(crowd.result[-1], member)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, moved)
+
+
+def test_members_side_by_side_give_the_same(crowd, images, monkeypatch):
+    monkeypatch.setattr(population, "WIDTHS", {"cpu": 4})
+    # Not from the cache, which holds the programs of one width.
+    monkeypatch.setattr(population, "compile_programs", population.compile_programs.__wrapped__)
+    result = run(create(images, range(5)))
+    well = [member for member in range(5) if member != DIVERGING]
+    for (path, leaf), expected in zip(
+        jax.tree_util.tree_leaves_with_path(members_of(result, well)),
+        jax.tree.leaves(members_of(crowd.result, well)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+    assert result[-2].error[DIVERGING] == 1
+
+
+def test_a_training_is_traced_once(crowd):
+    assert crowd.traces_to_compile == 1
+    assert crowd.traces == 1
+
+
+def test_arms_with_one_recipe_are_compiled_once(crowd, images):
+    before = population.compile_programs.cache_info()
+    people = population.create(
+        [7, 8, 9, 10, 11], dict.fromkeys(("learning_rate", "momentum", "weight_decay"), [0.1] * 5), images, RECIPE
+    )
+    after = population.compile_programs.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert people.programs.memory == crowd.memory
+
+
+def test_no_implicit_transfers(crowd, images):
+    people = create(images, range(5))
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jnp.ones(3) + np.ones(3)
+        population.train_epoch(people)
+        metrics = population.evaluate(people, TEST)
+    assert isinstance(metrics.error, np.ndarray)
+
+
+def test_the_old_state_is_used_up(crowd, images):
+    people = create(images, range(5))
+    old = jax.tree.leaves(people.state.params)
+    assert not any(leaf.is_deleted() for leaf in old)
+    population.train_epoch(people)
+    assert all(leaf.is_deleted() for leaf in old)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(crowd.start.params))
+
+
+def test_members_are_spread_over_both_devices(crowd, images):
+    bias = create(images, range(5)).state.params.output.bias
+    assert bias.shape == (6, 10), "five members and one of padding"
+    assert {shard.device: shard.data.shape for shard in bias.addressable_shards} == dict.fromkeys(
+        jax.devices(), (3, 10)
+    )
+
+
+def test_evaluating_doesnt_change_the_members(crowd, images):
+    people = create(images, range(5))
+    first = population.evaluate(people, TEST)
+    parts = [population.evaluate(people, part) for part in (range(300, 340), range(340, 400))]
+    again = population.evaluate(people, TEST)
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+    np.testing.assert_allclose(0.4 * parts[0].loss + 0.6 * parts[1].loss, first.loss, rtol=1e-5)
+
+
+def test_predicted_memory(crowd, images):
+    data = images.pixels.nbytes + images.labels.nbytes
+    # Parameters and momenta of six members in float32, and the data on both devices.
+    least = 6 * 2 * 60850 * 4 + 2 * data
+    assert least < crowd.memory < 10 * least
+
+
+def test_configure(monkeypatch, tmp_path):
+    names = ("jax_num_cpu_devices", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        population.configure()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "lenet_jax" / "xla")
+    finally:
+        for name, value in before.items():
+            with contextlib.suppress(RuntimeError):
+                jax.config.update(name, value)
+    assert len(jax.devices()) == 2

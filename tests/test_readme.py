@@ -1,0 +1,43 @@
+"""Tests that the README says what is stored."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lenet_jax import compare, results
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = dict(re.findall(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", README, re.DOTALL))
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_tables_equal_the_stored_results(name):
+    run = results.load(ROOT / "experiments" / "results" / name)
+    assert BLOCKS[name] == compare.markdown(compare.statistics([run]), "test_error")
+
+
+def test_there_are_tables_and_every_link_leads_somewhere():
+    assert {"quickstart", "initializer"} <= set(BLOCKS)
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(ROOT / "experiments" / "results" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_every_config_field_in_the_readme_exists():
+    from lenet_jax.experiments import base
+
+    fields = set(base.get_config())
+    named = re.findall(r"config\.(\w+)", README)
+    assert named
+    assert set(named) <= fields | {"json", "get_config"}

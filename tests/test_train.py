@@ -1,0 +1,146 @@
+"""Training and evaluating one member."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lenet_jax import model, train
+from lenet_jax.losses import Loss
+from lenet_jax.model import Architecture
+from lenet_jax.optim import Hyperparameters
+from lenet_jax.train import Images, Recipe
+
+RECIPE = Recipe(
+    architecture=Architecture("tanh", initializer="glorot"),
+    loss=Loss("cross_entropy"),
+    optimizer="momentum",
+    schedule="constant",
+    batch_size=20,
+    epochs=3,
+    train_size=400,
+)
+HYPER = Hyperparameters(*jnp.array([0.05, 0.9, 0.0]))
+
+# One update of seed 0 on the first 20 digits: its loss and error before it, and how far all parameters moved.
+GOLDEN = {"loss": 2.305263, "error": 0.95, "moved": 0.02067186}
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    pixels, labels = digits
+    return Images(jnp.asarray(pixels), jnp.asarray(labels), jnp.float32(1 / 255), jnp.float32(0))
+
+
+@pytest.fixture(scope="module")
+def start():
+    return train.init(jnp.uint32(0), HYPER, RECIPE)
+
+
+def check_golden_step(recipe, start, images):
+    # An epoch of one batch is one step.
+    recipe = dataclasses.replace(recipe, train_size=20)
+    state = dataclasses.replace(start, optimizer=recipe.optimizer_of(HYPER).init(start.params))
+    after, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(state, HYPER, images, recipe=recipe)
+    moved = jax.tree.map(
+        lambda new, old: np.sum(np.square(np.float64(new) - np.float64(old))), after.params, start.params
+    )
+    step = {"loss": metrics.loss, "error": metrics.error, "moved": np.sqrt(sum(jax.tree.leaves(moved)))}
+    assert {name: float(value) for name, value in step.items()} == pytest.approx(GOLDEN, rel=1e-5)
+
+
+def test_golden_step(start, images):
+    check_golden_step(RECIPE, start, images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": Loss("mse")},
+        {"architecture": Architecture("scaled_tanh", initializer="glorot")},
+        {"optimizer": "adam"},
+    ],
+    ids=["mse", "scaled_tanh", "adam"],
+)
+def test_golden_step_fails_for_another_recipe(change, start, images):
+    with pytest.raises(AssertionError):
+        check_golden_step(dataclasses.replace(RECIPE, **change), start, images)
+
+
+def test_training_learns(start, images):
+    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
+    state, errors, losses = start, [], []
+    for _ in range(RECIPE.epochs):
+        state, metrics = epoch(state, HYPER, images, recipe=RECIPE)
+        errors.append(float(metrics.error))
+        losses.append(float(metrics.loss))
+    assert losses == sorted(losses, reverse=True)
+    assert errors[-1] < 0.3 < errors[0]
+    assert state.epoch == RECIPE.epochs
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return jax.jit(train.evaluate, static_argnames="recipe")
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 250), (20, 320), (100, 110)], ids=str)
+def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
+    assert train.EVALUATION_CHUNK == 250, "the ranges shall hold a whole chunk, one and a piece, and a piece"
+    metrics = evaluate(start.params, images, jnp.int32(begin), jnp.int32(end), recipe=RECIPE)
+    pixels, labels = np.asarray(images.pixels[begin:end]) / np.float32(255), np.asarray(images.labels[begin:end])
+    forward = jax.jit(jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture)))
+    outputs = np.float64(forward(pixels.astype(np.float32)))
+    probabilities = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(metrics.loss, -np.log(probabilities[np.arange(end - begin), labels]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics.error, (outputs.argmax(axis=1) != labels).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_diverged_network_classifies_none_right(value, start, images, evaluate):
+    bias = start.params.output.bias.at[0].set(value)
+    params = start.params.replace(output=start.params.output.replace(bias=bias))
+    metrics = evaluate(params, images, jnp.int32(20), jnp.int32(320), recipe=RECIPE)
+    assert metrics.error == 1
+    assert not np.isfinite(metrics.loss)
+
+
+@pytest.fixture
+def presented(monkeypatch):
+    """(seed, epochs) -> the places of the images in the order of presentation, for 4 batches of 5 out of 23 images."""
+    recipe = dataclasses.replace(RECIPE, batch_size=5, train_size=23)
+    images = Images(jnp.zeros((40, 32, 32), jnp.uint8), jnp.arange(40), jnp.float32(1), jnp.float32(0))
+
+    def run(seed, epochs):
+        seen = []
+
+        def note(state, pictures, labels, hyper, recipe):
+            jax.debug.callback(lambda places: seen.append(np.array(places)), labels, ordered=True)
+            return state, train.Metrics(jnp.float32(0), jnp.float32(0))
+
+        monkeypatch.setattr(train, "train_step", note)
+        state = train.TrainState(None, None, jax.random.key(seed), jnp.int32(0))
+        for _ in range(epochs):
+            state, _ = train.train_epoch(state, HYPER, images, recipe)
+        jax.effects_barrier()
+        return np.array(seen).reshape(epochs, 4, 5)
+
+    return run
+
+
+def test_order_differs_by_epoch_and_seed(presented):
+    first, again, other = presented(0, 2), presented(0, 2), presented(1, 2)
+    np.testing.assert_array_equal(first, again)
+    orders = [order.ravel().tolist() for run in (first, other) for order in run]
+    assert len({tuple(order) for order in orders}) == 4
+    assert sorted(orders[0]) != orders[0]
+
+
+def test_an_incomplete_batch_is_left_out(presented):
+    epochs = presented(0, 3).reshape(3, 20)
+    for order in epochs:
+        assert len(set(order)) == 20
+        assert set(order) <= set(range(23))
+    assert len({frozenset(order) for order in epochs}) > 1, "other images are left out each epoch"

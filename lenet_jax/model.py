@@ -178,8 +178,8 @@ def bengio2012(fan_in: Numbers, fan_out: float, activation: str) -> Start:
 def glorot_centered(fan_in: Numbers, fan_out: float, activation: str) -> Start:
     """As `bengio2012`, with inputs centred for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
 
-    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as 1/2 + 1/2 times that of
-    the tanh network from the same key with C1's kernels doubled. For the other activations it is `glorot`.
+    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as 1/2 + 1/2 times that
+    of the tanh network from the same key with C1's kernels doubled. For the other activations it is `glorot`.
     """
     start = bengio2012(fan_in, fan_out, activation)
     return start._replace(center=0.5) if activation == "sigmoid" else start

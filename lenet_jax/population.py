@@ -34,6 +34,10 @@ ACCELERATOR_WIDTH = 256
 """On an accelerator as many side by side as fit; more members are trained in turns of this many."""
 
 
+UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}
+"""Compiler options of programs that run once."""
+
+
 def configure() -> None:
     """Makes every CPU core a device and keeps compiled programs in the user's cache folder.
 
@@ -154,7 +158,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         # Runs once: optimising it would take longer than running it.
         init=jax.jit(lambda seeds, hyper: init((seeds, hyper)))
         .lower(seeds, hyper)
-        .compile(compiler_options={"xla_backend_optimization_level": 0}),
+        .compile(compiler_options=UNOPTIMIZED),
         train_epoch=train_program,
         evaluate=jax.jit(evaluate).lower(state.params, images, place, place).compile(),
         memory=predicted_memory(train_program, mesh),

@@ -72,4 +72,4 @@ def test_unknown_setting_is_refused(field, shown, choices):
 def test_mse_refuses_unknown_settings(setting):
     field, value = next(iter(setting.items()))
     with pytest.raises(InputError, match=f"{field}: '{value}' is not one of"):
-        losses.mse(jnp.zeros((1, 10)), jnp.zeros(1, jnp.int32), **setting)
+        mse(LOGITS, LABELS, **setting)

@@ -195,14 +195,12 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
     try:
         out.mkdir(parents=True, exist_ok=True)
         csv = out / "comparison.csv"
-        results.replace_file(csv, lambda partial: frame(rows).to_csv(partial, index=False))
+        results.replace_file(csv, lambda partial: frame(rows, metric).to_csv(partial, index=False))
+        drawn = curves(runs, metric)
+        final = {label(row.run, row.arm): (row.per_seed, row.ci95) for row in rows}
         figures = {
-            "learning_curves": plots.figure(lambda axes: plots.learning_curves(curves(runs, metric), metric, axes)),
-            "final_values": plots.figure(
-                lambda axes: plots.final_values(
-                    {label(row.run, row.arm): (row.per_seed, row.ci95) for row in rows}, metric, axes
-                )
-            ),
+            "learning_curves": plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
+            "final_values": plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
         }
         text = out / "comparison.md"
         results.replace_file(text, lambda partial: partial.write_text(markdown(rows, metric)))
@@ -218,9 +216,10 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
     return files
 
 
-def frame(rows: Sequence[ArmStatistics]) -> pd.DataFrame:
+def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:
     """The statistics as a table of plain numbers, one row an arm."""
     ends = [row.ci95 or (np.nan, np.nan) for row in rows]
     table = pd.DataFrame([dataclasses.asdict(row) for row in rows])
+    table.insert(2, "metric", metric)
     table["ci95_low"], table["ci95_high"] = zip(*ends, strict=True)
     return table.drop(columns=["axes", "ci95", "per_seed"])

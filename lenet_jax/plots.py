@@ -1,6 +1,6 @@
 """Figures from results. Each function draws into axes and returns them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ RC: dict[Any, Any] = {
 }
 
 
-def figure(draw: Callable[[Axes], Axes], size: tuple[float, float] = (8.0, 4.4)) -> Figure:
-    """A figure of its own, `size` in inches, for one function that draws into axes."""
+def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure:
+    """A figure of its own for one function that draws into axes, high enough for `labels` below one another."""
+    lines = sum(label.count("\n") + 1.5 for label in labels)
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=size, layout="constrained")
+        made = Figure(figsize=(8.0, max(4.4, 1.0 + 0.19 * lines)), layout="constrained")
         draw(made.add_subplot())
     return made
 

@@ -41,3 +41,19 @@ def test_every_config_field_in_the_readme_exists():
     named = re.findall(r"config\.(\w+)", README)
     assert named
     assert set(named) <= fields | {"json", "get_config"}
+
+
+def test_what_the_readme_says_of_learning_rates_is_stored():
+    run = results.load(ROOT / "experiments" / "results" / "learning_rate")
+    rows = compare.statistics([run], "validation_error")
+    means = {(row.axes["loss"], row.axes["activation"], row.axes["learning_rate"]): row.mean for row in rows}
+    arms = {key[:2] for key in means}
+    best = {arm: min((means[key], key[2]) for key in means if key[:2] == arm)[1] for arm in arms}
+    assert best == {
+        ("mse", "sigmoid"): 0.03,
+        ("mse", "tanh"): 0.1,
+        ("cross_entropy", "sigmoid"): 0.03,
+        ("cross_entropy", "tanh"): 0.03,
+    }
+    for rate in (0.1, 0.03):
+        assert f"{100 * means['mse', 'tanh', rate]:.2f} %" in README

@@ -1,4 +1,9 @@
-"""Mean squared error against cross-entropy, sigmoid against tanh: LeNet-5 on MNIST, 5 seeds an arm."""
+"""Mean squared error against cross-entropy, sigmoid against tanh: LeNet-5 on MNIST, 5 seeds an arm.
+
+Command: lenet-jax run --config=experiments/ablation.py
+         (without internet access, from a folder with MNIST's four files: --config.dataset=idx:FOLDER)
+Cost: 12 million samples, 8 minutes or more on two CPU cores.
+"""
 
 from lenet_jax.experiments import base
 from ml_collections import ConfigDict

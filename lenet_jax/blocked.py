@@ -15,7 +15,7 @@ times. Here neighbouring outputs are computed together, from the blocks of input
                            2 x 2 blocks, and the same step again gives C3: a tile of 2 x 2 outputs (one
                            pooling window of S4) needs 6 x 6 inputs, which are 3 x 3 whole blocks.
 
-The products do 2.1 times the multiply-adds of the convolutions, and no gathering.
+The products do 2.4 times the multiply-adds of the convolutions (with C3's table), and no gathering.
 
 **Grids.** Inputs lie as [maps, rows in block, columns in block, block rows, block columns, images]: images last, so
 that every shift along block rows or columns moves long contiguous pieces. Outputs of a tile are ordered (place in the

@@ -30,7 +30,7 @@ class Source(NamedTuple):
     Attributes:
       homepage: what to cite and read.
       addresses: mirrors, in the order in which they are tried; each ends with a slash.
-      checksums: file name -> SHA-256, in the order of `idx_parts`.
+      checksums: file name -> SHA-256, in the order of `data.IDX_PARTS`.
       labels: class names.
     """
 

@@ -84,6 +84,7 @@ def parse(command: str, values: flags.FlagValues, arguments: list[str]) -> list[
 
 def run_command(arguments: list[str]) -> None:
     """`lenet-jax run`."""
+    arguments = joined(arguments)
     # An axis that the config file doesn't sweep can be added: config_flags would refuse it as unknown.
     axes = [argument for argument in arguments if argument.startswith(AXIS)]
     others = [argument for argument in arguments if argument not in axes]
@@ -92,14 +93,15 @@ def run_command(arguments: list[str]) -> None:
         "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
     )
     flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
+    files = [argument.partition("=")[2] for argument in others if argument.startswith("--config=")]
+    file = files[-1] if files else ""
+    if not file and not {"--help", "-h"} & set(others):
+        raise InputError("config: none is given; write --config=FILE, as in --config=experiments/quickstart.py")
     check_fields(others)
-    file = next((argument.partition("=")[2] for argument in others if argument.startswith("--config=")), "")
     rest = parse_config(file.partition(":")[0], lambda: parse("run", values, others))
     if rest:
         raise InputError(f"argument: {rest[0]!r} is not expected; flags are written --name=value")
     config = values.config
-    if config is None:
-        raise InputError("config: none is given; write --config=FILE, as in --config=experiments/quickstart.py")
     if not isinstance(config, ConfigDict):
         raise InputError(f"config: get_config() of {file!r} returns {type(config).__name__}; allowed is ConfigDict")
     config = with_axes(config, axes)
@@ -114,6 +116,20 @@ def run_command(arguments: list[str]) -> None:
     print(f"run folder: {workdir}\ndraw it:    lenet-jax compare {workdir}")
 
 
+def joined(arguments: list[str]) -> list[str]:
+    """Flags written ``--name value`` or ``-name=value`` as ``--name=value``."""
+    result: list[str] = []
+    for argument in arguments:
+        waits = bool(result) and result[-1].startswith("--") and "=" not in result[-1] and result[-1] != "--help"
+        if waits and not argument.startswith("-"):
+            result[-1] += f"={argument}"
+        elif argument.startswith("-") and not argument.startswith("--") and argument != "-h":
+            result.append(f"-{argument}")
+        else:
+            result.append(argument)
+    return result
+
+
 def check_fields(arguments: list[str]) -> None:
     """Refuses arguments that set a field which doesn't exist, or one to something of another type."""
     fields = base.get_config()
@@ -122,6 +138,8 @@ def check_fields(arguments: list[str]) -> None:
             field, _, text = argument.removeprefix(FIELD).partition("=")
             if field not in fields:
                 raise InputError(f"{field}: is no field; allowed are {', '.join(fields)}")
+            if field == "sweep":
+                raise InputError(f"sweep: set one axis at a time, as in \"{AXIS}loss=('mse',)\"")
             kind = type(fields[field])
             try:
                 kind(text)
@@ -151,9 +169,16 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
 
 def with_axes(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """The config with sweep axes from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
-    axes: dict[str, Any] = dict(config.get("sweep", {}))
+    axes: Any = config.get("sweep", {})
+    if not arguments:
+        return config
+    if not isinstance(axes, ConfigDict):
+        raise InputError(f"sweep: {axes!r} is no mapping; write config.sweep.FIELD = (first, second)")
+    axes = dict(axes)
     for argument in arguments:
         axis, _, text = argument.removeprefix(AXIS).partition("=")
+        if "." in axis:
+            raise InputError(f"sweep.{axis}: is no field")
         try:
             values = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
@@ -169,7 +194,12 @@ def compare_command(arguments: list[str]) -> None:
     """`lenet-jax compare`."""
     values = flags.FlagValues()
     flags.DEFINE_string("metric", "test_error", "split and metric, as in test_error or train_loss", flag_values=values)
-    flags.DEFINE_string("out", None, "folder for tables and figures; default: RUN/plots", flag_values=values)
+    flags.DEFINE_string(
+        "out",
+        None,
+        "folder for tables and figures; default: RUN/plots, or compare-A-B beside the runs",
+        flag_values=values,
+    )
     folders = [Path(folder) for folder in parse("compare", values, arguments)]
     if not folders:
         raise InputError(
@@ -180,7 +210,9 @@ def compare_command(arguments: list[str]) -> None:
 
     from lenet_jax import compare
 
-    out = Path(values.out) if values.out else folders[0] / "plots"
+    # Several runs belong to none of them.
+    together = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
+    out = Path(values.out) if values.out else folders[0] / "plots" if len(folders) == 1 else together
     files = compare.compare(folders, values.metric, out, Console())
     print("written:", *files, sep="\n  ")
 

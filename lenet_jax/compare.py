@@ -10,6 +10,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lenet_jax import plots, results
 from lenet_jax.errors import InputError, check_choice
@@ -28,7 +29,8 @@ class ArmStatistics:
       mean, std: over members; std with n - 1, None for one member.
       ci95: see `results.interval`.
       best, worst: the smallest and the largest value.
-      diverged: members that ended at NaN or infinity. They count as all wrong in the errors and are part of the mean.
+      diverged: members whose loss was NaN or infinite at some epoch. They are part of all the statistics; a network
+        whose outputs are not finite counts as all wrong.
       per_seed: the values, by rising seed.
     """
 
@@ -111,9 +113,9 @@ def label(run: str, arm: str) -> str:
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes runs hard to compare: different data."""
-    fingerprints = {run.summary["dataset"]["fingerprint"] for run in runs}
-    return ["the runs used different data sets or splits of them"] if len(fingerprints) > 1 else []
+    """What makes runs hard to compare: different data, or other splits of them."""
+    used = {tuple(sorted({**run.summary["dataset"], "name": ""}.items())) for run in runs}
+    return ["the runs used different data sets or splits of them"] if len(used) > 1 else []
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -153,7 +155,7 @@ def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
     for name in header[-NUMBERS:]:
         shown.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        shown.add_row(*[cell.replace(",", "\n") for cell in line])
+        shown.add_row(*[Text(cell.replace(",", "\n")) for cell in line])
     return shown
 
 
@@ -190,6 +192,8 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
     Raises:
       InputError: a folder holds no finished run, the metric is unknown, or `out` can't be written.
     """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"run: a folder is named twice in {', '.join(map(str, folders))}")
     runs = [results.load(folder) for folder in folders]
     rows = statistics(runs, metric)
     try:

@@ -1,6 +1,6 @@
 """Experiments: a config becomes arms, arms become populations, populations become a run folder.
 
-The only place that reads a ConfigDict.
+The only place that reads fields from a ConfigDict.
 """
 
 import dataclasses
@@ -110,7 +110,10 @@ def expand(config: ConfigDict) -> list[Arm]:
     if unknown:
         raise InputError(f"{unknown[0]}: is no field; allowed are {', '.join(defaults)}")
     fields = {field: check_value(field, config.get(field, defaults[field])) for field in FIELDS}
-    axes = {axis: check_axis(axis, values) for axis, values in config.get("sweep", {}).items()}
+    sweep = config.get("sweep", {})
+    if not isinstance(sweep, Mapping | ConfigDict):
+        raise InputError(f"sweep: {sweep!r} is no mapping; write config.sweep.FIELD = (first, second)")
+    axes = {axis: check_axis(axis, values) for axis, values in sweep.items()}
     arms = []
     for combination in itertools.product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
@@ -243,16 +246,17 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     datasets = load_data(arms)
     results.claim(workdir, resolved)
     population.configure()
-    provenance = results.describe_environment(command) | {"started": now()}
+    provenance = results.describe_environment(command) | {"cores": population.cores(), "started": now()}
     provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
     tables: list[pd.DataFrame] = []
     rows: list[dict[str, Any]] = []
     with Progress(len(arms), sum(arm.settings["epochs"] for arm in arms)) as progress:
         for arm in arms:
             metrics, row = run_arm(arm, datasets[data_key(arm)], progress)
+            row["dataset"] = describe_data(datasets[data_key(arm)], arm)
             tables.append(metrics)
             rows.append(row)
-            # After every arm: what is finished stays, whatever happens to the next.
+            # After every arm, so that a run that is stopped leaves what it measured.
             results.write_metrics(workdir / results.METRICS, pd.concat(tables, ignore_index=True))
     first = arms[0]
     results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})

@@ -236,7 +236,7 @@ def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture:
     fan_in = np.array([area * float(len(sources)) for sources in table])
     start = start_of(fan_in, area * len(output) / inputs, architecture)
     kernel = uniform(weight_key, (len(output), KERNEL, KERNEL), np.asarray(start.weight)[output][:, None, None])
-    # C1's inputs are pixels, which the normalization centres.
+    # C1's inputs are pixels, not outputs of a sigmoid.
     center = start.center if inputs > 1 else 0.0
     shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
     return Convolution(kernel, uniform(bias_key, (len(table),), start.bias) - shift)

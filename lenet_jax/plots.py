@@ -67,12 +67,14 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes)
       axes: drawn into; the value axis is logarithmic.
     """
     for place, (arm, curve) in enumerate(curves.items()):
-        finite = curve[np.isfinite(curve.to_numpy()).all(axis=1)]
+        # A seed that diverges ends there; the mean goes on over the others.
+        finite = curve.where(np.isfinite(curve)).dropna(how="all")
         epochs, mean = finite.index.to_numpy(), finite.mean(axis=1).to_numpy()
         axes.plot(epochs, finite.to_numpy(), color=style(place)["color"], linewidth=0.5, alpha=0.35)
         axes.plot(epochs, mean, label=arm, linewidth=2, **style(place))
         ends = [
-            results.interval(row) or (average, average) for row, average in zip(finite.to_numpy(), mean, strict=True)
+            results.interval(row[np.isfinite(row)]) or (average, average)
+            for row, average in zip(finite.to_numpy(), mean, strict=True)
         ]
         lows, highs = np.array(ends).reshape(-1, 2).T
         axes.fill_between(epochs, lows, highs, color=style(place)["color"], alpha=0.2, linewidth=0)
@@ -105,7 +107,7 @@ def final_values(
     """
     for row, (values, ends) in enumerate(arms.values()):
         color = style(row)["color"]
-        # A seed stands at the same height in every row, so that pairs can be followed.
+        # The n-th seed stands at the same height in every row, so that pairs can be followed.
         heights = row + 0.28 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.array([row])
         axes.plot(values, heights, "o", color=color, markersize=5, alpha=0.5, markeredgewidth=0)
         if ends:

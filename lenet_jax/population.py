@@ -34,6 +34,13 @@ ACCELERATOR_WIDTH = 256
 """On an accelerator as many side by side as fit; more members are trained in turns of this many."""
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
+
+
 UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Compiler options of programs that run once."""
 
@@ -44,7 +51,7 @@ def configure() -> None:
     Call it before JAX is used: afterwards its devices stay as they are.
     """
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -23,14 +23,14 @@ class Progress:
         self._console = Console(stderr=True)
         self._bar = RichProgress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("epochs"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -70,5 +70,6 @@ class Progress:
             f"arm {self._arm}/{self._arms} {row['name']}: test error {mean:.2%} over {row['seeds']} seeds{diverged}, "
             f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )

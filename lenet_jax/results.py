@@ -81,7 +81,7 @@ def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 
 def format_value(value: Any) -> str:
     """A field's value as it stands in an arm's name."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def describe_environment(command: str) -> dict[str, Any]:
@@ -95,7 +95,6 @@ def describe_environment(command: str) -> dict[str, Any]:
         "git_commit": git_commit(),
         "platform": platform.platform(),
         "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)),
         "devices": [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()],
     }
 
@@ -150,8 +149,9 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
     """Makes `folder` the run folder of this config.
 
     Raises:
-      InputError: it can't be written.
+      InputError: it can't be written, or holds something else.
     """
+    finished(folder, config)  # once more: loading data may have taken minutes, and another run the folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config)
@@ -219,4 +219,7 @@ def load(folder: str | Path) -> Run:
         metrics = pd.read_parquet(folder / METRICS)
     except (OSError, ValueError) as error:
         raise InputError(f"run: {str(folder / METRICS)!r} can't be read as Parquet ({error})") from error
+    columns = {"arm", "seed", "epoch", "split", "metric", "value"}
+    if not columns <= set(metrics.columns) or not {"dataset", "arms"} <= set(summary):
+        raise InputError(f"run: {str(folder)!r} is damaged: {SUMMARY} or {METRICS} is not as a run writes it")
     return Run(folder, config, provenance, summary, metrics)

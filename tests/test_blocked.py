@@ -63,6 +63,7 @@ ARCHITECTURES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(architecture=ARCHITECTURES, batch=st.sampled_from([2, 5]), seed=st.integers(0, 2**32 - 1))
 def test_equals_the_model_for_any_network(architecture, batch, seed, assert_close):

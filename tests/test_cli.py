@@ -110,6 +110,8 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
         (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run'"]),
         (["--nosuch=1"], ["nosuch"]),
         (["stray"], ["argument: 'stray'"]),
+        (["--config.sweep=x"], ["sweep: set one axis at a time"]),
+        (["--config.loss", "hinge"], ["loss: 'hinge'"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, parts):

@@ -83,6 +83,12 @@ def test_runs_with_the_same_name_are_told_apart_by_path(tmp_path):
     assert names == [str(folder) for folder in folders]
 
 
+def test_a_run_named_twice_is_refused(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match="named twice"):
+        compare.compare([folder, tmp_path / "." / "run"], "test_error", tmp_path / "out", Console())
+
+
 def test_unknown_metrics_are_refused(tmp_path):
     run = results.load(write_run(tmp_path / "run"))
     with pytest.raises(InputError, match="metric: 'accuracy' is not one of 'train_error', 'test_error'"):
@@ -109,6 +115,9 @@ def test_learning_curves_leave_out_what_diverged():
     curve = pd.DataFrame({0: [0.9, np.nan], 1: [0.9, np.nan]}, index=[0, 1])
     axes = plots.learning_curves({"arm": curve}, "test_loss", Figure().add_subplot())
     assert [len(line.get_xdata()) for line in axes.get_lines()] == [1, 1, 1]
+    curve[1] = [0.9, 0.5]
+    axes = plots.learning_curves({"arm": curve}, "test_loss", Figure().add_subplot())
+    np.testing.assert_allclose(axes.get_lines()[-1].get_ydata(), [0.9, 0.5])
 
 
 def test_final_values_show_every_seed(tmp_path):

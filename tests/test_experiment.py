@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from lenet_jax.experiments import ablation, base, quickstart
+from ml_collections import ConfigDict
 
 from lenet_jax import experiment, population, results, train
 from lenet_jax.errors import InputError
@@ -109,6 +110,16 @@ def test_bad_values_are_refused_by_field(fields, message):
 def test_bad_axes_are_refused(axes, message):
     with pytest.raises(InputError, match=message):
         experiment.expand(with_sweep(small(), **axes))
+
+
+def test_a_sweep_that_is_no_mapping_is_refused():
+    with pytest.raises(InputError, match=r"sweep: \('mse',\) is no mapping"):
+        experiment.expand(ConfigDict({"sweep": ("mse",)}))
+
+
+def test_arms_that_differ_little_have_different_names():
+    names = [arm.name for arm in experiment.expand(with_sweep(small(), learning_rate=(0.1, 0.1000001)))]
+    assert names == ["learning_rate=0.1", "learning_rate=0.1000001"]
 
 
 def test_unknown_fields_are_refused():

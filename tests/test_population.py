@@ -118,6 +118,7 @@ def test_member_equals_the_pure_functions(crowd, images):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, moved)
 
 
+@pytest.mark.slow
 def test_members_side_by_side_give_the_same(crowd, images, monkeypatch):
     monkeypatch.setattr(population, "WIDTHS", {"cpu": 4})
     # Not from the cache, which holds the programs of one width.

@@ -62,14 +62,19 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 def run_folder(folder):
     for name in (results.CONFIG, results.PROVENANCE, results.SUMMARY):
-        results.write_json(folder / name, {"name": name})
-    results.write_metrics(folder / results.METRICS, pd.DataFrame({"seed": [0], "value": [0.25]}))
+        results.write_json(folder / name, {"dataset": {}, "arms": []})
+    results.write_metrics(
+        folder / results.METRICS,
+        pd.DataFrame(
+            {"arm": ["all"], "seed": [0], "epoch": [1], "split": ["test"], "metric": ["error"], "value": [0.25]}
+        ),
+    )
     return folder
 
 
 def test_what_was_written_is_read(tmp_path):
     run = results.load(run_folder(tmp_path))
-    assert run.summary == {"name": "summary.json"}
+    assert run.summary == {"dataset": {}, "arms": []}
     assert run.metrics.value.tolist() == [0.25]
 
 
@@ -80,6 +85,7 @@ def test_what_was_written_is_read(tmp_path):
         (lambda folder: (folder / results.CONFIG).write_text("{"), r"config\.json' can't be read as JSON"),
         (lambda folder: (folder / results.CONFIG).write_text("[]"), r"config\.json' holds no JSON object"),
         (lambda folder: (folder / results.METRICS).write_bytes(b"PAR1"), r"metrics\.parquet' can't be read"),
+        (lambda folder: (folder / results.SUMMARY).write_text("{}"), r"is damaged: summary\.json or metrics"),
         (lambda folder: (folder / results.METRICS).unlink(), r"metrics\.parquet' can't be read"),
     ],
 )

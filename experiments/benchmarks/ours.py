@@ -11,7 +11,7 @@ import optax
 import task
 from task import Outcome, Task, Weights, Window
 
-from lenet_jax import losses, model, population, train
+from lenet_jax import blocked, losses, model, population, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
 
@@ -69,7 +69,8 @@ class Session:
         places = jnp.arange(self.recipe.batch_size)
 
         def step(state: train.TrainState, images: train.Images) -> Any:
-            return train.train_step(state, *images.take(places), hyper, self.recipe)
+            pictures, labels = images.take(places)
+            return train.train_step(state, blocked.to_grid(pictures), labels, hyper, self.recipe)
 
         state, metrics = jax.jit(step)(state, jax.device_put(self.images.images))
         gradient = optax.tree.get(state.optimizer, "trace")

@@ -1,8 +1,8 @@
 """Populations: many members in one compiled program, spread over devices.
 
 The only place that vmaps over members and shards them. On CPUs every core is a device, and a device trains its members
-one after the other: a single member's step fits into a core's cache, a whole population's doesn't. On accelerators a
-device trains its members side by side.
+one after the other, so that a step works on one member's arrays alone. On accelerators a device trains its members side
+by side.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ WIDTHS = {"cpu": 1}
 """Members that one device trains side by side, by platform; other platforms: `ACCELERATOR_WIDTH`."""
 
 ACCELERATOR_WIDTH = 256
-"""On an accelerator as many side by side as fit; more members are trained in turns of this many."""
+"""More members than this are trained in turns. Not measured yet."""
 
 
 def cores() -> int:

@@ -5,10 +5,10 @@ times. Here neighbouring outputs are computed together, from the blocks of input
 
       input, 8 x 8 blocks of 4 x 4 pixels            C1, 7 x 7 tiles of 4 x 4 outputs x 6 maps
       +----+----+----+--                             +----+----+--
-      |####|####|    |       [96, 64] @ 64 pixels    |####|    |       one tile needs 8 x 8 pixels,
+      |####|####|    |     [64, 96].T @ 64 pixels    |####|    |       one tile needs 8 x 8 pixels,
       |####|####|    |     ---------------------->   |####|    |       which are 2 x 2 whole blocks
       +----+----+----+--                             +----+----+--
-      |####|####|    |     rows of the matrix: the six 5 x 5 kernels, shifted to the
+      |####|####|    |     columns of the matrix: the six 5 x 5 kernels, shifted to the
       |####|####|    |     16 outputs of the tile, zero elsewhere
       +----+----+----+--
       |    |    |    |     S2 pools each tile to 2 x 2 outputs x 6 maps. So S2 is a 7 x 7 grid of
@@ -50,23 +50,25 @@ def to_grid(images: Float[Array, "batch 32 32"]) -> Float[Array, "1 4 4 8 8 batc
     return images.reshape(batch, side, BLOCK, side, BLOCK).transpose(2, 4, 1, 3, 0)[None]
 
 
-def tile_matrix(kernels: Float[Array, "outputs inputs 5 5"], windows: int) -> Float[Array, "rows columns"]:
+def tile_matrix(kernels: Float[Array, "outputs inputs 5 5"], windows: int) -> Float[Array, "features sums"]:
     """A convolution as a matrix, for a tile of windows x windows pooling windows of outputs.
 
-    Rows are ordered (place in the window, output map, window), columns (input map, row, column) of the tile's inputs.
+    Rows are ordered (input map, row, column) of the tile's inputs, columns (place in the window, output map, window):
+    XLA's products on a CPU are up to a quarter faster when the left factor is the one to transpose.
     """
     outputs, inputs = kernels.shape[:2]
     margin = 2 * windows - 1
     pairs = list(itertools.product(range(windows), repeat=2))
+    outputs_last = kernels.transpose(1, 2, 3, 0)
 
     def shift(i: int, j: int) -> Array:
-        return jnp.pad(kernels, ((0, 0), (0, 0), (i, margin - i), (j, margin - j)))
+        return jnp.pad(outputs_last, ((0, 0), (i, margin - i), (j, margin - j), (0, 0)))
 
     places = [
-        jnp.stack([shift(2 * row + i, 2 * column + j) for row, column in pairs], axis=1)
+        jnp.stack([shift(2 * row + i, 2 * column + j) for row, column in pairs], axis=-1)
         for i, j in itertools.product(range(2), repeat=2)
     ]
-    return jnp.stack(places).reshape(PLACES * outputs * windows**2, inputs * (KERNEL + margin) ** 2)
+    return jnp.stack(places, axis=3).reshape(inputs * (KERNEL + margin) ** 2, PLACES * outputs * windows**2)
 
 
 def shifted(grid: Float[Array, "..."], axis: int, blocks: int, at: int) -> Float[Array, "..."]:
@@ -123,26 +125,26 @@ neighbourhoods.defvjp(neighbourhoods_forward, neighbourhoods_backward)
 
 
 @jax.custom_vjp
-def average_places(places: Float[Array, "4 maps windows columns"]) -> Float[Array, "maps windows columns"]:
-    """The mean of the four places of every pooling window."""
-    return (places[0] + places[1] + places[2] + places[3]) / PLACES
+def sum_places(places: Float[Array, "4 maps windows columns"]) -> Float[Array, "maps windows columns"]:
+    """The sum of the four places of every pooling window."""
+    return places[0] + places[1] + places[2] + places[3]
 
 
-def average_places_forward(
+def sum_places_forward(
     places: Float[Array, "4 maps windows columns"],
 ) -> tuple[Float[Array, "maps windows columns"], None]:
-    """`average_places`, whose gradient needs nothing else."""
-    return average_places(places), None
+    """`sum_places`, whose gradient needs nothing else."""
+    return sum_places(places), None
 
 
-def average_places_backward(
+def sum_places_backward(
     _: None, gradient: Float[Array, "maps windows columns"]
 ) -> tuple[Float[Array, "4 maps windows columns"]]:
-    """The gradient of `average_places`: a quarter to each place."""
-    return (jnp.broadcast_to(gradient / PLACES, (PLACES, *gradient.shape)),)
+    """The gradient of `sum_places`: the same to each place."""
+    return (jnp.broadcast_to(gradient, (PLACES, *gradient.shape)),)
 
 
-average_places.defvjp(average_places_forward, average_places_backward)
+sum_places.defvjp(sum_places_forward, sum_places_backward)
 
 
 def convolve(
@@ -162,7 +164,7 @@ def convolve(
       windows: its outputs are windows x windows pooling windows.
     """
     matrix = tile_matrix(dense_kernel(parameters.kernel, table, grid.shape[0]), windows)
-    sums = matrix @ neighbourhoods(grid, blocks)
+    sums = matrix.T @ neighbourhoods(grid, blocks)
     return sums.reshape(PLACES, len(table), windows**2, -1) + parameters.bias[None, :, None, None]
 
 
@@ -172,11 +174,13 @@ def pool(
     """`model.pool` on the outputs of tiles."""
     if architecture.subsampling == "max":
         return places.max(axis=0)
-    average = average_places(places)
+    total = sum_places(places)
     if parameters is None:
-        return average
-    linear = parameters.coefficient[:, None, None] * average + parameters.bias[:, None, None]
-    return ACTIVATIONS[architecture.activation](linear)
+        return total / PLACES
+    # Flat, because XLA sums the gradients of a product with an axis of length 1 ten times slower.
+    flat = total.reshape(len(total), -1)
+    linear = (parameters.coefficient / PLACES)[:, None] * flat + parameters.bias[:, None]
+    return ACTIVATIONS[architecture.activation](linear).reshape(total.shape)
 
 
 def forward_grid(

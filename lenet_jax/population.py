@@ -123,6 +123,8 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
       image_count: images in the data set, of all splits.
       mesh: the devices.
     """
+    if mesh.devices.flat[0].platform == "cpu":
+        recipe = dataclasses.replace(recipe, pieces=train.pieces_of(recipe.batch_size))
     shared, sharded = shardings(mesh)
 
     def shaped(sharding: NamedSharding, make: Callable[[], Any]) -> Any:

@@ -240,13 +240,13 @@ def test_a_run_never_overwrites_one_with_another_config(finished):
 
 def test_an_arm_is_traced_once(tmp_path, monkeypatch):
     traces = []
-    original = train.train_step
+    original = train.gradient_of
 
     def counted(*arguments):
         traces.append(arguments[-1].loss.name)
         return original(*arguments)
 
-    monkeypatch.setattr(train, "train_step", counted)
+    monkeypatch.setattr(train, "gradient_of", counted)
     population.compile_programs.cache_clear()
     config = with_sweep(small(seeds=2), loss=("mse", "cross_entropy"), learning_rate=(0.01, 0.05))
     experiment.run(config, tmp_path / "run", "test")

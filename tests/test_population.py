@@ -66,14 +66,14 @@ class Crowd:
 @pytest.fixture(scope="module")
 def crowd(images):
     traces = []
-    train_step = train.train_step
+    gradient_of = train.gradient_of
 
     def counted(*arguments):
         traces.append(1)
-        return train_step(*arguments)
+        return gradient_of(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", counted)
+        patch.setattr(train, "gradient_of", counted)
         people = create(images, range(5))
         compiled, start = len(traces), people.state
         result = run(people)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lenet_jax import model, train
@@ -81,6 +82,47 @@ def test_training_learns(start, images):
     assert state.epoch == RECIPE.epochs
 
 
+def plain_epoch(start, images, recipe):
+    """`train.train_epoch` as anybody would write it: `model.forward`, whole batches, a Python loop."""
+    key = jax.random.fold_in(jax.random.fold_in(start.key, train.Stream.ORDER), 0)
+    order = jax.random.permutation(key, recipe.train_size)
+    optimizer = optax.chain(optax.trace(decay=HYPER.momentum), optax.scale(-HYPER.learning_rate))
+
+    @jax.jit
+    def step(params, state, places):
+        pictures, labels = images.pixels[places] * images.scale + images.shift, images.labels[places]
+
+        def objective(params):
+            outputs = jax.vmap(lambda picture: model.forward(params, picture, recipe.architecture))(pictures)
+            return recipe.loss(outputs, labels)
+
+        loss, gradient = jax.value_and_grad(objective)(params)
+        change, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, change), state, loss
+
+    params, state, losses = start.params, optimizer.init(start.params), []
+    for places in order.reshape(-1, recipe.batch_size):
+        params, state, loss = step(params, state, places)
+        losses.append(loss)
+    return params, np.mean(losses)
+
+
+@pytest.mark.parametrize(("batch_size", "pieces"), [(20, 1), (100, 2)], ids=str)
+def test_an_epoch_equals_plain_training(batch_size, pieces, start, images, assert_close):
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, pieces=pieces)
+    params, loss = plain_epoch(start, images, recipe)
+    state, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(start, HYPER, images, recipe=recipe)
+    assert metrics.loss == pytest.approx(loss, rel=1e-5)
+    assert_close(state.params, params, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "pieces"), [(1, 1), (64, 1), (65, 1), (100, 2), (128, 2), (192, 3), (127, 1), (512, 8), (1000, 20)]
+)
+def test_pieces_of_a_batch(batch_size, pieces):
+    assert train.pieces_of(batch_size) == pieces
+
+
 @pytest.fixture(scope="module")
 def evaluate():
     return jax.jit(train.evaluate, static_argnames="recipe")
@@ -116,12 +158,12 @@ def presented(monkeypatch):
     def run(seed, epochs):
         seen = []
 
-        def note(state, pictures, labels, hyper, recipe):
+        def note(params, grid, labels, recipe):
             jax.debug.callback(lambda places: seen.append(np.array(places)), labels, ordered=True)
-            return state, train.Metrics(jnp.float32(0), jnp.float32(0))
+            return jax.tree.map(jnp.zeros_like, params), train.Metrics(jnp.float32(0), jnp.float32(0))
 
-        monkeypatch.setattr(train, "train_step", note)
-        state = train.TrainState(None, None, jax.random.key(seed), jnp.int32(0))
+        monkeypatch.setattr(train, "gradient_of", note)
+        state = train.init(jnp.uint32(seed), HYPER, recipe)
         for _ in range(epochs):
             state, _ = train.train_epoch(state, HYPER, images, recipe)
         jax.effects_barrier()

@@ -11,7 +11,7 @@ import optax
 import task
 from task import Outcome, Task, Weights, Window
 
-from lenet_jax import blocked, losses, model, population, train
+from lenet_jax import losses, model, population, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
 
@@ -66,13 +66,14 @@ class Session:
         params = unflatten(weights)
         state = train.init(jnp.uint32(0), hyper, self.recipe)
         state = state.replace(params=params, optimizer=self.recipe.optimizer_of(hyper).init(params))
-        places = jnp.arange(self.recipe.batch_size)
+        recipe = dataclasses.replace(self.recipe, pieces=train.pieces_of(self.recipe.batch_size))
+        pieces = jnp.arange(recipe.batch_size).reshape(recipe.pieces, -1)
 
         def step(state: train.TrainState, images: train.Images) -> Any:
-            pictures, labels = images.take(places)
-            return train.train_step(state, blocked.to_grid(pictures), labels, hyper, self.recipe)
+            first = train.load(images, pieces[0])
+            return train.train_step(state, first, jnp.roll(pieces, -1, axis=0), hyper, images, recipe)
 
-        state, metrics = jax.jit(step)(state, jax.device_put(self.images.images))
+        state, _, metrics = jax.jit(step)(state, jax.device_put(self.images.images))
         gradient = optax.tree.get(state.optimizer, "trace")
         return Outcome(float(metrics.loss), flatten(gradient), flatten(state.params))
 

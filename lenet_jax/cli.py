@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, WorkerError
 from lenet_jax.experiments import base
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
@@ -37,13 +37,16 @@ FIELD, AXIS = "--config.", "--config.sweep."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; the exit code is 0, 2 for a refusal, or 130 after Ctrl-C."""
+    """Runs the command line; the exit code is 0, 2 for a refusal, 1 if a worker process ended, or 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         dispatch(arguments)
     except (InputError, flags.Error) as error:
         print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except WorkerError as error:
+        print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output, head or less, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

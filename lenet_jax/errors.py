@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class WorkerError(RuntimeError):
+    """A worker process that ended by itself. The message is one line; the command line prints it and exits with 1."""
+
+
 def check_choice(field: str, value: object, allowed: Collection[str]) -> None:
     """Raises InputError unless `value` is one of `allowed`."""
     if value not in allowed:

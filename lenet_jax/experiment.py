@@ -3,18 +3,19 @@
 The only place that reads fields from a ConfigDict.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
@@ -27,8 +28,12 @@ from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.progress import Progress
 from lenet_jax.train import Images, Recipe
+from lenet_jax.workers import Workers
 
 Check = Callable[[str, Any], None]
+
+WORTH_WORKERS = 500_000
+"""Samples x members from which on worker processes gain more than the seconds that they take to start."""
 
 
 def choice(allowed: Collection[str]) -> Check:
@@ -203,12 +208,7 @@ def images_of(dataset: Dataset, arm: Arm) -> Images:
     training = dataset.train_images[: splits_of(dataset, arm)["train"].stop]
     scaling = data.NORMALIZATIONS[arm.settings["normalization"]](training)
     pixels = data.pad(images, arm.settings["padding"])
-    return Images(
-        pixels=jnp.asarray(pixels),
-        labels=jnp.asarray(labels, jnp.int32),
-        scale=jnp.float32(scaling.scale),
-        shift=jnp.float32(scaling.shift),
-    )
+    return Images(pixels, labels.astype(np.int32), np.float32(scaling.scale), np.float32(scaling.shift))
 
 
 def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
@@ -250,9 +250,10 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
     tables: list[pd.DataFrame] = []
     rows: list[dict[str, Any]] = []
-    with Progress(len(arms), sum(arm.settings["epochs"] for arm in arms)) as progress:
-        for arm in arms:
-            metrics, row = run_arm(arm, datasets[data_key(arm)], progress)
+    progress = Progress(len(arms), sum(arm.settings["epochs"] for arm in arms))
+    with progress, engine_for(arms, datasets) as engine:
+        for place, arm in enumerate(arms):
+            metrics, row = run_arm(arm, arms[place:], datasets[data_key(arm)], engine, progress)
             row["dataset"] = describe_data(datasets[data_key(arm)], arm)
             tables.append(metrics)
             rows.append(row)
@@ -276,8 +277,53 @@ def describe_data(dataset: Dataset, arm: Arm) -> dict[str, Any]:
     return {"name": dataset.name, "fingerprint": dataset.fingerprint, "validation": 0} | sizes
 
 
-def run_arm(arm: Arm, dataset: Dataset, progress: Progress) -> tuple[pd.DataFrame, dict[str, Any]]:
+@runtime_checkable
+class Engine(Protocol):
+    """What trains populations: the module `population` in this process, or `workers.Workers`."""
+
+    def create(self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe) -> Any:
+        """A new population."""
+
+    def train_epoch(self, members: Any, /) -> train.Metrics:
+        """Trains it for a pass."""
+
+    def evaluate(self, members: Any, split: range, /) -> train.Metrics:
+        """Evaluates it on images."""
+
+
+@contextlib.contextmanager
+def engine_for(arms: list[Arm], datasets: Mapping[tuple[str, str], Dataset]) -> Iterator[Engine]:
+    """The engine that is fastest for these arms on this machine."""
+    seeds = max(arm.settings["seeds"] for arm in arms)
+    samples = sum(
+        arm.settings["epochs"] * arm.settings["seeds"] * len(splits_of(datasets[data_key(arm)], arm)["train"])
+        for arm in arms
+    )
+    if jax.default_backend() == "cpu" and samples >= WORTH_WORKERS:
+        with Workers(min(population.cores(), seeds)) as workers:
+            yield workers
+    else:
+        yield population
+
+
+def chunks_of(seeds: range, recipe: Recipe) -> list[range]:
+    """The seeds in as few equal chunks as memory needs, to be trained one after the other."""
+    count = min(len(seeds), math.ceil(len(seeds) * population.member_memory(recipe) / population.memory_for_members()))
+    size = math.ceil(len(seeds) / count)
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+def run_arm(
+    arm: Arm, following: list[Arm], dataset: Dataset, engine: Engine, progress: Progress
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Trains and evaluates one arm.
+
+    Args:
+      arm: to be trained.
+      following: it and the arms after it, for which programs can be compiled in advance.
+      dataset: its data.
+      engine: see `engine_for`.
+      progress: is told.
 
     Returns:
       its rows of `metrics.parquet`, and its row of `summary.json`.
@@ -286,27 +332,19 @@ def run_arm(arm: Arm, dataset: Dataset, progress: Progress) -> tuple[pd.DataFram
     settings = arm.settings
     seeds = range(settings["first_seed"], settings["first_seed"] + settings["seeds"])
     recipe = recipe_of(arm, dataset)
-    splits = splits_of(dataset, arm)
-    hyper = {name: [settings[name]] * len(seeds) for name in HYPERPARAMETERS}
-    progress.start(arm.name, len(seeds))
-    members = population.create(seeds, hyper, images_of(dataset, arm), recipe)
-    progress.compiled(members.programs.memory)
-    tables: list[pd.DataFrame] = []
-    training_seconds, epoch_samples = 0.0, recipe.epoch_steps * recipe.batch_size * len(seeds)
-    for epoch in range(settings["epochs"] + 1):
-        measured = {}
-        if epoch:
-            started = time.perf_counter()
-            measured["running"] = population.train_epoch(members)
-            training_seconds += time.perf_counter() - started
-        # The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing.
-        wanted = [name for name in splits if name != "train" or epoch == settings["epochs"]]
-        measured |= {name: population.evaluate(members, splits[name]) for name in wanted}
-        tables.extend(long_form(measured, epoch, seeds))
-        if epoch:
-            errors = {name: float(measured[name].error.mean()) for name in ("running", "test")}
-            progress.epoch(epoch * epoch_samples / training_seconds, errors["running"], errors["test"])
-    metrics = pd.concat(tables, ignore_index=True)
+    chunks = chunks_of(seeds, recipe)
+    images = images_of(dataset, arm)
+    progress.start(arm.name, len(seeds), len(chunks))
+    if isinstance(engine, Workers):
+        alike = [other for other in following if data_key(other) == data_key(arm)]
+        engine.prepare([recipe_of(other, dataset) for other in alike], len(chunks[0]), images)
+    parts, training_seconds, memory = [], 0.0, 0
+    for chunk in chunks:
+        part, seconds, needed = train_members(chunk, arm, splits_of(dataset, arm), images, recipe, engine, progress)
+        parts.append(part)
+        training_seconds += seconds
+        memory = max(memory, needed)
+    metrics = pd.concat(parts, ignore_index=True).sort_values(["epoch", "split", "metric", "seed"], kind="stable")
     metrics = metrics.assign(arm=arm.name, **arm.axes)[["arm", *arm.axes, *metrics.columns]]
     final = metrics[metrics.epoch == settings["epochs"]]
     losses_finite = (
@@ -320,13 +358,51 @@ def run_arm(arm: Arm, dataset: Dataset, progress: Progress) -> tuple[pd.DataFram
         "chosen": {},
         "parameters": sum(count for _, _, count in model.parameter_table(recipe.architecture)),
     }
-    for split in splits:
+    for split in splits_of(dataset, arm):
         of_split = final[(final.split == split) & (final.metric == "error")].sort_values("seed")
         row[f"{split}_error"] = results.summarize(of_split.value.to_numpy())
     row["seconds"] = time.perf_counter() - began
-    row["samples_per_second"] = settings["epochs"] * epoch_samples / training_seconds
+    trained = settings["epochs"] * recipe.epoch_steps * recipe.batch_size * len(seeds)
+    row["samples_per_second"] = trained / training_seconds
+    row["predicted_memory"] = memory
     progress.finish(row)
     return metrics, row
+
+
+def train_members(
+    seeds: range,
+    arm: Arm,
+    splits: Mapping[str, range],
+    images: Images,
+    recipe: Recipe,
+    engine: Engine,
+    progress: Progress,
+) -> tuple[pd.DataFrame, float, int]:
+    """Trains and evaluates members of an arm that fit in memory together.
+
+    Returns:
+      their metrics, a row for each epoch, split, metric and seed; seconds of training alone; predicted memory in bytes.
+    """
+    epochs = arm.settings["epochs"]
+    hyper = {name: [arm.settings[name]] * len(seeds) for name in HYPERPARAMETERS}
+    members = engine.create(seeds, hyper, images, recipe)
+    progress.compiled(members.memory)
+    tables: list[pd.DataFrame] = []
+    training_seconds, epoch_samples = 0.0, recipe.epoch_steps * recipe.batch_size * len(seeds)
+    for epoch in range(epochs + 1):
+        measured = {}
+        if epoch:
+            started = time.perf_counter()
+            measured["running"] = engine.train_epoch(members)
+            training_seconds += time.perf_counter() - started
+        # The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing.
+        wanted = [name for name in splits if name != "train" or epoch == epochs]
+        measured |= {name: engine.evaluate(members, splits[name]) for name in wanted}
+        tables.extend(long_form(measured, epoch, seeds))
+        if epoch:
+            errors = {name: float(measured[name].error.mean()) for name in ("running", "test")}
+            progress.epoch(epoch * epoch_samples / training_seconds, errors["running"], errors["test"])
+    return pd.concat(tables, ignore_index=True), training_seconds, members.memory
 
 
 HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(optim.Hyperparameters))

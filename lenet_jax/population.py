@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -45,13 +46,16 @@ UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Compiler options of programs that run once."""
 
 
-def configure() -> None:
-    """Makes every CPU core a device and keeps compiled programs in the user's cache folder.
+def configure(devices: int | None = None) -> None:
+    """Makes CPU cores devices, and keeps compiled programs in the user's cache folder.
 
     Call it before JAX is used: afterwards its devices stay as they are.
+
+    Args:
+      devices: their number; all cores by default.
     """
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores())
+        jax.config.update("jax_num_cpu_devices", devices or cores())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -89,6 +93,11 @@ class Population:
     images: Images
     size: int
     programs: Programs
+
+    @property
+    def memory(self) -> int:
+        """Bytes that training takes at its peak, as the compiler predicts."""
+        return self.programs.memory
 
 
 def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -174,6 +183,11 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     )
 
 
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """The devices as a mesh whose one axis members are sharded over."""
+    return Mesh(np.array(devices), (MEMBERS,))
+
+
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     """How arrays that every device needs lie, and how members' arrays do."""
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
@@ -186,6 +200,29 @@ def predicted_memory(program: Any, mesh: Mesh) -> int:
         return 0
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return int(mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes))
+
+
+def member_memory(recipe: Recipe) -> int:
+    """Bytes that one member's state takes while it trains: before and after an update."""
+
+    def state() -> TrainState:
+        return train.init(jnp.uint32(0), Hyperparameters(*[jnp.zeros(())] * 3), recipe)
+
+    return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state)))
+
+
+def memory_for_members() -> int:
+    """Bytes that members' states may take on this machine: half of what is free, the rest is for all else."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        statistics = device.memory_stats() or {"bytes_limit": 2**34, "bytes_in_use": 0}
+        return jax.device_count() * (statistics["bytes_limit"] - statistics["bytes_in_use"]) // 2
+    free = psutil.virtual_memory().available
+    # A container or a cluster's job may have less than the machine.
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(free, 2**20) // 2
 
 
 def create(
@@ -205,7 +242,7 @@ def create(
       devices: those to use, all by default; no more than there are members are used.
     """
     devices = list(devices or jax.devices())[: len(seeds)]
-    mesh = Mesh(np.array(devices), (MEMBERS,))
+    mesh = mesh_of(devices)
     padding = -len(seeds) % len(devices)
     shared, sharded = shardings(mesh)
 

@@ -37,6 +37,7 @@ class Progress:
         self._task = self._bar.add_task("", total=epochs, state="")
         self._arms = arms
         self._arm = 0
+        self._chunks = 1
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -47,10 +48,11 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def start(self, arm: str, members: int) -> None:
-        """An arm begins: it is compiled first."""
+    def start(self, arm: str, members: int, chunks: int) -> None:
+        """An arm begins: it is compiled first. Its members are trained in chunks, one after the other."""
         self._arm += 1
-        description = f"arm {self._arm}/{self._arms} {arm} x {members} seeds"
+        self._chunks = chunks
+        description = f"arm {self._arm}/{self._arms} {arm} x {members} seeds" + f" in {chunks} chunks" * (chunks > 1)
         self._bar.update(self._task, description=description, state="compiling")
 
     def compiled(self, memory: int) -> None:
@@ -58,9 +60,9 @@ class Progress:
         self._bar.update(self._task, state=f"training, {memory / 2**20:.0f} MiB")
 
     def epoch(self, samples_per_second: float, train_error: float, test_error: float) -> None:
-        """An epoch is done; errors are fractions, means over the members."""
+        """An epoch of a chunk is done; errors are fractions, means over the members."""
         state = f"{samples_per_second:,.0f} samples/s, train {train_error:.2%}, test {test_error:.2%}"
-        self._bar.update(self._task, advance=1, state=state)
+        self._bar.update(self._task, advance=1 / self._chunks, state=state)
 
     def finish(self, row: dict[str, Any]) -> None:
         """An arm is done; `row` is its row of the summary."""
@@ -68,7 +70,7 @@ class Progress:
         diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
         self._console.print(
             f"arm {self._arm}/{self._arms} {row['name']}: test error {mean:.2%} over {row['seeds']} seeds{diverged}, "
-            f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s",
+            f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, {row['predicted_memory'] / 2**20:,.0f} MiB",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -162,7 +162,9 @@ def train_step(
       batch: the first piece of the batch, loaded.
       following: places of the images that come after that piece: the rest of the batch, and the first piece of the
         next one.
-      hyper, images, recipe: of the member.
+      hyper: the member's.
+      images: of all splits.
+      recipe: what is trained.
 
     Returns:
       the state after the update, the first piece of the next batch, and the metrics of the network before the update.

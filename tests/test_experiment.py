@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from lenet_jax.experiments import ablation, base, quickstart
 from ml_collections import ConfigDict
@@ -252,6 +253,40 @@ def test_an_arm_is_traced_once(tmp_path, monkeypatch):
     experiment.run(config, tmp_path / "run", "test")
     # Arms that differ in a hyperparameter share a program: two traces for four arms of two epochs.
     assert traces == ["mse", "cross_entropy"]
+
+
+def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
+    config = with_sweep(small(seeds=3, epochs=1), weight_decay=(0.0, 0.1))
+    tables = {}
+    for name, worth, memory in (
+        ("one process", 1e9, 2**40),
+        ("workers", 0, 2**40),
+        ("chunks", 1e9, 2 * population.member_memory(recipe_for(config))),
+    ):
+        monkeypatch.setattr(experiment, "WORTH_WORKERS", worth)
+        monkeypatch.setattr(population, "memory_for_members", lambda memory=memory: memory)
+        run = experiment.run(config, tmp_path / name, "test")
+        tables[name] = run.metrics
+        assert [arm["predicted_memory"] > 0 for arm in run.summary["arms"]] == [True, True]
+    expected = tables.pop("one process")
+    for table in tables.values():
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+
+
+def recipe_for(config):
+    arm = experiment.expand(config)[0]
+    return experiment.recipe_of(arm, experiment.load_data([arm])[experiment.data_key(arm)])
+
+
+def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
+    recipe = recipe_for(small())
+    # Parameters and momentum, in float32, before and after an update; key and counters are a few bytes more.
+    assert population.member_memory(recipe) == pytest.approx(2 * 2 * 4 * 60_850, rel=0.001)
+    monkeypatch.setattr(population, "memory_for_members", lambda: 4.5 * population.member_memory(recipe))
+    assert [len(chunk) for chunk in experiment.chunks_of(range(10, 20), recipe)] == [4, 4, 2]
+    assert [seed for chunk in experiment.chunks_of(range(10, 20), recipe) for seed in chunk] == list(range(10, 20))
+    monkeypatch.setattr(population, "memory_for_members", lambda: 1)
+    assert experiment.chunks_of(range(3), recipe) == [range(1), range(1, 2), range(2, 3)]
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):

@@ -1,0 +1,114 @@
+"""Worker processes: the same results as in one process, and no trace of them when anybody dies."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import psutil
+import pytest
+
+from lenet_jax import population
+from lenet_jax.errors import InputError, WorkerError
+from lenet_jax.losses import Loss
+from lenet_jax.model import Architecture
+from lenet_jax.train import Images, Recipe
+from lenet_jax.workers import Workers
+
+RECIPE = Recipe(
+    architecture=Architecture("tanh", initializer="glorot"),
+    loss=Loss("cross_entropy"),
+    optimizer="momentum",
+    schedule="constant",
+    batch_size=80,
+    epochs=2,
+    train_size=320,
+)
+SEEDS = [3, 1, 2]
+HYPER = {"learning_rate": [0.05, 0.1, 0.02], "momentum": [0.9] * 3, "weight_decay": [0.0] * 3}
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    pixels, labels = digits
+    return Images(pixels, labels, np.float32(1 / 255), np.float32(0))
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers(2) as crew:
+        yield crew
+
+
+def history(engine, images):
+    """Metrics of two epochs, and of images that the members have not seen."""
+    members = engine.create(SEEDS, HYPER, images, RECIPE)
+    assert members.memory > 0
+    return [engine.train_epoch(members), engine.train_epoch(members), engine.evaluate(members, range(320, 400))]
+
+
+def test_workers_give_the_same_results(workers, images, assert_close):
+    there, here = history(workers, images), history(population, images)
+    assert len(np.unique(there[0].loss)) == 3
+    assert_close(there, here, 1e-5)
+
+
+def test_a_worker_has_one_core(workers):
+    assert [process.is_alive() for process in workers._processes] == [True, True]
+    if hasattr(os, "sched_getaffinity"):
+        pinned = [psutil.Process(process.pid).cpu_affinity() for process in workers._processes]
+        assert all(len(cores) == 1 for cores in pinned)
+        assert pinned[0] != pinned[1]
+
+
+def test_programs_are_compiled_by_turns(workers, images):
+    other = Recipe(**{**vars(RECIPE), "loss": Loss("mse")})
+    workers.prepare([RECIPE, other], len(SEEDS), images)
+    assert {RECIPE, other} <= workers._compiled
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(history(workers, images)))
+
+
+def test_what_a_worker_raises_is_raised_here(workers, images):
+    crowd = workers.create(SEEDS, HYPER, images, RECIPE)
+    with pytest.raises(InputError, match="loss: 'huber' is not one of"):
+        workers._call("evaluate", [(Refusing(),)] * 2)
+    assert workers.evaluate(crowd, range(10)).error.shape == (3,), "the workers go on"
+
+
+class Refusing:
+    """An argument that a worker refuses as soon as it looks at it."""
+
+    @property
+    def start(self):
+        return Loss("huber")
+
+
+def test_a_killed_worker_is_told(images):
+    with Workers(2) as crew:
+        crowd = crew.create(SEEDS, HYPER, images, RECIPE)
+        os.kill(crew._processes[1].pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="was ended by SIGKILL; .* memory"):
+            crew.train_epoch(crowd)
+    assert not any(process.is_alive() for process in crew._processes)
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import time\n"
+        "from lenet_jax.workers import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    crew = Workers(2)\n"
+        "    print(*[process.pid for process in crew._processes], flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(children) == 2
+    parent.kill()
+    parent.communicate()
+    gone, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    assert len(gone) == 2

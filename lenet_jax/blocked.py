@@ -3,22 +3,23 @@
 Convolutions are slow inside compiled loops on a CPU, and gathering each output's 5 x 5 inputs moves every pixel 25
 times. Here neighbouring outputs are computed together, from the blocks of inputs that they share::
 
-      input, 8 x 8 blocks of 4 x 4 pixels            C1, 7 x 7 tiles of 4 x 4 outputs x 6 maps
-      +----+----+----+--                             +----+----+--
-      |####|####|    |     [64, 96].T @ 64 pixels    |####|    |       one tile needs 8 x 8 pixels,
-      |####|####|    |     ---------------------->   |####|    |       which are 2 x 2 whole blocks
-      +----+----+----+--                             +----+----+--
-      |####|####|    |     columns of the matrix: the six 5 x 5 kernels, shifted to the
-      |####|####|    |     16 outputs of the tile, zero elsewhere
-      +----+----+----+--
-      |    |    |    |     S2 pools each tile to 2 x 2 outputs x 6 maps. So S2 is a 7 x 7 grid of
-                           2 x 2 blocks, and the same step again gives C3: a tile of 2 x 2 outputs (one
-                           pooling window of S4) needs 6 x 6 inputs, which are 3 x 3 whole blocks.
+      input, 8 x 16 blocks of 4 x 2 pixels           C1, 7 x 14 tiles of 4 x 2 outputs x 6 maps
+      +--+--+--+--+--                                +--+--+--+--
+      |##|##|##|  |       [48, 48].T @ 48 pixels     |##|  |  |       one tile needs 8 x 6 pixels,
+      |##|##|##|  |     ---------------------->      |##|  |  |       which are 2 x 3 whole blocks
+      +--+--+--+--+--                                +--+--+--+--
+      |##|##|##|  |     columns of the matrix: the six 5 x 5 kernels, shifted to the
+      |##|##|##|  |     8 outputs of the tile, zero elsewhere
+      +--+--+--+--+--
+      |  |  |  |  |     S2 pools each tile to 2 x 1 outputs x 6 maps. Two tiles side by side are 2 x 2 of them: S2 is
+                        a 7 x 7 grid of such blocks, and the same step again gives C3: a tile of 2 x 2 outputs (one
+                        pooling window of S4) needs 6 x 6 inputs, which are 3 x 3 whole blocks.
 
-The products do 2.4 times the multiply-adds of the convolutions (with C3's table), and no gathering.
+The products do 2.1 times the multiply-adds of the convolutions (with C3's table). Larger tiles gather less and
+multiply more; these are the fastest that were tried.
 
-**Grids.** Inputs lie as [maps, rows in block, columns in block, block rows, block columns, images]: images last, so
-that every shift along block rows or columns moves long contiguous pieces. Outputs of a tile are ordered (place in the
+**Grids.** Inputs lie as [maps, rows in block, block rows, block columns, columns in block, images]: images last, so
+that every shift along block rows or columns moves contiguous pieces. Outputs of a tile are ordered (place in the
 pooling window, map, window): pooling combines four contiguous quarters, its result is already the grid that the next
 product wants, and S4 comes out as [map, row, column], which is how C5's kernel is stored. Nothing is transposed but the
 images themselves.
@@ -37,88 +38,87 @@ from jaxtyping import Array, Float
 from lenet_jax.layers import ACTIVATIONS, KERNEL, Convolution, Subsampling, Table, dense_kernel
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture, Params
 
-BLOCK = 4
-"""Height and width of a block of pixels; S2's blocks are half as large, as it is."""
-
 PLACES = 4
 """Places in a 2 x 2 pooling window."""
 
 
-def to_grid(images: Float[Array, "batch 32 32"]) -> Float[Array, "1 4 4 8 8 batch"]:
-    """Images cut into an 8 x 8 grid of blocks of 4 x 4 pixels."""
-    batch, side = images.shape[0], images.shape[1] // BLOCK
-    return images.reshape(batch, side, BLOCK, side, BLOCK).transpose(2, 4, 1, 3, 0)[None]
+def to_grid(images: Float[Array, "batch 32 32"]) -> Float[Array, "1 4 8 16 2 batch"]:
+    """Images cut into 8 x 16 blocks of 4 x 2 pixels."""
+    return images.reshape(-1, 8, 4, 16, 2).transpose(2, 1, 3, 4, 0)[None]
 
 
-def tile_matrix(kernels: Float[Array, "outputs inputs 5 5"], windows: int) -> Float[Array, "features sums"]:
-    """A convolution as a matrix, for a tile of windows x windows pooling windows of outputs.
+def tile_matrix(kernels: Float[Array, "outputs inputs 5 5"], windows: tuple[int, int]) -> Float[Array, "features sums"]:
+    """A convolution as a matrix, for a tile of so many rows and columns of pooling windows.
 
     Rows are ordered (input map, row, column) of the tile's inputs, columns (place in the window, output map, window):
     XLA's products on a CPU are up to a quarter faster when the left factor is the one to transpose.
     """
-    outputs, inputs = kernels.shape[:2]
-    margin = 2 * windows - 1
-    pairs = list(itertools.product(range(windows), repeat=2))
+    inputs = kernels.shape[1]
+    rows, columns = windows
+    down, right = 2 * rows - 1, 2 * columns - 1  # how far kernels are shifted at most
+    pairs = list(itertools.product(range(rows), range(columns)))
     outputs_last = kernels.transpose(1, 2, 3, 0)
 
     def shift(i: int, j: int) -> Array:
-        return jnp.pad(outputs_last, ((0, 0), (i, margin - i), (j, margin - j), (0, 0)))
+        return jnp.pad(outputs_last, ((0, 0), (i, down - i), (j, right - j), (0, 0)))
 
     places = [
         jnp.stack([shift(2 * row + i, 2 * column + j) for row, column in pairs], axis=-1)
         for i, j in itertools.product(range(2), repeat=2)
     ]
-    return jnp.stack(places, axis=3).reshape(inputs * (KERNEL + margin) ** 2, PLACES * outputs * windows**2)
+    return jnp.stack(places, axis=3).reshape(inputs * (KERNEL + down) * (KERNEL + right), -1)
 
 
-def shifted(grid: Float[Array, "..."], axis: int, blocks: int, at: int) -> Float[Array, "..."]:
-    """The grid's `blocks` shifts along an axis, stacked as a new axis `at`, in front of it."""
-    size = grid.shape[axis] - blocks + 1
-    pieces = [jax.lax.slice_in_dim(grid, shift, shift + size, axis=axis) for shift in range(blocks)]
-    return jnp.stack(pieces, axis=at)
-
-
-def shifted_back(gradient: Float[Array, "..."], axis: int, blocks: int, at: int) -> Float[Array, "..."]:
-    """The gradient of `shifted`: every place of the grid collects the pieces that it went into, and no zeros."""
-    size = gradient.shape[axis + 1]
-    pieces = [jax.lax.index_in_dim(gradient, shift, at, keepdims=False) for shift in range(blocks)]
-
-    def collect(place: int) -> Array:
-        met = [(shift, place - shift) for shift in range(blocks) if 0 <= place - shift < size]
-        return functools.reduce(
-            jnp.add, [jax.lax.index_in_dim(pieces[shift], from_, axis, keepdims=False) for shift, from_ in met]
-        )
-
-    return jnp.stack([collect(place) for place in range(size + blocks - 1)], axis=axis)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def neighbourhoods(
-    grid: Float[Array, "maps block block side side batch"], blocks: int
+    grid: Float[Array, "maps height down across width batch"], tall: int, wide: int
 ) -> Float[Array, "features columns"]:
-    """For every tile its blocks x blocks inputs below one another: [(map, row, column), (tile, image)]."""
-    maps, block = grid.shape[:2]
-    rows = shifted(grid, 3, blocks, at=1)
-    both = shifted(rows, 5, blocks, at=3)
-    return both.reshape(maps * (blocks * block) ** 2, -1)
+    """For every tile its tall x wide blocks below one another: [(map, row, column), (tile, image)]."""
+    maps, height, down, across, width, _ = grid.shape
+    rows = jnp.stack([grid[:, :, shift : shift + down - tall + 1] for shift in range(tall)], axis=1)
+    # Columns of a block come to stand before the tiles on the way: afterwards it would be a copy of its own.
+    pieces = [jnp.moveaxis(rows[:, :, :, :, shift : shift + across - wide + 1], 5, 3) for shift in range(wide)]
+    return jnp.stack(pieces, axis=3).reshape(maps * tall * height * wide * width, -1)
 
 
 def neighbourhoods_forward(
-    grid: Float[Array, "maps block block side side batch"], blocks: int
+    grid: Float[Array, "maps height down across width batch"], tall: int, wide: int
 ) -> tuple[Float[Array, "features columns"], tuple[int, ...]]:
     """`neighbourhoods`, and what its gradient needs."""
-    return neighbourhoods(grid, blocks), grid.shape
+    return neighbourhoods(grid, tall, wide), grid.shape
 
 
 def neighbourhoods_backward(
-    blocks: int, shape: tuple[int, ...], gradient: Float[Array, "features columns"]
-) -> tuple[Float[Array, "maps block block side side batch"]]:
+    tall: int, wide: int, shape: tuple[int, ...], gradient: Float[Array, "features columns"]
+) -> tuple[Float[Array, "maps height down across width batch"]]:
     """The gradient of `neighbourhoods`, one axis after the other."""
-    maps, block, _, side, _, batch = shape
-    tiles = side - blocks + 1
-    both = gradient.reshape(maps, blocks, block, blocks, block, tiles, tiles, batch)
-    rows = shifted_back(both, 5, blocks, at=3)
-    return (shifted_back(rows, 3, blocks, at=1),)
+    maps, height, down, across, width, batch = shape
+    pieces = gradient.reshape(maps, tall, height, wide, width, down - tall + 1, across - wide + 1, batch)
+    rows = collected(jnp.moveaxis(pieces, 4, 6), 4, wide, at=3)
+    return (collected(rows, 2, tall, at=1),)
+
+
+def collected(pieces: Float[Array, "..."], axis: int, shifts: int, at: int) -> Float[Array, "..."]:
+    """The sum of shifted pieces: every place along `axis` collects the pieces that it went into, and no zeros.
+
+    Args:
+      pieces: the shifts are its axis `at`, which stands before `axis` and falls away.
+      axis: of the result.
+      shifts: their number.
+      at: see `pieces`.
+    """
+    size = pieces.shape[axis + 1]
+
+    def collect(place: int) -> Array:
+        met = [(shift, place - shift) for shift in range(shifts) if 0 <= place - shift < size]
+        of_shifts = [jax.lax.index_in_dim(pieces, shift, at, keepdims=False) for shift, _ in met]
+        found = [
+            jax.lax.index_in_dim(piece, start, axis, keepdims=False)
+            for piece, (_, start) in zip(of_shifts, met, strict=True)
+        ]
+        return functools.reduce(jnp.add, found)
+
+    return jnp.stack([collect(place) for place in range(size + shifts - 1)], axis=axis)
 
 
 neighbourhoods.defvjp(neighbourhoods_forward, neighbourhoods_backward)
@@ -148,24 +148,24 @@ sum_places.defvjp(sum_places_forward, sum_places_backward)
 
 
 def convolve(
-    grid: Float[Array, "inputs block block side side batch"],
+    grid: Float[Array, "inputs height down across width batch"],
     parameters: Convolution,
     table: Table,
-    blocks: int,
-    windows: int,
-) -> Float[Array, "4 outputs {windows}**2 columns"]:
+    blocks: tuple[int, int],
+    windows: tuple[int, int],
+) -> Float[Array, "4 outputs windows columns"]:
     """`layers.convolve` on a grid: [place, output map, window, (tile, image)].
 
     Args:
       grid: the inputs.
       parameters: of the layer.
       table: of the layer.
-      blocks: a tile sees blocks x blocks of them.
-      windows: its outputs are windows x windows pooling windows.
+      blocks: that a tile sees, rows and columns.
+      windows: pooling windows that its outputs are, rows and columns.
     """
     matrix = tile_matrix(dense_kernel(parameters.kernel, table, grid.shape[0]), windows)
-    sums = matrix.T @ neighbourhoods(grid, blocks)
-    return sums.reshape(PLACES, len(table), windows**2, -1) + parameters.bias[None, :, None, None]
+    sums = matrix.T @ neighbourhoods(grid, *blocks)
+    return sums.reshape(PLACES, len(table), windows[0] * windows[1], -1) + parameters.bias[None, :, None, None]
 
 
 def pool(
@@ -184,14 +184,14 @@ def pool(
 
 
 def forward_grid(
-    params: Params, grid: Float[Array, "1 4 4 8 8 batch"], architecture: Architecture
+    params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
 ) -> Float[Array, "batch classes"]:
     """`forward`, from images that `to_grid` has cut."""
     sigma = ACTIVATIONS[architecture.activation]
     batch = grid.shape[-1]
-    c1 = sigma(convolve(grid, params.c1, C1_TABLE, blocks=2, windows=2))
-    s2 = pool(c1, params.s2, architecture).reshape(len(C1_TABLE), 2, 2, 7, 7, batch)
-    c3 = sigma(convolve(s2, params.c3, CONNECTIVITIES[architecture.connectivity], blocks=3, windows=1))
+    c1 = sigma(convolve(grid, params.c1, C1_TABLE, blocks=(2, 3), windows=(2, 1)))
+    s2 = pool(c1, params.s2, architecture).reshape(len(C1_TABLE), 2, 7, 7, 2, batch)
+    c3 = sigma(convolve(s2, params.c3, CONNECTIVITIES[architecture.connectivity], blocks=(3, 3), windows=(1, 1)))
     s4 = pool(c3, params.s4, architecture).reshape(-1, batch)
     c5 = sigma(s4.T @ params.c5.kernel.reshape(len(s4), -1) + params.c5.bias[None])
     f6 = sigma(c5 @ params.f6.kernel + params.f6.bias[None])

@@ -202,13 +202,14 @@ def splits_of(dataset: Dataset, arm: Arm) -> dict[str, range]:
 
 
 def images_of(dataset: Dataset, arm: Arm) -> Images:
-    """All images, padded; the normalization is measured on the training split alone."""
+    """All images, padded, as NumPy arrays; the normalization is measured on the training split alone."""
     images = np.concatenate([dataset.train_images, dataset.test_images])
     labels = np.concatenate([dataset.train_labels, dataset.test_labels])
     training = dataset.train_images[: splits_of(dataset, arm)["train"].stop]
     scaling = data.NORMALIZATIONS[arm.settings["normalization"]](training)
     pixels = data.pad(images, arm.settings["padding"])
-    return Images(pixels, labels.astype(np.int32), np.float32(scaling.scale), np.float32(scaling.shift))
+    arrays: list[Any] = [pixels, labels.astype(np.int32), np.float32(scaling.scale), np.float32(scaling.shift)]
+    return Images(*arrays)
 
 
 def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:

@@ -46,6 +46,15 @@ UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Compiler options of programs that run once."""
 
 
+CPU_OPTIONS: dict[str, Any] = {
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+}
+"""Compiler options on CPUs: fewer copies of parameters, instructions in an order for one thread, and Eigen
+for products. They make a training step 5 (batch size 32) to 10 % (batch size 1) faster."""
+
+
 def configure(devices: int | None = None) -> None:
     """Makes CPU cores devices, and keeps compiled programs in the user's cache folder.
 
@@ -132,7 +141,9 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
       image_count: images in the data set, of all splits.
       mesh: the devices.
     """
+    options: dict[str, Any] = {}
     if mesh.devices.flat[0].platform == "cpu":
+        options = CPU_OPTIONS
         recipe = dataclasses.replace(recipe, pieces=train.pieces_of(recipe.batch_size))
     shared, sharded = shardings(mesh)
 
@@ -167,10 +178,11 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     )
     place = shaped(shared, lambda: jnp.zeros((), jnp.int32))
 
-    train_program = (
-        jax.jit(lambda state, hyper, images: train_epoch((state, hyper), images), donate_argnums=0)
-        .lower(state, hyper, images)
-        .compile()
+    train_program = compiled(
+        jax.jit(lambda state, hyper, images: train_epoch((state, hyper), images), donate_argnums=0).lower(
+            state, hyper, images
+        ),
+        options,
     )
     return Programs(
         # Runs once: optimising it would take longer than running it.
@@ -178,9 +190,19 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         .lower(seeds, hyper)
         .compile(compiler_options=UNOPTIMIZED),
         train_epoch=train_program,
-        evaluate=jax.jit(evaluate).lower(state.params, images, place, place).compile(),
+        evaluate=compiled(jax.jit(evaluate).lower(state.params, images, place, place), options),
         memory=predicted_memory(train_program, mesh),
     )
+
+
+def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
+    """The program, compiled with these options; without them if this version of XLA doesn't know one."""
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("INVALID_ARGUMENT"):
+            raise
+        return lowered.compile()
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
@@ -208,7 +230,8 @@ def member_memory(recipe: Recipe) -> int:
     def state() -> TrainState:
         return train.init(jnp.uint32(0), Hyperparameters(*[jnp.zeros(())] * 3), recipe)
 
-    return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state)))
+    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state))]
+    return 2 * sum(sizes)
 
 
 def memory_for_members() -> int:
@@ -216,8 +239,8 @@ def memory_for_members() -> int:
     device = jax.devices()[0]
     if device.platform != "cpu":
         statistics = device.memory_stats() or {"bytes_limit": 2**34, "bytes_in_use": 0}
-        return jax.device_count() * (statistics["bytes_limit"] - statistics["bytes_in_use"]) // 2
-    free = psutil.virtual_memory().available
+        return int(jax.device_count() * (statistics["bytes_limit"] - statistics["bytes_in_use"]) // 2)
+    free = int(psutil.virtual_memory().available)
     # A container or a cluster's job may have less than the machine.
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and (text := limit.read_text().strip()) != "max":

@@ -70,7 +70,8 @@ class Progress:
         diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
         self._console.print(
             f"arm {self._arm}/{self._arms} {row['name']}: test error {mean:.2%} over {row['seeds']} seeds{diverged}, "
-            f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, {row['predicted_memory'] / 2**20:,.0f} MiB",
+            f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, "
+            f"{row['predicted_memory'] / 2**20:,.0f} MiB",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -86,7 +86,7 @@ class Images:
         return self.pixels[places].astype(self.scale.dtype) * self.scale + self.shift, self.labels[places]
 
 
-Batch = tuple[Float[Array, "1 4 4 8 8 batch"], Int[Array, " batch"]]
+Batch = tuple[Float[Array, "1 4 8 16 2 batch"], Int[Array, " batch"]]
 """Images that `blocked.to_grid` has cut, and their labels."""
 
 
@@ -129,7 +129,7 @@ def wrong(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], 
 
 
 def gradient_of(
-    params: Params, grid: Float[Array, "1 4 4 8 8 batch"], labels: Int[Array, " batch"], recipe: Recipe
+    params: Params, grid: Float[Array, "1 4 8 16 2 batch"], labels: Int[Array, " batch"], recipe: Recipe
 ) -> tuple[Params, Metrics]:
     """The gradient of the loss, and the metrics, from images that `blocked.to_grid` has cut."""
 
@@ -138,7 +138,8 @@ def gradient_of(
         loss = recipe.loss(outputs, labels)
         return loss, Metrics(loss, wrong(outputs, labels, recipe).mean())
 
-    return jax.grad(objective, has_aux=True)(params)
+    gradient, metrics = jax.grad(objective, has_aux=True)(params)
+    return gradient, metrics
 
 
 def load(images: Images, places: Int[Array, " batch"]) -> Batch:

@@ -80,10 +80,9 @@ def serve(connection: Connection, core: int | None) -> None:
         except EOFError:
             return
         try:
-            answer = getattr(share, method)(*arguments), None
+            connection.send((getattr(share, method)(*arguments), None))
         except Exception as error:  # raised where the result is awaited
-            answer = None, error
-        connection.send(answer)
+            connection.send((None, error))
 
 
 class Crowd(NamedTuple):
@@ -99,7 +98,7 @@ class Crowd(NamedTuple):
 
 
 class Workers:
-    """A process a core. To be used in a `with` statement, whose end ends them."""
+    """A process a core. To be used in a `with` statement, whose end closes them."""
 
     def __init__(self, count: int) -> None:
         """Starts `count` processes, which get ready while this one goes on. On Linux each is pinned to a core."""
@@ -121,6 +120,10 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes at once, also in the middle of an epoch."""
         for process in self._processes:
             process.kill()  # it holds nothing that is worth a goodbye
         for process in self._processes:
@@ -145,9 +148,9 @@ class Workers:
                 answers.append(connection.recv())
             except (EOFError, OSError) as error:
                 raise ended(process) from error
-        for _, error in answers:
-            if error is not None:
-                raise error
+        for _, failure in answers:
+            if failure is not None:
+                raise failure
         return [result for result, _ in answers]
 
     def prepare(self, recipes: Sequence[Recipe], members: int, images: Images) -> None:

@@ -15,7 +15,7 @@ from lenet_jax.optim import Hyperparameters
 from lenet_jax.train import Images, Recipe
 
 RECIPE = Recipe(
-    architecture=Architecture("relu", initializer="glorot"),
+    architecture=Architecture("tanh", initializer="glorot"),
     loss=Loss("cross_entropy"),
     optimizer="momentum",
     schedule="cosine",
@@ -130,7 +130,10 @@ def test_members_side_by_side_give_the_same(crowd, images, monkeypatch):
         jax.tree.leaves(members_of(crowd.result, well)),
         strict=True,
     ):
-        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+        where = jax.tree_util.keystr(path)
+        # Rounding may move one digit of the 100 to the other side of a decision.
+        absolute = 0.0101 if where.endswith(".error") else 1e-4
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=absolute, err_msg=where)
     assert result[-2].error[DIVERGING] == 1
 
 
@@ -204,3 +207,9 @@ def test_configure(monkeypatch, tmp_path):
             with contextlib.suppress(RuntimeError):
                 jax.config.update(name, value)
     assert len(jax.devices()) == 2
+
+
+def test_options_that_xla_does_not_know_are_left_out():
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
+    assert population.compiled(lowered, {"xla_cpu_no_such_option": True})(jnp.float32(1)) == 2
+    assert population.compiled(lowered, population.CPU_OPTIONS)(jnp.float32(1)) == 2

@@ -89,7 +89,7 @@ def test_a_killed_worker_is_told(images):
     with Workers(2) as crew:
         crowd = crew.create(SEEDS, HYPER, images, RECIPE)
         os.kill(crew._processes[1].pid, signal.SIGKILL)
-        with pytest.raises(WorkerError, match="was ended by SIGKILL; .* memory"):
+        with pytest.raises(WorkerError, match=r"was ended by SIGKILL; .* memory"):
             crew.train_epoch(crowd)
     assert not any(process.is_alive() for process in crew._processes)
 

@@ -1,4 +1,4 @@
-"""The arrangement that the others are compared with: lenet_jax, through its population functions."""
+"""The arrangement that the others are compared with: lenet_jax, as an experiment trains on a CPU."""
 
 import dataclasses
 import time
@@ -14,10 +14,11 @@ from task import Outcome, Task, Weights, Window
 from lenet_jax import losses, model, population, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
+from lenet_jax.workers import Workers
 
 
 def configure() -> None:
-    """As a user calls it: every core is a device."""
+    """As an experiment calls it; its checks run here, the training in worker processes."""
     population.configure()
 
 
@@ -57,8 +58,9 @@ class Session:
     def __init__(self, images: Task, batch_size: int, members: int) -> None:
         self.images, self.members = images, members
         self.recipe = task.recipe(batch_size, len(images.labels))
+        self.workers = Workers(min(population.cores(), members))
         hyper = task.hyperparameters(members)
-        self.population = population.create(range(members), hyper, images.images, self.recipe)
+        self.crowd = self.workers.create(range(members), hyper, images.images, self.recipe)
 
     def check(self, weights: Weights) -> Outcome:
         """One update of these weights on the first images."""
@@ -85,8 +87,12 @@ class Session:
         """Whole epochs for at least so long."""
         epochs, start = 0, time.perf_counter()
         while not epochs or time.perf_counter() - start < seconds:
-            metrics = population.train_epoch(self.population)
+            metrics = self.workers.train_epoch(self.crowd)
             epochs += 1
         elapsed = time.perf_counter() - start
         samples = epochs * self.recipe.epoch_steps * self.recipe.batch_size * self.members
         return Window(samples, elapsed, float(metrics.loss.mean()))
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self.workers.close()

@@ -210,3 +210,6 @@ class Session:
         elapsed = time.perf_counter() - start
         samples = rounds * self.steps * self.batch_size * self.members
         return Window(samples, elapsed, float(np.asarray(loss).mean()))
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -192,3 +192,6 @@ class Session:
             steps += 1
         elapsed = time.perf_counter() - start
         return Window(steps * self.batch_size, elapsed, loss.item())
+
+    def close(self) -> None:
+        """Nothing to end."""

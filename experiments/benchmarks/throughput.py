@@ -2,7 +2,7 @@
 
 Measured: samples x members trained per second, for the same network, data, optimizer and batch size (see `task.py`), by
 
-- lenet_jax: `population.train_epoch`, every core a device;
+- lenet_jax: `workers.Workers.train_epoch`, a worker process a core, as an experiment trains on a CPU;
 - torch: PyTorch eager, all cores. Members train one after another, at the same samples x members per second: it is
   measured once for each batch size and stands beside every number of members;
 - torch_compile: the same, compiled by torch.compile in its default mode;
@@ -87,7 +87,7 @@ MEMBERS = flags.DEFINE_multi_integer("members", [1, 8, 64], "Numbers of members;
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Windows of each arrangement.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 2.0, "A window's least length.", lower_bound=0.01)
 LONGEST = flags.DEFINE_float("longest", 20.0, "Time only once what takes so many seconds for a single call.")
-TRAIN_SIZE = flags.DEFINE_integer("train_size", 2000, "Images of mnist5k to train on, at most 4000.", upper_bound=4000)
+TRAIN_SIZE = flags.DEFINE_integer("train_size", 4000, "Images of mnist5k to train on, at most 4000.", upper_bound=4000)
 PEERS = flags.DEFINE_list("arrangements", list(ARRANGEMENTS), f"Of {', '.join(ARRANGEMENTS)}; lenet_jax always runs.")
 OUT = flags.DEFINE_string("out", str(RESULTS / "throughput"), "Folder for the results.")
 
@@ -237,7 +237,7 @@ def estimate_minutes(names: list[str]) -> float:
         counts = MEMBERS.value if arrangement.vmapped else [1]
         for batch_size, count in itertools.product(BATCH_SIZES.value, counts):
             # A window lasts one call at least: an epoch of all members (ours), two steps (Flax's scan).
-            rate = 8_000 if batch_size == 1 else 22_000
+            rate = 22_000 if batch_size == 1 else 50_000
             call = {OURS: TRAIN_SIZE.value * count / rate, "flax_scan": 2 * batch_size * count / 1_000}.get(name, 0.0)
             windows = 1 if call > LONGEST.value else 1 + ROUNDS.value
             total += arrangement.setup + windows * max(call, SECONDS.value)

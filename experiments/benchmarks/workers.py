@@ -26,8 +26,8 @@ class WorkerError(RuntimeError):
 def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, Any], images: Task) -> None:
     """A worker's life: answers (command, session, arguments) until the pipe is closed or says None.
 
-    Commands: ``create`` (a session), ``drop`` (all sessions), ``train`` (once all processes of the arrangement are
-    there), any other method of the session, and functions of the module for session None.
+    Commands: ``create`` (a session), ``drop`` (closes all sessions), ``train`` (once all processes of the arrangement
+    are there), any other method of the session, and functions of the module for session None.
 
     Args:
       pipe: commands and answers.
@@ -38,7 +38,7 @@ def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, An
     """
     sessions: dict[tuple[int, int], Any] = {}
     peer = None
-    while (message := pipe.recv()) is not None:
+    while (message := receive(pipe)) is not None:
         command, key, arguments = message
         try:
             if peer is None:
@@ -48,6 +48,8 @@ def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, An
             if command == "create":
                 sessions[key] = peer.Session(images, *key, **options)
             elif command == "drop":
+                for session in sessions.values():
+                    session.close()
                 sessions.clear()
             elif key is None:
                 answer = getattr(peer, command)(images, *arguments)
@@ -61,6 +63,14 @@ def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, An
             pipe.send((None, f"{type(error).__name__}: {lines[0]}"))
 
 
+def receive(pipe: Connection) -> Any:
+    """The next message; None also when the other end has gone."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
 class Workers:
     """The processes of one arrangement: one, or one a core."""
 
@@ -71,7 +81,7 @@ class Workers:
         for option in options:
             here, there = SPAWN.Pipe()
             arguments = (there, self.barrier, module, option, images)
-            process = SPAWN.Process(target=serve, args=arguments, daemon=True)
+            process = SPAWN.Process(target=serve, args=arguments)  # no daemon: it starts processes itself
             process.start()
             there.close()  # so that the end of the process is the end of the pipe
             self.pipes.append(here)

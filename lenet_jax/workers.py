@@ -162,12 +162,19 @@ class Workers:
                 raise failure
         return [result for result, _ in answers]
 
+    def load(self, images: Images) -> None:
+        """Sends images to the workers, unless they have them."""
+        if images is not self._images:
+            arrays = jax.tree.map(np.asarray, images)
+            self._call("load", [(arrays,)] * len(self._processes))
+            self._images = images
+
     def prepare(self, recipes: Sequence[Recipe], members: int, images: Images) -> None:
         """Compiles programs for the recipes to come, a recipe on each worker, unless the first is compiled already.
 
         Workers that all compiled the same programs would take as long as one alone.
         """
-        self._load(images)
+        self.load(images)
         waiting = [recipe for recipe in dict.fromkeys(recipes) if recipe not in self._compiled]
         if recipes[0] in waiting and len(waiting) > 1:
             batch = waiting[: len(self._processes)]
@@ -178,7 +185,7 @@ class Workers:
         self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe
     ) -> Crowd:
         """As `population.create`. A worker whose share is smaller than the others' repeats its last member."""
-        self._load(images)
+        self.load(images)
         share = self._share(len(seeds))
         starts = range(0, len(seeds), share)
 
@@ -203,13 +210,6 @@ class Workers:
     def _share(self, members: int) -> int:
         """Members that a worker trains."""
         return -(-members // len(self._processes))
-
-    def _load(self, images: Images) -> None:
-        """Sends images to the workers, unless they have them."""
-        if images is not self._images:
-            arrays = jax.tree.map(np.asarray, images)
-            self._call("load", [(arrays,)] * len(self._processes))
-            self._images = images
 
     def _gather(self, method: str, arguments: tuple[Any, ...], crowd: Crowd) -> Metrics:
         """Calls a method on all workers that have members, and puts their results one after the other."""

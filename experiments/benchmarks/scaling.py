@@ -2,11 +2,12 @@
 
 Measured on mnist5k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
 
-- seconds an epoch and samples x members per second: `population.train_epoch`, median over epochs after a first one;
-- seconds of `population.create` without the persistent cache: compiling all programs, and initializing the members;
-- the peak of the resident set, beside what the compiler predicts (`population.Programs.memory`).
+- seconds an epoch and samples x members per second: `Workers.train_epoch`, median over epochs after a first one;
+- seconds of `Workers.create` without the persistent cache: starting JAX, compiling all programs, and initializing;
+- the peak of the resident sets of all processes, how much the workers' grew while they created and trained, and what
+  the compiler predicts for that.
 
-Each point runs in a fresh process, so that its peak is its own. Exponents are fitted by least squares on logarithms:
+Each point runs in fresh processes, so that its peak is its own. Exponents are fitted by least squares on logarithms:
 seconds of an epoch ~ axis^exponent; ideal are 1 for members (from the number of cores on) and for images, and at most 0
 for the batch size.
 
@@ -22,9 +23,11 @@ Writes FOLDER/scaling.json, scaling.md and scaling.png; FOLDER is experiments/re
 """
 
 import json
+import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,6 +35,7 @@ from typing import Any, NamedTuple
 
 import machine
 import numpy as np
+import psutil
 import report
 import task
 from absl import app, flags
@@ -80,44 +84,51 @@ class Point(NamedTuple):
     dataset: str = "mnist5k"
 
 
-def resident_peak() -> int:
-    """The largest resident set of this process since its start, or since the peak was cleared, in bytes (Linux)."""
-    # Not getrusage: a child process would inherit its parent's peak.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+def resident_peaks(processes: Sequence[psutil.Process]) -> int:
+    """The sum of the processes' largest resident sets since their peaks were cleared, in bytes (Linux).
+
+    What they share, such as libraries, counts for each.
+    """
+    total = 0
+    for process in processes:
+        # Not getrusage: a child process would inherit its parent's peak.
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        total += int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
+    return total
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """Creates and trains a population. For a fresh process."""
-    import jax  # only here: the main process runs no JAX
+    """Creates and trains a population, as an experiment does on a CPU. For a fresh process."""
+    from lenet_jax import population  # only here: the main process runs no JAX
+    from lenet_jax.workers import Workers
 
-    from lenet_jax import population
-
-    population.configure()
-    jax.config.update("jax_enable_compilation_cache", False)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     whole = point.dataset != "mnist5k"
     images = task.load(point.dataset, 0 if whole else point.train_size)
     train_size = min(point.train_size or len(images.labels), len(images.labels))
     recipe = task.recipe(point.batch_size, train_size)
-    jax.block_until_ready(jax.numpy.zeros(1))  # starts JAX
-    loading = resident_peak()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident_peak()
+    with Workers(min(population.cores(), point.members)) as workers:
+        there = images.images
+        workers.load(there)
+        children = psutil.Process().children()
+        everyone = [psutil.Process(), *children]
+        for process in children:
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak starts anew
+        before = resident_peaks(children)
 
-    start = time.perf_counter()
-    hyper = task.hyperparameters(point.members)
-    members = population.create(range(point.members), hyper, images.images, recipe)
-    jax.block_until_ready(members.state.params)
-    created = time.perf_counter()
+        start = time.perf_counter()
+        hyper = task.hyperparameters(point.members)
+        members = workers.create(range(point.members), hyper, there, recipe)
+        created = time.perf_counter()
 
-    epochs, begun = [], time.perf_counter()
-    while len(epochs) < 2 or (point.seconds and time.perf_counter() - begun < point.seconds):
-        start_epoch = time.perf_counter()
-        metrics = population.train_epoch(members)
-        epochs.append(time.perf_counter() - start_epoch)
-        if not point.seconds:
-            break
-    peak = resident_peak()
+        epochs, begun = [], time.perf_counter()
+        while len(epochs) < 2 or (point.seconds and time.perf_counter() - begun < point.seconds):
+            start_epoch = time.perf_counter()
+            metrics = workers.train_epoch(members)
+            epochs.append(time.perf_counter() - start_epoch)
+            if not point.seconds:
+                break
+        peak, grown = resident_peaks(everyone), resident_peaks(children) - before
     seconds = statistics.median(epochs[1:] or epochs)
     trained = recipe.epoch_steps * recipe.batch_size
     return {
@@ -130,9 +141,9 @@ def measure(point: Point) -> dict[str, Any]:
         "epochs": epochs,
         "samples_per_second": trained * point.members / seconds,
         "create_seconds": created - start,
-        "peak_bytes": max(loading, peak),
-        "grown_bytes": peak - before,
-        "predicted_bytes": members.programs.memory,
+        "peak_bytes": peak,
+        "grown_bytes": grown,
+        "predicted_bytes": members.memory,
         "diverged": int(np.sum(~np.isfinite(metrics.loss))),
     }
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 .PHONY: quickstart test test-slow lint format benchmark constraints clean
 
 quickstart: $(VENV)/installed
-	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute and a half on two cores."
+	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute on two cores."
 	$(BIN)/lenet-jax run --config=experiments/quickstart.py --workdir=runs/quickstart
 	$(BIN)/lenet-jax compare runs/quickstart
 
@@ -35,7 +35,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# About 25 minutes; leave the machine alone meanwhile. Results: experiments/results/throughput.
+# About 20 minutes; leave the machine alone meanwhile. Results: experiments/results/throughput.
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python experiments/benchmarks/throughput.py

@@ -1,7 +1,7 @@
 """Mean squared error against cross-entropy, sigmoid against tanh: LeNet-5 on 4,000 real digits, 8 seeds an arm.
 
 Command: lenet-jax run --config=experiments/quickstart.py
-Cost: about a minute and a half on two CPU cores.
+Cost: about a minute on two CPU cores.
 Result: experiments/results/quickstart, and the README's first table.
 """
 

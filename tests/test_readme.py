@@ -1,5 +1,6 @@
 """Tests that the README says what is stored."""
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,16 @@ BLOCKS = dict(re.findall(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", READ
 def test_tables_equal_the_stored_results(name):
     run = results.load(ROOT / "experiments" / "results" / name)
     assert BLOCKS[name] == compare.markdown(compare.statistics([run]), "test_error")
+
+
+def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "benchmarks")
+    import report
+
+    stored = json.loads((ROOT / "experiments" / "results" / "throughput" / "throughput.json").read_text())
+    block = re.search(r"<!-- throughput -->\n(.*?)<!-- /throughput -->", README, re.DOTALL)
+    assert block.group(1) == report.throughput_summary(stored)
+    assert not stored["failures"]
 
 
 def test_there_are_tables_and_every_link_leads_somewhere():

@@ -99,6 +99,37 @@ def throughput_table(results: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
+def throughput_summary(results: dict[str, Any]) -> str:
+    """A table for the README: lenet_jax beside the best PyTorch and the best Flax at each batch size."""
+    measured = results["measurements"]
+    rows = []
+    for count in results["settings"]["members"]:
+        # A process a core trains as many members as there are cores: a single one can't use it.
+        left_out = ("torch_processes", "torch_compile_processes") if count == 1 else ()
+        for size in results["settings"]["batch_sizes"]:
+            here = [
+                row
+                for row in measured
+                if row["batch_size"] == size and row["members"] in (count, "any") and row["arrangement"] not in left_out
+            ]
+            ours = next(row for row in here if row["arrangement"] == OURS)
+            cells = [str(count), str(size), f"**{ours['samples_per_second']:,.0f}**"]
+            for family in ("torch", "flax"):
+                best = max(
+                    (row for row in here if row["arrangement"].startswith(family)),
+                    key=lambda row: row["samples_per_second"],
+                )
+                ratio = next(
+                    row["median"]
+                    for row in results["ratios"]
+                    if (row["peer"], row["batch_size"], row["members"]) == (best["arrangement"], size, count)
+                )
+                cells += [f"{best['samples_per_second']:,.0f} ({LABELS[best['arrangement']]})", f"{short(ratio)}x"]
+            rows.append([*cells, f"{ours['fraction_of_matrix_product']:.0%}"])
+    header = ["networks", "batch size", "lenet_jax", "best PyTorch", "", "best Flax", "", "of peak"]
+    return markdown(header, rows)
+
+
 def throughput_plot(results: dict[str, Any], path: Path) -> None:
     """A panel for each number of members: samples x members per second over batch size."""
     import matplotlib as mpl  # only here: worker processes import this module's caller, and don't plot
@@ -166,9 +197,9 @@ def point_row(point: dict[str, Any]) -> list[str]:
 
 
 MEMORY_NOTE = (
-    "Peak memory is the largest resident set of the point's own process, Python and JAX included; it grew by so much "
-    "since JAX had started and the data were loaded, which includes what compiling takes. Predicted is what the "
-    "compiler says that training alone takes.\n"
+    "Peak memory is the sum of the largest resident sets of all processes, Python and JAX included; what they share "
+    "counts for each. The workers' grew by so much since they had loaded the data, which includes what JAX and "
+    "compiling take. Predicted is what the compiler says that training alone takes.\n"
 )
 
 

@@ -21,7 +21,7 @@ A window lasts at least --seconds, and a whole call: an arrangement whose single
 timed once, in its warm-up. Ratios are taken pair by pair, within a round; tables show medians. Beside them stands the
 useful arithmetic (by the network's connections) as a fraction of the machine's float32 matrix product.
 
-Cost: 20 to 25 minutes on two cores, which nothing else may use meanwhile: PyTorch's threads spin while they wait for
+Cost: about 20 minutes on two cores, which nothing else may use meanwhile: PyTorch's threads spin while they wait for
 each other, and lose far more than their share to other programs. Needs PyTorch: pip install 'lenet_jax[benchmarks]'.
 
     .venv/bin/python experiments/benchmarks/throughput.py [--out=FOLDER]

@@ -33,8 +33,8 @@ from lenet_jax.workers import Workers
 Check = Callable[[str, Any], None]
 
 WORTH_WORKERS = 500_000
-"""Samples x members from which on worker processes gain more than the seconds that they take to start: on two cores, runs
-of this size took as long either way."""
+"""Samples x members from which on worker processes gain more than the seconds that they take to start: on two cores,
+runs of this size took as long either way."""
 
 
 def choice(allowed: Collection[str]) -> Check:

@@ -51,7 +51,7 @@ def tile_matrix(kernels: Float[Array, "outputs inputs 5 5"], windows: tuple[int,
     """A convolution as a matrix, for a tile of so many rows and columns of pooling windows.
 
     Rows are ordered (input map, row, column) of the tile's inputs, columns (place in the window, output map, window):
-    XLA's products on a CPU are up to a quarter faster when the left factor is the one to transpose.
+    XLA's products on a CPU are faster when the left factor is the one to transpose.
     """
     inputs = kernels.shape[1]
     rows, columns = windows
@@ -177,7 +177,7 @@ def pool(
     total = sum_places(places)
     if parameters is None:
         return total / PLACES
-    # Flat, because XLA sums the gradients of a product with an axis of length 1 ten times slower.
+    # Flat, because XLA sums the gradients of a product with an axis of length 1 slowly.
     flat = total.reshape(len(total), -1)
     linear = (parameters.coefficient / PLACES)[:, None] * flat + parameters.bias[:, None]
     return ACTIVATIONS[architecture.activation](linear).reshape(total.shape)

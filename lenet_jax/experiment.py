@@ -213,6 +213,11 @@ def images_of(dataset: Dataset, arm: Arm) -> Images:
     return Images(*arrays)
 
 
+def image_key(arm: Arm) -> tuple[Any, ...]:
+    """What `images_of` depends on."""
+    return *data_key(arm), *(arm.settings[name] for name in ("padding", "normalization", "validation_size"))
+
+
 def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
     """What is compiled for an arm."""
     settings = arm.settings
@@ -252,16 +257,20 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
     tables: list[pd.DataFrame] = []
     rows: list[dict[str, Any]] = []
+    first = arms[0]
     progress = Progress(len(arms), sum(arm.settings["epochs"] for arm in arms))
     with progress, engine_for(arms, datasets) as engine:
+        images = images_of(datasets[data_key(first)], first)
         for place, arm in enumerate(arms):
-            metrics, row = run_arm(arm, arms[place:], datasets[data_key(arm)], engine, progress)
+            # Made anew only where they differ: workers are sent what they don't have.
+            if place and image_key(arm) != image_key(arms[place - 1]):
+                images = images_of(datasets[data_key(arm)], arm)
+            metrics, row = run_arm(arm, arms[place:], datasets[data_key(arm)], images, engine, progress)
             row["dataset"] = describe_data(datasets[data_key(arm)], arm)
             tables.append(metrics)
             rows.append(row)
             # After every arm, so that a run that is stopped leaves what it measured.
             results.write_metrics(workdir / results.METRICS, pd.concat(tables, ignore_index=True))
-    first = arms[0]
     results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})
     summary = {"dataset": describe_data(datasets[data_key(first)], first), "arms": rows}
     results.write_json(workdir / results.SUMMARY, summary)
@@ -316,7 +325,7 @@ def chunks_of(seeds: range, recipe: Recipe) -> list[range]:
 
 
 def run_arm(
-    arm: Arm, following: list[Arm], dataset: Dataset, engine: Engine, progress: Progress
+    arm: Arm, following: list[Arm], dataset: Dataset, images: Images, engine: Engine, progress: Progress
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Trains and evaluates one arm.
 
@@ -324,6 +333,7 @@ def run_arm(
       arm: to be trained.
       following: it and the arms after it, for which programs can be compiled in advance.
       dataset: its data.
+      images: `images_of` both.
       engine: see `engine_for`.
       progress: is told.
 
@@ -335,7 +345,6 @@ def run_arm(
     seeds = range(settings["first_seed"], settings["first_seed"] + settings["seeds"])
     recipe = recipe_of(arm, dataset)
     chunks = chunks_of(seeds, recipe)
-    images = images_of(dataset, arm)
     progress.start(arm.name, len(seeds), len(chunks))
     if isinstance(engine, Workers):
         alike = [other for other in following if data_key(other) == data_key(arm)]

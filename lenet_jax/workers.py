@@ -27,10 +27,9 @@ from lenet_jax.train import Images, Metrics, Recipe
 SPAWN = multiprocessing.get_context("spawn")
 """Fresh processes: JAX's threads don't survive a fork."""
 
-
 PATIENCE = 0.2
 """Seconds that a worker looks for its next command before it sleeps. A core of a virtual machine that has slept for a
-moment is a sixth slower for the next tenth of a second."""
+moment can be slower for a while afterwards."""
 
 
 class Share:
@@ -121,7 +120,7 @@ class Workers:
             self._connections.append(here)
             self._processes.append(process)
         self._images: Images | None = None
-        self._compiled: set[Recipe] = set()
+        self._compiled: set[tuple[Recipe, int, int]] = set()
 
     def __enter__(self) -> "Workers":
         return self
@@ -175,11 +174,16 @@ class Workers:
         Workers that all compiled the same programs would take as long as one alone.
         """
         self.load(images)
-        waiting = [recipe for recipe in dict.fromkeys(recipes) if recipe not in self._compiled]
+        share = self._share(members)
+
+        def key(recipe: Recipe) -> tuple[Recipe, int, int]:
+            return recipe, share, len(images.labels)
+
+        waiting = [recipe for recipe in dict.fromkeys(recipes) if key(recipe) not in self._compiled]
         if recipes[0] in waiting and len(waiting) > 1:
             batch = waiting[: len(self._processes)]
-            self._call("compile", [(recipe, self._share(members)) for recipe in batch])
-            self._compiled.update(batch)
+            self._call("compile", [(recipe, share) for recipe in batch])
+            self._compiled.update(map(key, batch))
 
     def create(
         self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe

@@ -1,11 +1,11 @@
 """Worker processes: the same results as in one process, and no trace of them when anybody dies."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import psutil
 import pytest
@@ -63,11 +63,22 @@ def test_a_worker_has_one_core(workers):
         assert pinned[0] != pinned[1]
 
 
-def test_programs_are_compiled_by_turns(workers, images):
-    other = Recipe(**{**vars(RECIPE), "loss": Loss("mse")})
-    workers.prepare([RECIPE, other], len(SEEDS), images)
-    assert {RECIPE, other} <= workers._compiled
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(history(workers, images)))
+def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipes = [RECIPE, dataclasses.replace(RECIPE, loss=Loss("mse"))]
+
+    def kept():
+        return {path.name for path in tmp_path.rglob("*-cache")}
+
+    with Workers(2) as crew:
+        crew.prepare(recipes, len(SEEDS), images)
+        prepared = kept()
+        assert len(prepared) >= 2
+        for recipe in recipes:
+            crowd = crew.create(SEEDS, HYPER, images, recipe)
+            assert np.isfinite(crew.train_epoch(crowd).loss).all()
+    # Each worker trained what the other one had compiled: nothing came in addition.
+    assert kept() == prepared
 
 
 def test_what_a_worker_raises_is_raised_here(workers, images):

@@ -1,8 +1,8 @@
 """Populations: many members in one compiled program, spread over devices.
 
 The only place that vmaps over members and shards them over devices; `workers` spreads them over processes. A CPU device
-trains its members one after the other, so that a step works on one member's arrays alone. On accelerators a device trains
-its members side by side.
+trains its members one after the other, so that a step works on one member's arrays alone. On accelerators a device
+trains its members side by side.
 """
 
 import contextlib

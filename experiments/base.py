@@ -32,6 +32,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # So many images are taken off the training set's end and evaluated as split "validation".
     config.validation_size = 0
 
+    # Only so many of the training images that are left are trained on; 0: all.
+    config.train_size = 0
+
+    # --- Distortions of training images, drawn for each presentation
+    # none or affine.
+    config.augmentation = "none"
+    # Of the presentations; the others show the image as it is.
+    config.distorted_share = 0.9
+    # At most: pixels each way; 0.1 is between 1/1.1 and 1.1 times the size; 0.1 is one axis up to 1.1 times as long and
+    # the other as many times shorter; columns a row.
+    config.max_translation = 2.0
+    config.max_scaling = 0.1
+    config.max_squeezing = 0.1
+    config.max_shear = 0.2
+
     # --- Network
     # sigmoid, tanh, scaled_tanh (1.7159 tanh(2a/3)), relu.
     config.activation = "sigmoid"
@@ -39,14 +54,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.connectivity = "table"
     # S2 and S4: trainable (coefficient, bias, squashing), average or max (plain pooling).
     config.subsampling = "trainable"
-    # softmax or linear.
+    # What trainable subsampling's coefficient multiplies: mean or sum (1998) of the four inputs.
+    config.subsampling_window = "mean"
+    # softmax, linear, or rbf (1998: distances from fixed bitmaps of the ten digits).
     config.output = "softmax"
     # lecun1998 (U(+-2.4/F)), lecun1998_sqrt (U(+-2.4/sqrt(F))), glorot, bengio2012 (glorot, 4 times as wide for
     # sigmoid), glorot_centered (bengio2012 with centred inputs: the one that makes the sigmoid network trainable).
     config.initializer = "glorot_centered"
 
     # --- Loss
-    # mse or cross_entropy.
+    # mse, cross_entropy, map (1998, eq. 9) or correct_penalty (1998, eq. 8).
     config.loss = "mse"
     # Where MSE is taken: softmax (after it, the specification) or linear (on the outputs before any softmax).
     config.mse_point = "softmax"
@@ -56,18 +73,29 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.mse_reduction = "sum"
     # MSE's factor: 1.0 (the specification), or 0.5 as some write it.
     config.mse_factor = 1.0
+    # Of loss "map", j: the larger, the further penalties of wrong classes are still pushed up.
+    config.map_constant = 1.0
 
     # --- Optimizer
-    # sgd, momentum, adam, adamw.
+    # sgd, momentum, adam, adamw, sdlm (1998: stochastic diagonal Levenberg-Marquardt).
     config.optimizer = "momentum"
     config.learning_rate = 0.03
     # Of momentum; beta_1 of adam and adamw; sgd doesn't use it.
     config.momentum = 0.9
     # Decoupled with adamw, else added to the gradient.
     config.weight_decay = 0.0
-    # Of the learning rate, over the whole training: constant, cosine or linear (both to 0).
+    # Of sdlm: bounds the rate of a weight without curvature.
+    config.mu = 0.02
+    # Of sdlm: training images that the curvature is measured on before each pass.
+    config.curvature_patterns = 500
+    # Of sdlm with RBF outputs, where the curvature starts: target (the right class's penalty) or full (the criterion).
+    config.curvature_start = "target"
+    # Of the learning rate: constant, cosine or linear (both to 0), lecun1998 (1, 0.4, 0.2, 0.1, 0.02 times the first
+    # from pass 1, 3, 6, 9, 13 on), thirds (1, 0.1, 0.01 times).
     config.schedule = "cosine"
     config.batch_size = 32
+    # Images in another order each pass (fresh), or in one for all passes (constant, as in 1998).
+    config.order = "fresh"
     config.epochs = 10
 
     # --- Experiment

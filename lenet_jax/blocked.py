@@ -30,12 +30,24 @@ hand, because XLA would pad every shifted piece to the whole grid and add them a
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lenet_jax.layers import ACTIVATIONS, KERNEL, Convolution, Subsampling, Table, dense_kernel
+from lenet_jax.layers import (
+    ACTIVATIONS,
+    BITMAPS,
+    KERNEL,
+    Convolution,
+    Dense,
+    Subsampling,
+    Table,
+    dense_kernel,
+    rbf,
+)
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture, Params
 
 PLACES = 4
@@ -169,33 +181,77 @@ def convolve(
 
 
 def pool(
-    places: Float[Array, "4 maps windows columns"], parameters: Subsampling | None, architecture: Architecture
+    places: Float[Array, "4 maps windows columns"],
+    parameters: Subsampling | None,
+    architecture: Architecture,
+    power: int = 1,
 ) -> Float[Array, "maps windows columns"]:
-    """`model.pool` on the outputs of tiles."""
+    """`model.pool` on the outputs of tiles, before the squashing function. See `Stage` for `power`."""
     if architecture.subsampling == "max":
         return places.max(axis=0)
     total = sum_places(places)
     if parameters is None:
-        return total / PLACES
+        return total * float(PLACES) ** -power
+    share = 1.0 if architecture.subsampling_window == "sum" else 1 / PLACES**power
     # Flat, because XLA sums the gradients of a product with an axis of length 1 slowly.
     flat = total.reshape(len(total), -1)
-    linear = (parameters.coefficient / PLACES)[:, None] * flat + parameters.bias[:, None]
-    return ACTIVATIONS[architecture.activation](linear).reshape(total.shape)
+    linear = (parameters.coefficient * share)[:, None] * flat + parameters.bias[:, None]
+    return linear.reshape(total.shape)
+
+
+class Stage(NamedTuple):
+    """A layer: a linear function of its inputs and of its parameters, then perhaps the squashing function.
+
+    Attributes:
+      name: of its field in `Params`.
+      linear: (inputs, parameters, power) -> sums. With power 2, constants that inputs are multiplied with are squared:
+        1/4 in a mean of four. `curvature` needs that.
+      squashed: whether the squashing function follows.
+    """
+
+    name: str
+    linear: Callable[[Array, Any, int], Array]
+    squashed: bool
+
+
+def stages(architecture: Architecture) -> list[Stage]:
+    """The layers up to F6, whose states are [batch, 84]; the first takes a grid, see `to_grid`."""
+    table = CONNECTIVITIES[architecture.connectivity]
+    trainable = architecture.subsampling == "trainable"
+
+    def s2(places: Array, parameters: Subsampling | None, power: int) -> Array:
+        return pool(places, parameters, architecture, power).reshape(len(C1_TABLE), 2, 7, 7, 2, -1)
+
+    def s4(places: Array, parameters: Subsampling | None, power: int) -> Array:
+        return pool(places, parameters, architecture, power).reshape(len(table) * 25, -1)
+
+    def c5(features: Array, parameters: Dense, power: int) -> Array:
+        return features.T @ parameters.kernel.reshape(len(features), -1) + parameters.bias[None]
+
+    return [
+        Stage("c1", lambda grid, parameters, _: convolve(grid, parameters, C1_TABLE, (2, 3), (2, 1)), True),
+        Stage("s2", s2, trainable),
+        Stage("c3", lambda grid, parameters, _: convolve(grid, parameters, table, (3, 3), (1, 1)), True),
+        Stage("s4", s4, trainable),
+        Stage("c5", c5, True),
+        Stage("f6", lambda states, parameters, _: weighted(states, parameters), True),
+    ]
+
+
+def weighted(states: Float[Array, "batch inputs"], parameters: Dense) -> Float[Array, "batch units"]:
+    """`layers.dense` of a batch."""
+    return states @ parameters.kernel + parameters.bias[None]
 
 
 def forward_grid(
     params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
 ) -> Float[Array, "batch classes"]:
     """`forward`, from images that `to_grid` has cut."""
-    sigma = ACTIVATIONS[architecture.activation]
-    batch = grid.shape[-1]
-    c1 = sigma(convolve(grid, params.c1, C1_TABLE, blocks=(2, 3), windows=(2, 1)))
-    s2 = pool(c1, params.s2, architecture).reshape(len(C1_TABLE), 2, 7, 7, 2, batch)
-    c3 = sigma(convolve(s2, params.c3, CONNECTIVITIES[architecture.connectivity], blocks=(3, 3), windows=(1, 1)))
-    s4 = pool(c3, params.s4, architecture).reshape(-1, batch)
-    c5 = sigma(s4.T @ params.c5.kernel.reshape(len(s4), -1) + params.c5.bias[None])
-    f6 = sigma(c5 @ params.f6.kernel + params.f6.bias[None])
-    return f6 @ params.output.kernel + params.output.bias[None]
+    states = grid
+    for stage in stages(architecture):
+        sums = stage.linear(states, getattr(params, stage.name), 1)
+        states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
+    return rbf(states, BITMAPS) if params.output is None else weighted(states, params.output)
 
 
 def forward(

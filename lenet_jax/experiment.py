@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from lenet_jax import data, layers, losses, model, optim, population, results, train
+from lenet_jax import curvature, data, distortions, layers, losses, model, optim, population, results, train
 from lenet_jax.data import Dataset
+from lenet_jax.distortions import Augmentation
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
@@ -67,9 +68,11 @@ FIELDS: Mapping[str, Check] = {
     "padding": choice(data.PADDINGS),
     "normalization": choice(data.NORMALIZATIONS),
     "validation_size": number(0),
+    "train_size": number(0),
     "activation": choice(layers.ACTIVATIONS),
     "connectivity": choice(model.CONNECTIVITIES),
     "subsampling": choice(model.SUBSAMPLINGS),
+    "subsampling_window": choice(model.WINDOWS),
     "output": choice(model.OUTPUTS),
     "initializer": choice(model.INITIALIZERS),
     "loss": choice(losses.LOSSES),
@@ -77,12 +80,23 @@ FIELDS: Mapping[str, Check] = {
     "target_code": choice(losses.TARGET_CODES),
     "mse_reduction": choice(losses.MSE_REDUCTIONS),
     "mse_factor": number(0, open_low=True),
+    "map_constant": number(0, open_low=True),
     "optimizer": choice(optim.OPTIMIZERS),
     "learning_rate": number(0, open_low=True),
     "momentum": number(0, 1, open_high=True),
     "weight_decay": number(0),
+    "mu": number(0, open_low=True),
+    "curvature_patterns": number(1),
+    "curvature_start": choice(curvature.STARTS),
     "schedule": choice(optim.SCHEDULES),
     "batch_size": number(1),
+    "order": choice(train.ORDERS),
+    "augmentation": choice(distortions.AUGMENTATIONS),
+    "distorted_share": number(0, 1),
+    "max_translation": number(0),
+    "max_scaling": number(0),
+    "max_squeezing": number(0),
+    "max_shear": number(0),
     "epochs": number(1),
     "seeds": number(1),
     "first_seed": number(0, 2**32, open_high=True),
@@ -188,8 +202,12 @@ def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
         left = total - settings["validation_size"]
         if left < 1:
             raise InputError(f"validation_size: {settings['validation_size']} leaves none of {total} to train on")
-        if settings["batch_size"] > left:
-            raise InputError(f"batch_size: {settings['batch_size']} is more than the {left} training images")
+        if settings["train_size"] > left:
+            raise InputError(f"train_size: {settings['train_size']} is more than the {left} images that are left")
+        used = settings["train_size"] or left
+        if settings["batch_size"] > used:
+            raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
+        recipe_of(arm, datasets[data_key(arm)])  # refuses an architecture that doesn't fit the data
     return datasets
 
 
@@ -197,7 +215,7 @@ def splits_of(dataset: Dataset, arm: Arm) -> dict[str, range]:
     """Places of each split in the images of `images_of`."""
     total = len(dataset.train_labels)
     left = total - arm.settings["validation_size"]
-    splits = {"train": range(left), "validation": range(left, total)}
+    splits = {"train": range(arm.settings["train_size"] or left), "validation": range(left, total)}
     splits["test"] = range(total, total + len(dataset.test_labels))
     return {name: places for name, places in splits.items() if len(places)}
 
@@ -215,7 +233,9 @@ def images_of(dataset: Dataset, arm: Arm) -> Images:
 
 def image_key(arm: Arm) -> tuple[Any, ...]:
     """What `images_of` depends on."""
-    return *data_key(arm), *(arm.settings[name] for name in ("padding", "normalization", "validation_size"))
+    return *data_key(arm), *(
+        arm.settings[name] for name in ("padding", "normalization", "validation_size", "train_size")
+    )
 
 
 def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
@@ -229,8 +249,9 @@ def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
     return Recipe(
         architecture=Architecture(classes=dataset.classes, **named(Architecture)),
         loss=Loss(name=settings["loss"], **named(Loss)),
+        augmentation=Augmentation(**named(Augmentation)),
         train_size=len(splits_of(dataset, arm)["train"]),
-        **named(Recipe, "loss"),
+        **named(Recipe, "loss", "augmentation", "train_size"),
     )
 
 
@@ -395,7 +416,7 @@ def train_members(
       their metrics, a row for each epoch, split, metric and seed; seconds of training alone; predicted memory in bytes.
     """
     epochs = arm.settings["epochs"]
-    hyper = {name: [arm.settings[name]] * len(seeds) for name in HYPERPARAMETERS}
+    hyper = {name: [arm.settings[name]] * len(seeds) for name in optim.HYPERPARAMETERS}
     members = engine.create(seeds, hyper, images, recipe)
     progress.compiled(members.memory)
     tables: list[pd.DataFrame] = []
@@ -414,9 +435,6 @@ def train_members(
             errors = {name: float(measured[name].error.mean()) for name in ("running", "test")}
             progress.epoch(epoch * epoch_samples / training_seconds, errors["running"], errors["test"])
     return pd.concat(tables, ignore_index=True), training_seconds, members.memory
-
-
-HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(optim.Hyperparameters))
 
 
 def long_form(measured: Mapping[str, train.Metrics], epoch: int, seeds: range) -> Iterator[pd.DataFrame]:

@@ -88,15 +88,41 @@ def maximum_windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "ma
 
 
 def subsample(
-    maps: Float[Array, "maps rows columns"], parameters: Subsampling
+    maps: Float[Array, "maps rows columns"], parameters: Subsampling, window: str
 ) -> Float[Array, "maps rows//2 columns//2"]:
-    """The sum beta_i avgpool(map_i) + b_i: the argument of sigma in S2 and S4."""
-    return parameters.coefficient[:, None, None] * average_windows(maps) + parameters.bias[:, None, None]
+    """S2's and S4's argument: beta_i x the ``mean`` (the specification) or ``sum`` (1998) of each window, + b_i."""
+    totals = average_windows(maps) * (4 if window == "sum" else 1)
+    return parameters.coefficient[:, None, None] * totals + parameters.bias[:, None, None]
 
 
 def dense(inputs: Float[Array, "*inputs"], parameters: Dense) -> Float[Array, " units"]:
     """Every unit's weighted sum of all inputs, whatever their shape, with bias."""
     return jnp.tensordot(inputs, parameters.kernel, axes=inputs.ndim) + parameters.bias
+
+
+BITMAP_ROWS: tuple[tuple[int, ...], ...] = (
+    (62, 0, 28, 54, 99, 99, 99, 99, 54, 28, 0, 0),
+    (12, 28, 60, 12, 12, 12, 12, 12, 12, 63, 0, 0),
+    (62, 0, 62, 99, 67, 6, 28, 48, 96, 127, 0, 0),
+    (127, 3, 6, 12, 30, 3, 3, 3, 99, 62, 0, 0),
+    (62, 0, 0, 51, 51, 115, 99, 99, 103, 63, 3, 3),
+    (62, 0, 127, 96, 96, 60, 30, 3, 99, 62, 0, 0),
+    (30, 48, 96, 96, 126, 115, 99, 99, 115, 62, 0, 0),
+    (127, 3, 3, 6, 12, 12, 24, 24, 24, 24, 0, 0),
+    (62, 99, 99, 99, 62, 99, 99, 99, 99, 62, 0, 0),
+    (62, 103, 99, 99, 103, 63, 3, 3, 6, 60, 0, 0),
+)
+"""The digits 0 to 9, twelve rows each, a row as a 7-bit number, leftmost pixel the highest bit (fig. 3)."""
+
+BITMAPS: np.ndarray = np.where(
+    (np.array(BITMAP_ROWS)[:, :, None] >> np.arange(6, -1, -1)) & 1, np.float32(1), np.float32(-1)
+).reshape(len(BITMAP_ROWS), -1)
+"""Centres of the RBF units [10, 84]: black pixels +1, white ones -1. Nothing trains them."""
+
+
+def rbf(inputs: Float[Array, "*batch 84"], centers: Float[np.ndarray, "classes 84"]) -> Float[Array, "*batch classes"]:
+    """Euclidean radial basis functions, y_i = sum_j (x_j - w_ij)^2: penalties, of which the smallest wins."""
+    return jnp.square(inputs[..., None, :] - centers.astype(inputs.dtype)).sum(axis=-1)
 
 
 def scaled_tanh(a: Array) -> Array:

@@ -59,6 +59,26 @@ def cross_entropy(outputs: Float[Array, "batch classes"], labels: Int[Array, " b
     return losses.mean()
 
 
+def map_criterion(
+    penalties: Float[Array, "batch classes"], labels: Int[Array, " batch"], *, constant: float = 1.0
+) -> Float[Array, ""]:
+    """Mean over samples of y_D + log(e^-j + sum_i e^-y_i) (LeCun et al. 1998, eq. 9).
+
+    Args:
+      penalties: y, what `model.forward` returns for RBF outputs.
+      labels: D, the right classes.
+      constant: j. The larger, the further penalties of wrong classes are still pushed up.
+    """
+    correct = jnp.take_along_axis(penalties, labels[:, None], axis=1)[:, 0]
+    rubbish = jnp.full((len(penalties), 1), -constant, penalties.dtype)
+    return (correct + jax.nn.logsumexp(jnp.concatenate([rubbish, -penalties], axis=1), axis=1)).mean()
+
+
+def correct_penalty(penalties: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+    """Mean over samples of y_D, the penalty of the right class (LeCun et al. 1998, eq. 8)."""
+    return jnp.take_along_axis(penalties, labels[:, None], axis=1).mean()
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """A loss with its settings. Hashable: a static argument of compiled functions.
@@ -66,6 +86,7 @@ class Loss:
     Attributes:
       name: a key of `LOSSES`.
       mse_point, target_code, mse_reduction, mse_factor: see `mse`; other losses don't use them.
+      map_constant: j, see `map_criterion`.
 
     Raises:
       InputError: a value is unknown; the message names the field.
@@ -76,6 +97,7 @@ class Loss:
     target_code: str = "0/1"
     mse_reduction: str = "sum"
     mse_factor: float = 1.0
+    map_constant: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("loss", self.name, LOSSES)
@@ -84,7 +106,7 @@ class Loss:
         check_choice("mse_reduction", self.mse_reduction, MSE_REDUCTIONS)
 
     def __call__(self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-        """The loss of a batch."""
+        """The loss of a batch, from `model.logits_of` what the network returns."""
         return LOSSES[self.name](outputs, labels, self)
 
 
@@ -98,4 +120,6 @@ LOSSES: Mapping[str, Callable[[Array, Array, Loss], Array]] = {
         factor=loss.mse_factor,
     ),
     "cross_entropy": lambda outputs, labels, loss: cross_entropy(outputs, labels),
+    "map": lambda outputs, labels, loss: map_criterion(-outputs, labels, constant=loss.map_constant),
+    "correct_penalty": lambda outputs, labels, loss: correct_penalty(-outputs, labels),
 }

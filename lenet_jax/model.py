@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lenet_jax.errors import check_choice
+from lenet_jax.errors import InputError, check_choice
 from lenet_jax.layers import (
     ACTIVATIONS,
+    BITMAPS,
     KERNEL,
     Convolution,
     Dense,
@@ -27,6 +28,7 @@ from lenet_jax.layers import (
     convolve,
     dense,
     maximum_windows,
+    rbf,
     subsample,
 )
 
@@ -45,7 +47,8 @@ C3_TABLE: Table = (
 
 CONNECTIVITIES: Mapping[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
 SUBSAMPLINGS = ("trainable", "average", "max")
-OUTPUTS = ("softmax", "linear")
+WINDOWS = ("mean", "sum")
+OUTPUTS = ("softmax", "linear", "rbf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Architecture:
       connectivity: C3's connections, a key of `CONNECTIVITIES`.
       subsampling: S2 and S4. ``trainable`` is the specification (coefficient, bias, squashing); ``average`` and ``max``
         are plain pooling, with neither parameters nor squashing.
-      output: ``softmax`` (forward returns its logits) or ``linear`` (forward returns the scores themselves).
+      subsampling_window: what a trainable coefficient multiplies: the ``mean`` of the window's four inputs (the
+        specification), or their ``sum`` (LeCun et al. 1998).
+      output: ``softmax`` (forward returns its logits), ``linear`` (forward returns the scores themselves) or ``rbf``
+        (forward returns penalties, distances from fixed bitmaps of the ten digits).
       initializer: a key of `INITIALIZERS`.
       classes: the number of output units.
 
@@ -68,6 +74,7 @@ class Architecture:
     activation: str = "sigmoid"
     connectivity: str = "table"
     subsampling: str = "trainable"
+    subsampling_window: str = "mean"
     output: str = "softmax"
     initializer: str = "lecun1998"
     classes: int = 10
@@ -76,13 +83,16 @@ class Architecture:
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("connectivity", self.connectivity, CONNECTIVITIES)
         check_choice("subsampling", self.subsampling, SUBSAMPLINGS)
+        check_choice("subsampling_window", self.subsampling_window, WINDOWS)
         check_choice("output", self.output, OUTPUTS)
+        if self.output == "rbf" and self.classes != len(BITMAPS):
+            raise InputError(f"output: 'rbf' has {len(BITMAPS)} bitmaps, one a digit; the data set has {self.classes}")
         check_choice("initializer", self.initializer, INITIALIZERS)
 
 
 @flax.struct.dataclass
 class Params:
-    """The trainable numbers, one field a layer. `s2` and `s4` are None where subsampling has no parameters."""
+    """The trainable numbers, one field a layer; None for subsampling without parameters, and for RBF outputs."""
 
     c1: Convolution
     s2: Subsampling | None
@@ -90,7 +100,7 @@ class Params:
     s4: Subsampling | None
     c5: Dense
     f6: Dense
-    output: Dense
+    output: Dense | None
 
 
 def activations(
@@ -114,7 +124,7 @@ def activations(
     s4 = pool(c3, params.s4, architecture)
     c5 = sigma(dense(s4, params.c5))
     f6 = sigma(dense(c5, params.f6))
-    output = dense(f6, params.output)
+    output = output_of(f6, params.output)
     return {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "c5": c5, "f6": f6, "output": output}
 
 
@@ -123,20 +133,30 @@ def pool(
 ) -> Float[Array, "maps rows//2 columns//2"]:
     """S2 or S4: sigma(beta avgpool + b) as specified, or plain average or max pooling."""
     if parameters is not None:
-        return ACTIVATIONS[architecture.activation](subsample(maps, parameters))
+        return ACTIVATIONS[architecture.activation](subsample(maps, parameters, architecture.subsampling_window))
     return average_windows(maps) if architecture.subsampling == "average" else maximum_windows(maps)
 
 
 def forward(params: Params, image: Float[Array, "32 32"], architecture: Architecture) -> Float[Array, " classes"]:
-    """What the loss starts from, for one image: logits (``softmax``) or scores (``linear``). Callers vmap."""
+    """What the loss starts from, for one image: logits (``softmax``), scores or penalties (``rbf``). Callers vmap."""
     return activations(params, image, architecture)["output"]
+
+
+def output_of(f6: Float[Array, "84"], parameters: Dense | None) -> Float[Array, " classes"]:
+    """The last layer: weighted sums, or distances from the bitmaps where there are no weights."""
+    return rbf(f6, BITMAPS) if parameters is None else dense(f6, parameters)
+
+
+def logits_of(outputs: Float[Array, "*batch classes"], architecture: Architecture) -> Float[Array, "*batch classes"]:
+    """What losses work on, the more the likelier: what `forward` returns, penalties with their sign turned."""
+    return -outputs if architecture.output == "rbf" else outputs
 
 
 def predict_scores(
     outputs: Float[Array, "*batch classes"], architecture: Architecture
 ) -> Float[Array, "*batch classes"]:
     """Class scores of which the largest wins, from what `forward` returns: probabilities for ``softmax``."""
-    return jax.nn.softmax(outputs) if architecture.output == "softmax" else outputs
+    return jax.nn.softmax(outputs) if architecture.output == "softmax" else logits_of(outputs, architecture)
 
 
 Numbers = float | np.ndarray
@@ -214,7 +234,9 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
         s4=init_subsampling(keys["s4"], len(table), architecture) if trainable else None,
         c5=init_dense(keys["c5"], (len(table), 5, 5, 120), architecture),
         f6=init_dense(keys["f6"], (120, 84), architecture),
-        output=init_dense(keys["output"], (84, architecture.classes), architecture),
+        output=None
+        if architecture.output == "rbf"
+        else init_dense(keys["output"], (84, architecture.classes), architecture),
     )
 
 
@@ -257,6 +279,28 @@ def init_dense(key: PRNGKeyArray, shape: tuple[int, ...], architecture: Architec
     kernel = uniform(weight_key, shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
     return Dense(kernel, uniform(bias_key, shape[-1:], start.bias) - shift)
+
+
+def connection_table(architecture: Architecture) -> dict[str, int]:
+    """Connections by layer, as LeCun et al. 1998 count them: a unit's inputs, and its bias if that trains.
+
+    Parameters count once for every unit that shares them. Plain pooling has inputs and no biases.
+    """
+    table = CONNECTIVITIES[architecture.connectivity]
+    trainable = architecture.subsampling == "trainable"
+
+    def convolution(table: Table, side: int) -> int:
+        return side**2 * (KERNEL**2 * len(connections(table)[0]) + len(table))
+
+    return {
+        "c1": convolution(C1_TABLE, 28),
+        "s2": 14**2 * len(C1_TABLE) * (4 + trainable),
+        "c3": convolution(table, 10),
+        "s4": 5**2 * len(table) * (4 + trainable),
+        "c5": 120 * (5**2 * len(table) + 1),
+        "f6": 84 * (120 + 1),
+        "output": architecture.classes * (84 + (architecture.output != "rbf")),
+    }
 
 
 def count_parameters(params: Params) -> dict[str, int]:

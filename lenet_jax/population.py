@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from lenet_jax import train
 from lenet_jax.model import Params
-from lenet_jax.optim import Hyperparameters
+from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
 MEMBERS = "members"
@@ -163,9 +163,11 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     init, train_epoch, evaluate = (over_members(function, mesh) for function in (init_one, train_one, evaluate_one))
 
     numbers = shaped(sharded, lambda: jnp.zeros(members, jnp.float32))
-    hyper = Hyperparameters(numbers, numbers, numbers)
+    hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, numbers))
     seeds = shaped(sharded, lambda: jnp.zeros(members, jnp.uint32))
-    state = shaped(sharded, lambda: init((jnp.zeros(members, jnp.uint32), Hyperparameters(*[jnp.zeros(members)] * 3))))
+    none = jnp.zeros(members)
+    nothing = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, none))
+    state = shaped(sharded, lambda: init((jnp.zeros(members, jnp.uint32), nothing)))
     images = shaped(
         shared,
         lambda: Images(
@@ -227,7 +229,7 @@ def member_memory(recipe: Recipe) -> int:
     """Bytes that one member's state takes while it trains: before and after an update."""
 
     def state() -> TrainState:
-        return train.init(jnp.uint32(0), Hyperparameters(*[jnp.zeros(())] * 3), recipe)
+        return train.init(jnp.uint32(0), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))), recipe)
 
     sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state))]
     return 2 * sum(sizes)

@@ -10,6 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from lenet_jax import blocked, model, optim
+from lenet_jax.curvature import diagonal
+from lenet_jax.distortions import Affine, Augmentation, distort, draw
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
 from lenet_jax.optim import Hyperparameters
@@ -35,6 +37,15 @@ class Stream(enum.IntEnum):
 
     INIT = 0
     ORDER = 1
+    AUGMENTATION = 2
+    CURVATURE = 3
+
+
+ORDERS = ("fresh", "constant")
+"""Presentation orders: another one each pass, or one for all passes, as in 1998."""
+
+
+NO_AUGMENTATION = Augmentation()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,10 @@ class Recipe:
     Attributes:
       pieces: of a batch, computed one after the other; divides `batch_size`. Results differ by rounding only.
       train_size: training images.
+      augmentation: see `distortions`.
+      order: of `ORDERS`.
+      curvature_patterns: images that ``sdlm`` measures the curvature on before each pass.
+      curvature_start: of `curvature.STARTS`.
       architecture, loss, optimizer, schedule, batch_size, epochs: as in the config.
     """
 
@@ -55,6 +70,10 @@ class Recipe:
     epochs: int
     train_size: int
     pieces: int = 1
+    augmentation: Augmentation = NO_AUGMENTATION
+    order: str = "fresh"
+    curvature_patterns: int = 500
+    curvature_start: str = "target"
 
     @property
     def epoch_steps(self) -> int:
@@ -63,7 +82,9 @@ class Recipe:
 
     def optimizer_of(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         """The member's optimizer."""
-        return optim.transformation(self.optimizer, self.schedule, self.epochs * self.epoch_steps, hyper)
+        return optim.transformation(
+            self.optimizer, self.schedule, self.epochs * self.epoch_steps, self.epoch_steps, hyper
+        )
 
 
 @flax.struct.dataclass
@@ -135,23 +156,30 @@ def gradient_of(
 
     def objective(params: Params) -> tuple[Array, Metrics]:
         outputs = blocked.forward_grid(params, grid, recipe.architecture)
-        loss = recipe.loss(outputs, labels)
+        loss = recipe.loss(model.logits_of(outputs, recipe.architecture), labels)
         return loss, Metrics(loss, wrong(outputs, labels, recipe).mean())
 
     gradient, metrics = jax.grad(objective, has_aux=True)(params)
     return gradient, metrics
 
 
-def load(images: Images, places: Int[Array, " batch"]) -> Batch:
-    """The images of these places, ready for `gradient_of`."""
+Presentation = tuple[Int[Array, "*batch"], Affine | None]
+"""Places of images to be presented, and how each is distorted."""
+
+
+def load(images: Images, presentation: Presentation) -> Batch:
+    """The images, ready for `gradient_of`."""
+    places, affine = presentation
     pictures, labels = images.take(places)
+    if affine is not None:
+        pictures = jax.vmap(lambda picture, affine: distort(picture, affine, images.shift))(pictures, affine)
     return blocked.to_grid(pictures), labels
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
-    following: Int[Array, "pieces piece"],
+    following: Presentation,
     hyper: Hyperparameters,
     images: Images,
     recipe: Recipe,
@@ -161,8 +189,8 @@ def train_step(
     Args:
       state: before it.
       batch: the first piece of the batch, loaded.
-      following: places of the images that come after that piece: the rest of the batch, and the first piece of the
-        next one.
+      following: what comes after that piece, [pieces, samples of a piece]: the rest of the batch, and the first piece
+        of the next one.
       hyper: the member's.
       images: of all splits.
       recipe: what is trained.
@@ -174,10 +202,10 @@ def train_step(
     # Every piece loads the next one. As part of the carry it is written to memory once; loaded where it is used, XLA
     # would gather every pixel anew for each tile that sees it.
     def add_piece(
-        carry: tuple[tuple[Params, Metrics], Batch], places: Int[Array, " piece"]
+        carry: tuple[tuple[Params, Metrics], Batch], presentation: Presentation
     ) -> tuple[tuple[tuple[Params, Metrics], Batch], None]:
         total, batch = carry
-        loaded = load(images, places)
+        loaded = load(images, presentation)
         return (jax.tree.map(jnp.add, total, gradient_of(state.params, *batch, recipe)), loaded), None
 
     nothing = jax.tree.map(jnp.zeros_like, (state.params, Metrics(images.scale, images.scale)))
@@ -192,19 +220,59 @@ def train_epoch(
     state: TrainState, hyper: Hyperparameters, images: Images, recipe: Recipe
 ) -> tuple[TrainState, Metrics]:
     """One pass over the training set in a fresh order. The metrics are means over the pass, measured while training."""
-    order_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.ORDER), state.epoch)
-    order = jax.random.permutation(order_key, recipe.train_size)
-    pieces = order[: recipe.epoch_steps * recipe.batch_size].reshape(-1, recipe.batch_size // recipe.pieces)
+    if recipe.optimizer == "sdlm":
+        state = with_curvature(state, images, recipe)
+    pieces = presentations(state, recipe)
 
-    def step(
-        carry: tuple[TrainState, Batch], following: Int[Array, "pieces piece"]
-    ) -> tuple[tuple[TrainState, Batch], Metrics]:
+    def step(carry: tuple[TrainState, Batch], following: Presentation) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch, metrics = train_step(*carry, following, hyper, images, recipe)
         return (state, batch), metrics
 
-    following = jnp.roll(pieces, -1, axis=0).reshape(recipe.epoch_steps, recipe.pieces, -1)
-    (state, _), metrics = jax.lax.scan(step, (state, load(images, pieces[0])), following)
+    def by_step(leaf: Array) -> Array:
+        return jnp.roll(leaf, -1, axis=0).reshape(recipe.epoch_steps, recipe.pieces, *leaf.shape[1:])
+
+    first = load(images, jax.tree.map(lambda leaf: leaf[0], pieces))
+    (state, _), metrics = jax.lax.scan(step, (state, first), jax.tree.map(by_step, pieces))
     return dataclasses.replace(state, epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
+
+
+def presentations(state: TrainState, recipe: Recipe) -> Presentation:
+    """What a member sees in its next pass, [pieces of the whole pass, samples of a piece]."""
+    pass_of_order = state.epoch if recipe.order == "fresh" else 0
+    order_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.ORDER), pass_of_order)
+    order = jax.random.permutation(order_key, recipe.train_size)
+    count = recipe.epoch_steps * recipe.batch_size
+    affine = None
+    if recipe.augmentation.augmentation == "affine":
+        key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.AUGMENTATION), state.epoch)
+        affine = draw(key, count, recipe.augmentation)
+    piece = recipe.batch_size // recipe.pieces
+    pieces: Presentation = jax.tree.map(lambda leaf: leaf.reshape(-1, piece, *leaf.shape[1:]), (order[:count], affine))
+    return pieces
+
+
+def with_curvature(state: TrainState, images: Images, recipe: Recipe) -> TrainState:
+    """The state with the curvature of its network, measured on training images drawn for this pass."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), state.epoch)
+    count = min(recipe.curvature_patterns, recipe.train_size)
+    places = jax.random.choice(key, recipe.train_size, (count,), replace=False)
+    return dataclasses.replace(
+        state, optimizer=optax.tree.set(state.optimizer, curvature=curvature(state.params, images, places, recipe))
+    )
+
+
+def curvature(params: Params, images: Images, places: Int[Array, " patterns"], recipe: Recipe) -> Params:
+    """h_kk of every parameter, the mean over the images of these places; see `lenet_jax.curvature`."""
+    pieces = places.reshape(pieces_of(len(places)), -1)
+
+    def add_piece(total: Params, places: Int[Array, " piece"]) -> tuple[Params, None]:
+        grid, labels = load(images, (places, None))
+        found = diagonal(params, grid, labels, recipe.architecture, recipe.loss, recipe.curvature_start)
+        return jax.tree.map(jnp.add, total, found), None
+
+    total, _ = jax.lax.scan(add_piece, jax.tree.map(jnp.zeros_like, params), pieces)
+    mean: Params = jax.tree.map(lambda leaf: leaf / len(pieces), total)
+    return mean
 
 
 def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Array, ""], recipe: Recipe) -> Metrics:
@@ -214,7 +282,8 @@ def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Ar
         places = start + index * EVALUATION_CHUNK + jnp.arange(EVALUATION_CHUNK)
         pictures, labels = images.take(jnp.minimum(places, stop - 1))
         outputs = blocked.forward(params, pictures, recipe.architecture)
-        losses = jax.vmap(lambda output, label: recipe.loss(output[None], label[None]))(outputs, labels)
+        logits = model.logits_of(outputs, recipe.architecture)
+        losses = jax.vmap(lambda logits, label: recipe.loss(logits[None], label[None]))(logits, labels)
         counted = places < stop
         return Metrics(
             total.loss + jnp.where(counted, losses, 0).sum(),

@@ -1,0 +1,31 @@
+"""LeNet-5 as in 1998: RBF outputs, the MAP criterion, stochastic diagonal Levenberg-Marquardt, 20 passes, online.
+
+Command: lenet-jax run --config=experiments/lenet5_1998.py
+Cost: COST
+Result: experiments/results/lenet5_1998, and docs/reproduction.md, which also says how each choice was made that the
+paper leaves open.
+"""
+
+from lenet_jax.experiments import base
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Ten seeds on all of MNIST."""
+    config = base.get_config(arg)
+    config.dataset = "mnist"
+    config.normalization = "lecun1998"
+    config.activation = "scaled_tanh"
+    config.output = "rbf"
+    config.initializer = "lecun1998_sqrt"
+    config.loss = "map"
+    config.map_constant = 20.0
+    config.optimizer = "sdlm"
+    config.learning_rate = 5e-4
+    config.mu = 0.02
+    config.schedule = "lecun1998"
+    config.order = "constant"
+    config.batch_size = 1
+    config.epochs = 20
+    config.seeds = 10
+    return config

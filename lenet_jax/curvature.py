@@ -1,0 +1,118 @@
+"""The curvature of stochastic diagonal Levenberg-Marquardt: h_kk of LeCun et al. 1998, appendix C.
+
+For every weight, the mean over patterns of the sum, over the connections u_ij that share it, of an estimate of
+d2E/du_ij^2 (eq. 23, 24) that leaves out what lies off the diagonal, and is never negative (eq. 25 to 27)::
+
+    d2E/du_ij^2 = d2E/da_i^2 x_j^2                        (25)
+    d2E/da_i^2  = f'(a_i)^2 sum_k u_ki^2 d2E/da_k^2       (27)
+
+That is backpropagation with squares. For a layer with sums a = L(x, w), linear in inputs x and in weights w, the
+transpose of x -> L(x, w^2) takes curvatures of the sums to those of the inputs, and the transpose of w -> L(x^2, w)
+takes them to those of the weights, summed over all connections that share one. So one loop serves every layer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lenet_jax import blocked
+from lenet_jax.layers import ACTIVATIONS, BITMAPS, rbf
+from lenet_jax.losses import Loss
+from lenet_jax.model import Architecture, Params
+
+
+def diagonal(
+    params: Params,
+    grid: Float[Array, "1 4 8 16 2 batch"],
+    labels: Int[Array, " batch"],
+    architecture: Architecture,
+    loss: Loss,
+    start: str,
+) -> Params:
+    """h_kk of every parameter, for a batch: the mean over its patterns.
+
+    Args:
+      params: where the curvature is taken.
+      grid: images that `blocked.to_grid` has cut.
+      labels: right classes.
+      architecture: the one that `params` were made for.
+      loss: the criterion E.
+      start: a key of `STARTS`: where the sweep starts from.
+    """
+    states = grid
+    passed = []
+    for stage in blocked.stages(architecture):
+        sums = stage.linear(states, getattr(params, stage.name), 1)
+        passed.append((stage, states, sums))
+        states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
+    found: dict[str, Any] = {"output": None}
+    if params.output is None:
+        of_states = STARTS[start](states, labels, loss)
+    else:
+        of_sums = second_derivatives(blocked.weighted(states, params.output), labels, loss)
+        output = blocked.Stage("output", lambda inputs, parameters, _: blocked.weighted(inputs, parameters), False)
+        found["output"], of_states = back(output, states, params.output, of_sums)
+    for stage, inputs, sums in reversed(passed):
+        if stage.squashed:
+            of_states = slope(sums, architecture) ** 2 * of_states
+        found[stage.name], of_states = back(stage, inputs, getattr(params, stage.name), of_states)
+    mean: Params = jax.tree.map(lambda total: total / len(labels), Params(**found))
+    return mean
+
+
+def back(stage: blocked.Stage, inputs: Array, parameters: Any, of_sums: Array) -> tuple[Any, Array]:
+    """Curvatures of a layer's parameters (summed over patterns) and inputs, from those of its sums."""
+    squared = jax.tree.map(jnp.square, parameters)
+    (of_inputs,) = jax.vjp(lambda inputs: stage.linear(inputs, squared, 2), inputs)[1](of_sums)
+    if parameters is None:
+        return None, of_inputs
+    squares = jnp.square(inputs)
+    (of_parameters,) = jax.vjp(lambda parameters: stage.linear(squares, parameters, 2), parameters)[1](of_sums)
+    return of_parameters, of_inputs
+
+
+def slope(sums: Array, architecture: Architecture) -> Array:
+    """f'(a)."""
+    derivative: Array = jax.jvp(ACTIVATIONS[architecture.activation], (sums,), (jnp.ones_like(sums),))[1]
+    return derivative
+
+
+def second_derivatives(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], loss: Loss
+) -> Float[Array, "batch classes"]:
+    """d2E/ds_i^2 of every logit, none below 0."""
+
+    def of_sample(logits: Array, label: Array) -> Array:
+        return jnp.diag(jax.hessian(lambda logits: loss(logits[None], label[None]))(logits))
+
+    return jnp.maximum(jax.vmap(of_sample)(logits, labels), 0)
+
+
+def start_at_target(
+    states: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss
+) -> Float[Array, "batch 84"]:
+    """Of the penalty y_D of the right class alone: d2y_D/dx_j^2 = 2, whatever the pattern and the criterion."""
+    return jnp.full_like(states, 2.0)
+
+
+def start_in_full(
+    states: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss
+) -> Float[Array, "batch 84"]:
+    """Of the whole criterion: sum_i (dE/dy_i d2y_i/dx_j^2 + d2E/dy_i^2 (dy_i/dx_j)^2), none below 0.
+
+    It vanishes where patterns are fitted: with eq. 9, dE/dy_D + sum of the others is e^-j / (e^-j + sum_i e^-y_i).
+    """
+    penalties = rbf(states, BITMAPS)
+    slopes = jax.vmap(jax.grad(lambda y, label: loss(-y[None], label[None])))(penalties, labels)
+    bends = second_derivatives(-penalties, labels, loss)
+    differences = 2 * (states[:, None, :] - jnp.asarray(BITMAPS))
+    total = 2 * slopes.sum(axis=1, keepdims=True) + jnp.einsum("pi,pij->pj", bends, jnp.square(differences))
+    return jnp.maximum(total, 0)
+
+
+STARTS: Mapping[str, Callable[[Array, Array, Loss], Array]] = {"target": start_at_target, "full": start_in_full}
+"""Curvature of F6's states under RBF outputs, by name. The paper doesn't say. Other outputs start from `full` always:
+the criterion's second derivatives with respect to the output units' sums."""

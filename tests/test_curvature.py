@@ -1,0 +1,142 @@
+"""The curvature of SDLM against explicit loops over connections, and against exact second derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lenet_jax import blocked, curvature, model
+from lenet_jax.layers import BITMAPS
+from lenet_jax.losses import Loss
+from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# f'(a), from f(a)
+SLOPES = {
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y**2,
+    "scaled_tanh": lambda y: 1.7159 * 2 / 3 * (1 - (y / 1.7159) ** 2),
+    "relu": lambda y: (y > 0).astype(float),
+}
+
+
+def of_convolution(inputs, kernel, of_sums, table):
+    """Eq. 25 and 27 over every connection of C1 or C3: of kernels, biases and inputs."""
+    of_kernel, of_inputs, place = np.zeros(kernel.shape), np.zeros(inputs.shape), 0
+    for i, sources in enumerate(table):
+        for j in sources:
+            for m in range(of_sums.shape[1]):
+                for n in range(of_sums.shape[2]):
+                    for row in range(5):
+                        for column in range(5):
+                            u, x = kernel[place, row, column], inputs[j, m + row, n + column]
+                            of_kernel[place, row, column] += of_sums[i, m, n] * x**2
+                            of_inputs[j, m + row, n + column] += of_sums[i, m, n] * u**2
+            place += 1
+    return of_kernel, of_sums.sum(axis=(1, 2)), of_inputs
+
+
+def of_subsampling(inputs, coefficient, of_sums, factor):
+    """The same for S2 or S4: every input reaches its unit through coefficient x factor."""
+    of_coefficient, of_inputs = np.zeros(len(inputs)), np.zeros(inputs.shape)
+    for i, rows, columns in np.ndindex(inputs.shape):
+        h = of_sums[i, rows // 2, columns // 2]
+        of_coefficient[i] += h * (factor * inputs[i, rows, columns]) ** 2
+        of_inputs[i, rows, columns] = h * (factor * coefficient[i]) ** 2
+    return of_coefficient, of_sums.sum(axis=(1, 2)), of_inputs
+
+
+def of_full_connection(inputs, kernel, of_sums):
+    """The same for C5 or F6."""
+    of_kernel, of_inputs = np.zeros(kernel.shape), np.zeros(len(inputs))
+    for j, i in np.ndindex(kernel.shape):
+        of_kernel[j, i] = of_sums[i] * inputs[j] ** 2
+        of_inputs[j] += of_sums[i] * kernel[j, i] ** 2
+    return of_kernel, of_sums, of_inputs
+
+
+def by_loops(params, image, architecture):
+    """h_kk of one pattern, in the order of `jax.tree.leaves`, from d2y_D/dx_j^2 = 2 for every F6 state."""
+    states = {name: np.asarray(state) for name, state in model.activations(params, image, architecture).items()}
+    slopes = {name: SLOPES[architecture.activation](state) ** 2 for name, state in states.items()}
+    factor = 1.0 if architecture.subsampling_window == "sum" else 0.25
+    params = jax.tree.map(np.asarray, params)
+    f6, f6_bias, of_c5 = of_full_connection(states["c5"], params.f6.kernel, 2.0 * slopes["f6"])
+    kernel = params.c5.kernel.reshape(400, 120)
+    c5, c5_bias, of_s4 = of_full_connection(states["s4"].ravel(), kernel, of_c5 * slopes["c5"])
+    of_sums = of_s4.reshape(16, 5, 5) * slopes["s4"]
+    s4, s4_bias, of_c3 = of_subsampling(states["c3"], params.s4.coefficient, of_sums, factor)
+    table = CONNECTIVITIES[architecture.connectivity]
+    c3, c3_bias, of_s2 = of_convolution(states["s2"], params.c3.kernel, of_c3 * slopes["c3"], table)
+    s2, s2_bias, of_c1 = of_subsampling(states["c1"], params.s2.coefficient, of_s2 * slopes["s2"], factor)
+    c1, c1_bias, _ = of_convolution(np.asarray(image)[None], params.c1.kernel, of_c1 * slopes["c1"], C1_TABLE)
+    c5 = c5.reshape(params.c5.kernel.shape)
+    return [c1, c1_bias, s2, s2_bias, c3, c3_bias, s4, s4_bias, c5, c5_bias, f6, f6_bias]
+
+
+@pytest.mark.parametrize("window", ["mean", "sum"])
+@pytest.mark.parametrize("activation", ["scaled_tanh", "sigmoid"])
+def test_equals_loops_over_all_connections(activation, window, random_params):
+    architecture = Architecture(activation, output="rbf", subsampling_window=window)
+    with jax.enable_x64(True):
+        params = random_params(architecture)
+        images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32)))
+        found = curvature.diagonal(
+            params, blocked.to_grid(images), jnp.array([3, 7]), architecture, Loss("map"), "target"
+        )
+        expected = [by_loops(params, image, architecture) for image in images]
+    assert found.output is None
+    for leaf, *of_patterns in zip(jax.tree.leaves(found), *expected, strict=True):
+        np.testing.assert_allclose(leaf, np.mean(of_patterns, axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [Loss("cross_entropy"), Loss("mse", mse_point="linear", target_code="+-1")])
+def test_is_exact_without_hidden_layers_and_shared_weights(loss, random_params):
+    """The last layer alone, for a single pattern: all that eq. 27 leaves out is behind hidden layers."""
+    architecture = Architecture("tanh", output="linear")
+    with jax.enable_x64(True):
+        params = random_params(architecture)
+        image, labels = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 32))), jnp.array([4])
+        found = curvature.diagonal(params, blocked.to_grid(image), labels, architecture, loss, "full")
+        f6 = model.activations(params, image[0], architecture)["f6"]
+
+        def criterion(kernel, bias):
+            return loss((f6 @ kernel + bias)[None], labels)
+
+        of_kernel, of_bias = jax.jit(jax.hessian(criterion, argnums=(0, 1)))(params.output.kernel, params.output.bias)
+    np.testing.assert_allclose(found.output.kernel, np.einsum("jiji->ji", of_kernel[0]), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found.output.bias, np.diag(of_bias[1]), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("start", curvature.STARTS)
+@pytest.mark.parametrize("output", model.OUTPUTS)
+@pytest.mark.parametrize("subsampling", model.SUBSAMPLINGS)
+def test_is_never_negative(start, output, subsampling, random_params):
+    architecture = Architecture("scaled_tanh", subsampling=subsampling, output=output)
+    params = random_params(architecture)
+    images = jnp.asarray(np.random.default_rng(2).normal(size=(4, 32, 32)), jnp.float32)
+    loss = Loss("map") if output == "rbf" else Loss("cross_entropy")
+    found = curvature.diagonal(params, blocked.to_grid(images), jnp.arange(4), architecture, loss, start)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    for leaf in jax.tree.leaves(found):
+        assert (leaf >= 0).all()
+        assert (leaf > 0).any()
+
+
+def test_full_start_is_the_second_derivative_at_the_states():
+    """Diagonal of the criterion's Hessian without the terms between different penalties."""
+    loss, label = Loss("map", map_constant=20.0), jnp.array([2])
+    with jax.enable_x64(True):
+        # Close to a bitmap, so that penalties compete.
+        states = jnp.asarray(BITMAPS[[8]] * 0.9 + 0.1 * np.random.default_rng(3).normal(size=(1, 84)))
+        found = curvature.start_in_full(states, label, loss)
+        penalties = np.square(np.asarray(states)[0] - BITMAPS).sum(axis=1)
+        exponentials = np.exp(-penalties)
+        p = exponentials / (np.exp(-20.0) + exponentials.sum())
+        slopes = (np.arange(10) == 2) - p
+        expected = 2 * slopes.sum() + np.einsum(
+            "i,ij->j", p * (1 - p) * np.array([-1.0] * 10) * -1, (2 * (np.asarray(states) - BITMAPS)) ** 2
+        )
+    # log(e^-j + sum e^-y) bends upwards in y: d2/dy_i^2 = p_i (1 - p_i).
+    np.testing.assert_allclose(found[0], np.maximum(expected, 0), rtol=1e-8, atol=1e-12)

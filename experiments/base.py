@@ -86,8 +86,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.weight_decay = 0.0
     # Of sdlm: bounds the rate of a weight without curvature.
     config.mu = 0.02
-    # Of sdlm: training images that the curvature is measured on before each pass.
+    # Of sdlm: training images that the curvature is measured on, how often a pass (at equal distances from its start
+    # on), and the share of the last estimate in the next one: above 0, a running mean.
     config.curvature_patterns = 500
+    config.curvature_estimates = 1
+    config.curvature_memory = 0.0
     # Of sdlm with RBF outputs, where the curvature starts: target (the right class's penalty) or full (the criterion).
     config.curvature_start = "target"
     # Of the learning rate: constant, cosine or linear (both to 0), lecun1998 (1, 0.4, 0.2, 0.1, 0.02 times the first
@@ -102,7 +105,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Members of each arm, seeded first_seed, first_seed + 1, ...
     config.seeds = 8
     config.first_seed = 0
-    # Field -> values to compare; the arms are the product. Any field above can be an axis.
+    # Whether predictions.parquet says what every network, at its end, makes of each test image.
+    config.store_predictions = False
+    # Field -> values to compare; the arms are the product. Any field above can be an axis. Under any other name stand
+    # groups of fields that change together: config.sweep.model = {"1998": {"output": "rbf", "loss": "map"}, "now": {}}.
     config.sweep = ConfigDict(sort_keys=False)
 
     return config

@@ -1,188 +1,34 @@
-"""Experiments: a config becomes arms, arms become populations, populations become a run folder.
-
-The only place that reads fields from a ConfigDict.
-"""
+"""Experiments: arms become populations, populations become a run folder."""
 
 import contextlib
 import dataclasses
-import itertools
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, data, distortions, layers, losses, model, optim, population, results, train
+from lenet_jax import data, model, optim, population, results, train
+from lenet_jax.arms import Arm, describe, expand
 from lenet_jax.data import Dataset
 from lenet_jax.distortions import Augmentation
-from lenet_jax.errors import InputError, check_choice
-from lenet_jax.experiments import base
+from lenet_jax.errors import InputError
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.progress import Progress
 from lenet_jax.train import Images, Recipe
 from lenet_jax.workers import Workers
 
-Check = Callable[[str, Any], None]
-
 WORTH_WORKERS = 500_000
 """Samples x members from which on worker processes gain more than the seconds that they take to start: on two cores,
 runs of this size took as long either way."""
-
-
-def choice(allowed: Collection[str]) -> Check:
-    """A check that a value is one of `allowed`."""
-    return lambda field, value: check_choice(field, value, allowed)
-
-
-def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
-    """A check that a value is finite and in a range; an open end isn't part of it."""
-    wanted = f"{'more than' if open_low else 'at least'} {low:g}"
-    if high < math.inf:
-        wanted += f" and {'less than' if open_high else 'at most'} {high:g}"
-
-    def check(field: str, value: Any) -> None:
-        low_enough = value < high if open_high else value <= high
-        high_enough = value > low if open_low else value >= low
-        if not (math.isfinite(value) and low_enough and high_enough):
-            raise InputError(f"{field}: {value!r} is out of range; allowed is {wanted}")
-
-    return check
-
-
-def anything(field: str, value: Any) -> None:
-    """No check here: the value is checked where it is used, before anything is compiled."""
-
-
-FIELDS: Mapping[str, Check] = {
-    "dataset": anything,
-    "data_dir": anything,
-    "padding": choice(data.PADDINGS),
-    "normalization": choice(data.NORMALIZATIONS),
-    "validation_size": number(0),
-    "train_size": number(0),
-    "activation": choice(layers.ACTIVATIONS),
-    "connectivity": choice(model.CONNECTIVITIES),
-    "subsampling": choice(model.SUBSAMPLINGS),
-    "subsampling_window": choice(model.WINDOWS),
-    "output": choice(model.OUTPUTS),
-    "initializer": choice(model.INITIALIZERS),
-    "loss": choice(losses.LOSSES),
-    "mse_point": choice(losses.MSE_POINTS),
-    "target_code": choice(losses.TARGET_CODES),
-    "mse_reduction": choice(losses.MSE_REDUCTIONS),
-    "mse_factor": number(0, open_low=True),
-    "map_constant": number(0, open_low=True),
-    "optimizer": choice(optim.OPTIMIZERS),
-    "learning_rate": number(0, open_low=True),
-    "momentum": number(0, 1, open_high=True),
-    "weight_decay": number(0),
-    "mu": number(0, open_low=True),
-    "curvature_patterns": number(1),
-    "curvature_start": choice(curvature.STARTS),
-    "schedule": choice(optim.SCHEDULES),
-    "batch_size": number(1),
-    "order": choice(train.ORDERS),
-    "augmentation": choice(distortions.AUGMENTATIONS),
-    "distorted_share": number(0, 1),
-    "max_translation": number(0),
-    "max_scaling": number(0),
-    "max_squeezing": number(0),
-    "max_shear": number(0),
-    "epochs": number(1),
-    "seeds": number(1),
-    "first_seed": number(0, 2**32, open_high=True),
-}
-"""Every field of a config but `sweep`, with the check of its value; types are those of the defaults."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One combination of the sweep's values.
-
-    Attributes:
-      name: ``loss=mse,activation=tanh``; ``all`` without a sweep.
-      axes: the values that make this arm.
-      settings: every field.
-    """
-
-    name: str
-    axes: dict[str, Any]
-    settings: dict[str, Any]
-
-
-def expand(config: ConfigDict) -> list[Arm]:
-    """The arms of a config: the product of its sweep's axes.
-
-    Raises:
-      InputError: a field or a value is not allowed; the message names it.
-    """
-    defaults = base.get_config()
-    unknown = sorted(set(config) - set(defaults))
-    if unknown:
-        raise InputError(f"{unknown[0]}: is no field; allowed are {', '.join(defaults)}")
-    fields = {field: check_value(field, config.get(field, defaults[field])) for field in FIELDS}
-    sweep = config.get("sweep", {})
-    if not isinstance(sweep, Mapping | ConfigDict):
-        raise InputError(f"sweep: {sweep!r} is no mapping; write config.sweep.FIELD = (first, second)")
-    axes = {axis: check_axis(axis, values) for axis, values in sweep.items()}
-    arms = []
-    for combination in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, combination, strict=True))
-        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in chosen.items()) or "all"
-        arms.append(Arm(name, chosen, fields | chosen))
-    for arm in arms:
-        check_together(arm)
-    return arms
-
-
-def check_value(field: str, value: Any) -> Any:
-    """The value with the type of the field's default, if it is allowed."""
-    default = base.get_config()[field]
-    wanted = type(default)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise InputError(f"{field}: {value!r} is of type {type(value).__name__}; allowed is {wanted.__name__}")
-    FIELDS[field](field, value)
-    return value
-
-
-def check_axis(axis: str, values: Any) -> list[Any]:
-    """A sweep axis's values, if they are allowed."""
-    if axis not in FIELDS:
-        raise InputError(f"sweep.{axis}: is no field; allowed are {', '.join(FIELDS)}")
-    if not isinstance(values, tuple | list) or not values:
-        raise InputError(f"sweep.{axis}: {values!r} is no list of values; write sweep.{axis}=(first, second)")
-    checked = [check_value(axis, value) for value in values]
-    if len(set(checked)) < len(checked):
-        raise InputError(f"sweep.{axis}: {tuple(values)!r} names a value twice; every arm must differ")
-    return checked
-
-
-def check_together(arm: Arm) -> None:
-    """Refuses fields that don't go together."""
-    settings = arm.settings
-    if settings["output"] == "linear" and settings["loss"] == "cross_entropy":
-        raise InputError(f"loss: 'cross_entropy' needs output 'softmax', but output is 'linear' (arm {arm.name})")
-    if settings["output"] == "linear" and settings["loss"] == "mse" and settings["mse_point"] == "softmax":
-        raise InputError(f"mse_point: 'softmax' needs output 'softmax', but output is 'linear' (arm {arm.name})")
-    if settings["first_seed"] + settings["seeds"] > 2**32:
-        raise InputError(f"seeds: {settings['seeds']} from first_seed {settings['first_seed']} on pass 2**32 - 1")
-
-
-def describe(config: ConfigDict) -> dict[str, Any]:
-    """The resolved config as JSON has it, every field included."""
-    content: dict[str, Any] = json.loads(base.get_config().to_json()) | json.loads(config.to_json())
-    return content
 
 
 def data_key(arm: Arm) -> tuple[str, str]:
@@ -207,7 +53,11 @@ def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
         used = settings["train_size"] or left
         if settings["batch_size"] > used:
             raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
-        recipe_of(arm, datasets[data_key(arm)])  # refuses an architecture that doesn't fit the data
+        updates = recipe_of(arm, datasets[data_key(arm)]).epoch_steps  # refuses an architecture that doesn't fit
+        if updates % settings["curvature_estimates"]:
+            raise InputError(
+                f"curvature_estimates: {settings['curvature_estimates']} doesn't divide the {updates} updates of a pass"
+            )
     return datasets
 
 
@@ -277,6 +127,7 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     provenance = results.describe_environment(command) | {"cores": population.cores(), "started": now()}
     provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
     tables: list[pd.DataFrame] = []
+    predictions: list[pd.DataFrame] = []
     rows: list[dict[str, Any]] = []
     first = arms[0]
     progress = Progress(len(arms), sum(arm.settings["epochs"] for arm in arms))
@@ -286,12 +137,15 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
             # Made anew only where they differ: workers are sent what they don't have.
             if place and image_key(arm) != image_key(arms[place - 1]):
                 images = images_of(datasets[data_key(arm)], arm)
-            metrics, row = run_arm(arm, arms[place:], datasets[data_key(arm)], images, engine, progress)
+            trained, row = run_arm(arm, arms[place:], datasets[data_key(arm)], images, engine, progress)
             row["dataset"] = describe_data(datasets[data_key(arm)], arm)
-            tables.append(metrics)
+            tables.append(labelled(trained.metrics, arm))
+            predictions.append(labelled(trained.predictions, arm))
             rows.append(row)
             # After every arm, so that a run that is stopped leaves what it measured.
-            results.write_metrics(workdir / results.METRICS, pd.concat(tables, ignore_index=True))
+            results.write_table(workdir / results.METRICS, pd.concat(tables, ignore_index=True))
+            if any(map(len, predictions)):
+                results.write_table(workdir / results.PREDICTIONS, pd.concat(predictions, ignore_index=True))
     results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})
     summary = {"dataset": describe_data(datasets[data_key(first)], first), "arms": rows}
     results.write_json(workdir / results.SUMMARY, summary)
@@ -301,6 +155,11 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
 def now() -> str:
     """Date and time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def labelled(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:
+    """The table with the arm's name and axes before its columns."""
+    return table.assign(arm=arm.name, **arm.axes)[["arm", *arm.axes, *table.columns]]
 
 
 def describe_data(dataset: Dataset, arm: Arm) -> dict[str, Any]:
@@ -321,6 +180,9 @@ class Engine(Protocol):
 
     def evaluate(self, members: Any, split: range, /) -> train.Metrics:
         """Evaluates it on images."""
+
+    def predict(self, members: Any, split: range, /) -> train.Predictions:
+        """What its members make of images."""
 
 
 @contextlib.contextmanager
@@ -345,9 +207,25 @@ def chunks_of(seeds: range, recipe: Recipe) -> list[range]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
+class Trained(NamedTuple):
+    """What members left behind.
+
+    Attributes:
+      metrics: a row for each epoch, split, metric and seed.
+      predictions: a row for each seed and test image; no rows if the config doesn't ask for them.
+      seconds: of training alone.
+      memory: bytes that it took at its peak, as the compiler predicted.
+    """
+
+    metrics: pd.DataFrame
+    predictions: pd.DataFrame
+    seconds: float
+    memory: int
+
+
 def run_arm(
     arm: Arm, following: list[Arm], dataset: Dataset, images: Images, engine: Engine, progress: Progress
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> tuple[Trained, dict[str, Any]]:
     """Trains and evaluates one arm.
 
     Args:
@@ -359,7 +237,7 @@ def run_arm(
       progress: is told.
 
     Returns:
-      its rows of `metrics.parquet`, and its row of `summary.json`.
+      what its members left, and its row of `summary.json`.
     """
     began = time.perf_counter()
     settings = arm.settings
@@ -370,14 +248,15 @@ def run_arm(
     if isinstance(engine, Workers):
         alike = [other for other in following if data_key(other) == data_key(arm)]
         engine.prepare([recipe_of(other, dataset) for other in alike], len(chunks[0]), images)
-    parts, training_seconds, memory = [], 0.0, 0
-    for chunk in chunks:
-        part, seconds, needed = train_members(chunk, arm, splits_of(dataset, arm), images, recipe, engine, progress)
-        parts.append(part)
-        training_seconds += seconds
-        memory = max(memory, needed)
-    metrics = pd.concat(parts, ignore_index=True).sort_values(["epoch", "split", "metric", "seed"], kind="stable")
-    metrics = metrics.assign(arm=arm.name, **arm.axes)[["arm", *arm.axes, *metrics.columns]]
+    splits = splits_of(dataset, arm)
+    parts = [train_members(chunk, arm, splits, images, recipe, engine, progress) for chunk in chunks]
+    metrics = pd.concat([part.metrics for part in parts], ignore_index=True)
+    trained = Trained(
+        metrics=metrics.sort_values(["epoch", "split", "metric", "seed"], kind="stable"),
+        predictions=pd.concat([part.predictions for part in parts], ignore_index=True),
+        seconds=sum(part.seconds for part in parts),
+        memory=max(part.memory for part in parts),
+    )
     final = metrics[metrics.epoch == settings["epochs"]]
     losses_finite = (
         metrics[metrics.metric == "loss"].groupby("seed").value.agg(lambda values: np.isfinite(values).all())
@@ -390,15 +269,15 @@ def run_arm(
         "chosen": {},
         "parameters": sum(count for _, _, count in model.parameter_table(recipe.architecture)),
     }
-    for split in splits_of(dataset, arm):
+    for split in splits:
         of_split = final[(final.split == split) & (final.metric == "error")].sort_values("seed")
         row[f"{split}_error"] = results.summarize(of_split.value.to_numpy())
     row["seconds"] = time.perf_counter() - began
-    trained = settings["epochs"] * recipe.epoch_steps * recipe.batch_size * len(seeds)
-    row["samples_per_second"] = trained / training_seconds
-    row["predicted_memory"] = memory
+    samples = settings["epochs"] * recipe.epoch_steps * recipe.batch_size * len(seeds)
+    row["samples_per_second"] = samples / trained.seconds
+    row["predicted_memory"] = trained.memory
     progress.finish(row)
-    return metrics, row
+    return trained, row
 
 
 def train_members(
@@ -409,12 +288,8 @@ def train_members(
     recipe: Recipe,
     engine: Engine,
     progress: Progress,
-) -> tuple[pd.DataFrame, float, int]:
-    """Trains and evaluates members of an arm that fit in memory together.
-
-    Returns:
-      their metrics, a row for each epoch, split, metric and seed; seconds of training alone; predicted memory in bytes.
-    """
+) -> Trained:
+    """Trains and evaluates members of an arm that fit in memory together."""
     epochs = arm.settings["epochs"]
     hyper = {name: [arm.settings[name]] * len(seeds) for name in optim.HYPERPARAMETERS}
     members = engine.create(seeds, hyper, images, recipe)
@@ -434,7 +309,12 @@ def train_members(
         if epoch:
             errors = {name: float(measured[name].error.mean()) for name in ("running", "test")}
             progress.epoch(epoch * epoch_samples / training_seconds, errors["running"], errors["test"])
-    return pd.concat(tables, ignore_index=True), training_seconds, members.memory
+    predictions = pd.DataFrame()
+    if arm.settings["store_predictions"]:
+        test = splits["test"]
+        labels = np.asarray(images.labels)[test.start : test.stop]
+        predictions = table_of(engine.predict(members, test), labels, seeds)
+    return Trained(pd.concat(tables, ignore_index=True), predictions, training_seconds, members.memory)
 
 
 def long_form(measured: Mapping[str, train.Metrics], epoch: int, seeds: range) -> Iterator[pd.DataFrame]:
@@ -443,3 +323,17 @@ def long_form(measured: Mapping[str, train.Metrics], epoch: int, seeds: range) -
         for metric, values in (("loss", metrics.loss), ("error", metrics.error)):
             columns = {"seed": list(seeds), "epoch": epoch, "split": split, "metric": metric}
             yield pd.DataFrame(columns | {"value": np.asarray(values, np.float64)})
+
+
+def table_of(predictions: train.Predictions, labels: np.ndarray, seeds: range) -> pd.DataFrame:
+    """A row for each seed and image."""
+    count = len(labels)
+    return pd.DataFrame(
+        {
+            "seed": np.repeat(np.array(seeds), count),
+            "image": np.tile(np.arange(count, dtype=np.int32), len(seeds)),
+            "label": np.tile(labels.astype(np.int8), len(seeds)),
+            "predicted": predictions.predicted.ravel().astype(np.int8),
+            "margin": predictions.margin.ravel(),
+        }
+    )

@@ -86,7 +86,7 @@ OPTIMIZERS: Mapping[str, Callable[[Hyperparameters], optax.GradientTransformatio
 """What each optimizer makes of the gradient before the learning rate."""
 
 LECUN1998_FACTORS = {0: 1.0, 2: 0.4, 5: 0.2, 8: 0.1, 12: 0.02}
-"""From each of these passes on, 1998's rate is so many times its first: 5e-4, 2e-4, 1e-4, 5e-5, 1e-5 (section III.C)."""
+"""From each of these passes on, 1998's rate is so many times its first: 5e-4, 2e-4, 1e-4, 5e-5, 1e-5 (sec. III.C)."""
 
 
 def by_pass(factors: Mapping[int, float], step: Int[Array, ""], epoch_steps: int) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxtyping import Array
 from lenet_jax import train
 from lenet_jax.model import Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
-from lenet_jax.train import Images, Metrics, Recipe, TrainState
+from lenet_jax.train import Images, Metrics, Predictions, Recipe, TrainState
 
 MEMBERS = "members"
 """Name of the mesh axis that members are sharded over."""
@@ -76,12 +76,14 @@ class Programs(NamedTuple):
       init: (seeds [members], hyper [members]) -> state.
       train_epoch: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
       evaluate: (params, images, start, stop) -> metrics [members].
+      predict: (params, images, places) -> predictions [members, places]; compiled when first used.
       memory: bytes that training takes at its peak, as the compiler predicts: data, members, and what is in flight.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
     train_epoch: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Images, Array, Array], Metrics]
+    predict: Callable[[Params, Images, Array], Predictions]
     memory: int
 
 
@@ -160,7 +162,12 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Metrics:
         return train.evaluate(params, images, start, stop, recipe)
 
-    init, train_epoch, evaluate = (over_members(function, mesh) for function in (init_one, train_one, evaluate_one))
+    def predict_one(params: Params, images: Images, places: Array) -> Predictions:
+        return train.predict(params, images, places, recipe)
+
+    init, train_epoch, evaluate, predict = (
+        over_members(function, mesh) for function in (init_one, train_one, evaluate_one, predict_one)
+    )
 
     numbers = shaped(sharded, lambda: jnp.zeros(members, jnp.float32))
     hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, numbers))
@@ -191,6 +198,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         .lower(seeds, hyper)
         .compile(compiler_options=UNOPTIMIZED),
         train_epoch=train_program,
+        predict=jax.jit(predict),
         evaluate=compiled(jax.jit(evaluate).lower(state.params, images, place, place), options),
         memory=predicted_memory(train_program, mesh),
     )
@@ -300,7 +308,16 @@ def evaluate(population: Population, split: range) -> Metrics:
     return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
 
-def fetch(metrics: Metrics, size: int) -> Metrics:
-    """Copies members' metrics from the devices, without the padding."""
-    copied: Metrics = jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf))[:size], metrics)
+def predict(population: Population, split: range) -> Predictions:
+    """What every member makes of a range of the images, as NumPy arrays [members, images]."""
+    places = jax.device_put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
+    return fetch(population.programs.predict(population.state.params, population.images, places), population.size)
+
+
+Measured = TypeVar("Measured", Metrics, Predictions)
+
+
+def fetch(measured: Measured, size: int) -> Measured:
+    """Copies what was measured of members from the devices, without the padding."""
+    copied: Measured = jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf))[:size], measured)
     return copied

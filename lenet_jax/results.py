@@ -1,7 +1,8 @@
 """The run folder: what a run leaves behind, and how to read it.
 
-``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (every number, long form)
-and ``summary.json`` (a row an arm; written last, so that its presence means a finished run).
+``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (every number, long form),
+``predictions.parquet`` (what every network makes of every test image, if the config asks for it) and ``summary.json``
+(a row an arm; written last, so that its presence means a finished run).
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import scipy.stats
 from lenet_jax.errors import InputError
 
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
+PREDICTIONS = "predictions.parquet"
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
 """Their versions are part of the provenance."""
@@ -38,6 +40,8 @@ class Run:
       config, provenance, summary: the JSON files.
       metrics: one row a number: arm, a column a sweep axis, seed, epoch, split, metric, value. Split ``running`` is the
         training set while training, ``train`` the training set after it.
+      predictions: one row a test image and network: arm, seed, image (its place in the test set), label, predicted (-1
+        where outputs were not finite), margin (by how much the best score led). None if the config didn't ask for it.
     """
 
     folder: Path
@@ -45,6 +49,7 @@ class Run:
     provenance: dict[str, Any]
     summary: dict[str, Any]
     metrics: pd.DataFrame
+    predictions: pd.DataFrame | None
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
@@ -130,9 +135,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, lambda partial: partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
 
 
-def write_metrics(path: Path, metrics: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes Parquet, whole or not at all."""
-    replace_file(path, lambda partial: metrics.to_parquet(partial, index=False))
+    replace_file(path, lambda partial: table.to_parquet(partial, index=False, compression="zstd"))
 
 
 def replace_file(path: Path, write: Any) -> None:
@@ -215,11 +220,21 @@ def load(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"run: {str(folder)!r} is not a folder")
     config, provenance, summary = (read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
-    try:
-        metrics = pd.read_parquet(folder / METRICS)
-    except (OSError, ValueError) as error:
-        raise InputError(f"run: {str(folder / METRICS)!r} can't be read as Parquet ({error})") from error
+    metrics = read_table(folder / METRICS)
     columns = {"arm", "seed", "epoch", "split", "metric", "value"}
     if not columns <= set(metrics.columns) or not {"dataset", "arms"} <= set(summary):
         raise InputError(f"run: {str(folder)!r} is damaged: {SUMMARY} or {METRICS} is not as a run writes it")
-    return Run(folder, config, provenance, summary, metrics)
+    predictions = read_table(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else None
+    return Run(folder, config, provenance, summary, metrics, predictions)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table from Parquet.
+
+    Raises:
+      InputError: the file is not there or damaged.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"run: {str(path)!r} can't be read as Parquet ({error})") from error

@@ -57,7 +57,9 @@ class Recipe:
       train_size: training images.
       augmentation: see `distortions`.
       order: of `ORDERS`.
-      curvature_patterns: images that ``sdlm`` measures the curvature on before each pass.
+      curvature_patterns: images that ``sdlm`` measures the curvature on.
+      curvature_estimates: how often it does so a pass, at equal distances from its start on; divides `epoch_steps`.
+      curvature_memory: share of the last estimate in the next one: above 0, a running mean.
       curvature_start: of `curvature.STARTS`.
       architecture, loss, optimizer, schedule, batch_size, epochs: as in the config.
     """
@@ -73,6 +75,8 @@ class Recipe:
     augmentation: Augmentation = NO_AUGMENTATION
     order: str = "fresh"
     curvature_patterns: int = 500
+    curvature_estimates: int = 1
+    curvature_memory: float = 0.0
     curvature_start: str = "target"
 
     @property
@@ -134,6 +138,20 @@ class Metrics:
 
     loss: Float[Array, ""]
     error: Float[Array, ""]
+
+
+@flax.struct.dataclass
+class Predictions:
+    """What a network makes of images.
+
+    Attributes:
+      predicted: the class; -1 where outputs are not finite.
+      margin: by how much its score leads the second best (LeCun et al. 1998, section III.C, reject on this difference).
+        Scores are those of `model.predict_scores`: probabilities, scores or penalties.
+    """
+
+    predicted: Int[Array, " images"]
+    margin: Float[Array, " images"]
 
 
 def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
@@ -219,20 +237,30 @@ def train_step(
 def train_epoch(
     state: TrainState, hyper: Hyperparameters, images: Images, recipe: Recipe
 ) -> tuple[TrainState, Metrics]:
-    """One pass over the training set in a fresh order. The metrics are means over the pass, measured while training."""
-    if recipe.optimizer == "sdlm":
-        state = with_curvature(state, images, recipe)
+    """One pass over the training set. The metrics are means over the pass, measured while training."""
     pieces = presentations(state, recipe)
 
     def step(carry: tuple[TrainState, Batch], following: Presentation) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch, metrics = train_step(*carry, following, hyper, images, recipe)
         return (state, batch), metrics
 
+    def stretch(
+        carry: tuple[TrainState, Batch], part: tuple[Int[Array, ""], Presentation]
+    ) -> tuple[tuple[TrainState, Batch], Metrics]:
+        state, batch = carry
+        number, steps = part
+        if recipe.optimizer == "sdlm":
+            state = with_curvature(state, number, images, recipe)
+        return jax.lax.scan(step, (state, batch), steps)
+
+    count = recipe.curvature_estimates if recipe.optimizer == "sdlm" else 1
+
     def by_step(leaf: Array) -> Array:
-        return jnp.roll(leaf, -1, axis=0).reshape(recipe.epoch_steps, recipe.pieces, *leaf.shape[1:])
+        return jnp.roll(leaf, -1, axis=0).reshape(count, -1, recipe.pieces, *leaf.shape[1:])
 
     first = load(images, jax.tree.map(lambda leaf: leaf[0], pieces))
-    (state, _), metrics = jax.lax.scan(step, (state, first), jax.tree.map(by_step, pieces))
+    parts = (jnp.arange(count), jax.tree.map(by_step, pieces))
+    (state, _), metrics = jax.lax.scan(stretch, (state, first), parts, unroll=count == 1)
     return dataclasses.replace(state, epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
 
 
@@ -251,14 +279,18 @@ def presentations(state: TrainState, recipe: Recipe) -> Presentation:
     return pieces
 
 
-def with_curvature(state: TrainState, images: Images, recipe: Recipe) -> TrainState:
-    """The state with the curvature of its network, measured on training images drawn for this pass."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), state.epoch)
-    count = min(recipe.curvature_patterns, recipe.train_size)
-    places = jax.random.choice(key, recipe.train_size, (count,), replace=False)
-    return dataclasses.replace(
-        state, optimizer=optax.tree.set(state.optimizer, curvature=curvature(state.params, images, places, recipe))
-    )
+def with_curvature(state: TrainState, number: Int[Array, ""], images: Images, recipe: Recipe) -> TrainState:
+    """The state with the curvature of its network, measured on training images drawn for this estimate of the pass."""
+    estimate = state.epoch * recipe.curvature_estimates + number
+    key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), estimate)
+    patterns = min(recipe.curvature_patterns, recipe.train_size)
+    places = jax.random.choice(key, recipe.train_size, (patterns,), replace=False)
+    found = curvature(state.params, images, places, recipe)
+    if recipe.curvature_memory:
+        kept = jnp.where(estimate == 0, 0, recipe.curvature_memory)
+        before = optax.tree.get(state.optimizer, "curvature")
+        found = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before, found)
+    return dataclasses.replace(state, optimizer=optax.tree.set(state.optimizer, curvature=found))
 
 
 def curvature(params: Params, images: Images, places: Int[Array, " patterns"], recipe: Recipe) -> Params:
@@ -294,3 +326,18 @@ def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Ar
     zero = jnp.zeros((), images.scale.dtype)
     total = jax.lax.fori_loop(0, chunks, add_chunk, Metrics(zero, zero))
     return Metrics(total.loss / (stop - start), total.error / (stop - start))
+
+
+def predict(params: Params, images: Images, places: Int[Array, " places"], recipe: Recipe) -> Predictions:
+    """What the network makes of the images at these places."""
+    # In chunks, the last one filled up with the first image.
+    chunks = jnp.pad(places, (0, -len(places) % EVALUATION_CHUNK)).reshape(-1, EVALUATION_CHUNK)
+
+    def of_chunk(places: Int[Array, " chunk"]) -> Predictions:
+        outputs = blocked.forward(params, images.take(places)[0], recipe.architecture)
+        scores, classes = jax.lax.top_k(model.predict_scores(outputs, recipe.architecture), 2)
+        predicted = jnp.where(jnp.isfinite(outputs).all(axis=-1), classes[:, 0], -1)
+        return Predictions(predicted, scores[:, 0] - scores[:, 1])
+
+    found: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(places)], jax.lax.map(of_chunk, chunks))
+    return found

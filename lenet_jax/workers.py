@@ -22,7 +22,7 @@ import numpy as np
 from lenet_jax import population
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Population
-from lenet_jax.train import Images, Metrics, Recipe
+from lenet_jax.train import Images, Metrics, Predictions, Recipe
 
 SPAWN = multiprocessing.get_context("spawn")
 """Fresh processes: JAX's threads don't survive a fork."""
@@ -64,6 +64,10 @@ class Share:
     def evaluate(self, split: range) -> Metrics:
         """`population.evaluate`."""
         return population.evaluate(self.members, split)
+
+    def predict(self, split: range) -> Predictions:
+        """`population.predict`."""
+        return population.predict(self.members, split)
 
 
 def serve(connection: Connection, core: int | None) -> None:
@@ -205,22 +209,28 @@ class Workers:
 
     def train_epoch(self, crowd: Crowd) -> Metrics:
         """As `population.train_epoch`."""
-        return self._gather("train_epoch", (), crowd)
+        metrics: Metrics = self._gather("train_epoch", (), crowd)
+        return metrics
 
     def evaluate(self, crowd: Crowd, split: range) -> Metrics:
         """As `population.evaluate`."""
-        return self._gather("evaluate", (split,), crowd)
+        metrics: Metrics = self._gather("evaluate", (split,), crowd)
+        return metrics
+
+    def predict(self, crowd: Crowd, split: range) -> Predictions:
+        """As `population.predict`."""
+        predictions: Predictions = self._gather("predict", (split,), crowd)
+        return predictions
 
     def _share(self, members: int) -> int:
         """Members that a worker trains."""
         return -(-members // len(self._processes))
 
-    def _gather(self, method: str, arguments: tuple[Any, ...], crowd: Crowd) -> Metrics:
+    def _gather(self, method: str, arguments: tuple[Any, ...], crowd: Crowd) -> Any:
         """Calls a method on all workers that have members, and puts their results one after the other."""
         used = -(-crowd.size // self._share(crowd.size))
         parts = self._call(method, [arguments] * used)
-        gathered: Metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: crowd.size], *parts)
-        return gathered
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: crowd.size], *parts)
 
 
 def ended(process: Any) -> WorkerError:

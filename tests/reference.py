@@ -10,6 +10,23 @@ CONNECTED = {
     "full": [list(range(6)) for _ in range(16)],
 }
 
+# PAPER_1998.md: twelve rows a digit, a row as a 7-bit number.
+DIGITS = [
+    [f"{int(row):07b}".replace("1", "#").replace("0", ".") for row in rows.split()]
+    for rows in (
+        "62 0 28 54 99 99 99 99 54 28 0 0",
+        "12 28 60 12 12 12 12 12 12 63 0 0",
+        "62 0 62 99 67 6 28 48 96 127 0 0",
+        "127 3 6 12 30 3 3 3 99 62 0 0",
+        "62 0 0 51 51 115 99 99 103 63 3 3",
+        "62 0 127 96 96 60 30 3 99 62 0 0",
+        "30 48 96 96 126 115 99 99 115 62 0 0",
+        "127 3 3 6 12 12 24 24 24 24 0 0",
+        "62 99 99 99 62 99 99 99 99 62 0 0",
+        "62 103 99 99 103 63 3 3 6 60 0 0",
+    )
+]
+
 SIGMA = {
     "sigmoid": lambda a: 1 / (1 + math.exp(-a)),
     "tanh": math.tanh,
@@ -38,7 +55,7 @@ def convolution(maps, kernels, biases, connected, sigma):
     return result
 
 
-def subsampling(maps, layer, kind, sigma):
+def subsampling(maps, layer, kind, sigma, window_kind="mean"):
     """S2 and S4."""
     size = len(maps[0]) // 2
     result = []
@@ -52,7 +69,10 @@ def subsampling(maps, layer, kind, sigma):
                 elif kind == "average":
                     rows[m][n] = sum(window) / 4
                 else:
-                    rows[m][n] = sigma(float(layer.coefficient[i]) * (sum(window) / 4) + float(layer.bias[i]))
+                    rows[m][n] = sigma(
+                        float(layer.coefficient[i]) * (sum(window) / (4 if window_kind == "mean" else 1))
+                        + float(layer.bias[i])
+                    )
         result.append(rows)
     return result
 
@@ -68,17 +88,29 @@ def full_connection(inputs, kernel, biases, sigma):
     return result
 
 
-def activations(params, image, activation, connectivity, subsampling_kind):
+def penalties(states):
+    """RBF outputs: squared distances from figure 3's digits, drawn with # for +1 (black) and . for -1."""
+    result = []
+    for drawing in DIGITS:
+        targets = [1.0 if pixel == "#" else -1.0 for row in drawing for pixel in row]
+        result.append(sum((x - w) ** 2 for x, w in zip(states, targets, strict=True)))
+    return result
+
+
+def activations(params, image, activation, connectivity, subsampling_kind, window_kind="mean"):
     """Every layer's state for one image, as nested lists."""
     sigma = SIGMA[activation]
     c1 = convolution([image.tolist()], params.c1.kernel.tolist(), params.c1.bias.tolist(), [[0]] * 6, sigma)
-    s2 = subsampling(c1, params.s2, subsampling_kind, sigma)
+    s2 = subsampling(c1, params.s2, subsampling_kind, sigma, window_kind)
     connected = CONNECTED[connectivity]
     c3 = convolution(s2, params.c3.kernel.tolist(), params.c3.bias.tolist(), connected, sigma)
-    s4 = subsampling(c3, params.s4, subsampling_kind, sigma)
+    s4 = subsampling(c3, params.s4, subsampling_kind, sigma, window_kind)
     inputs = [s4[j][m][n] for j in range(16) for m in range(5) for n in range(5)]
     kernel = [params.c5.kernel[j, m, n].tolist() for j in range(16) for m in range(5) for n in range(5)]
     c5 = full_connection(inputs, kernel, params.c5.bias.tolist(), sigma)
     f6 = full_connection(c5, params.f6.kernel.tolist(), params.f6.bias.tolist(), sigma)
-    output = full_connection(f6, params.output.kernel.tolist(), params.output.bias.tolist(), lambda a: a)
+    if params.output is None:
+        output = penalties(f6)
+    else:
+        output = full_connection(f6, params.output.kernel.tolist(), params.output.bias.tolist(), lambda a: a)
     return {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "c5": c5, "f6": f6, "output": output}

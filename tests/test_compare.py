@@ -26,7 +26,7 @@ def write_run(folder, errors=ERRORS, fingerprint="sha256:0", diverged=0):
             table = {"seed": range(len(values)), "metric": "error", "value": np.array(values) * (3 - epoch)}
             tables.append(pd.DataFrame(columns | table))
     folder.mkdir(parents=True)
-    results.write_metrics(folder / results.METRICS, pd.concat(tables))
+    results.write_table(folder / results.METRICS, pd.concat(tables))
     results.write_json(folder / results.SUMMARY, {"dataset": {"fingerprint": fingerprint}, "arms": arms})
     for name in (results.CONFIG, results.PROVENANCE):
         results.write_json(folder / name, {})

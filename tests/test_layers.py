@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lenet_jax import layers, model
+from lenet_jax.layers import BITMAPS, rbf
 
 RNG = np.random.default_rng(0)
 
@@ -69,9 +70,11 @@ def test_windows(function, reduce):
 
 def test_subsample():
     maps, coefficient, bias = to_jax(np.arange(32).reshape(2, 4, 4), [2.0, -1.0], [0.5, 0.0])
-    result = layers.subsample(maps, layers.Subsampling(coefficient, bias))
+    result = layers.subsample(maps, layers.Subsampling(coefficient, bias), "mean")
     expected = [[[5.5, 9.5], [21.5, 25.5]], [[-18.5, -20.5], [-26.5, -28.5]]]
     np.testing.assert_allclose(result, expected, rtol=1e-6)
+    sums = layers.subsample(maps, layers.Subsampling(coefficient, bias), "sum")
+    np.testing.assert_allclose(sums, 4 * (np.array(expected) - [[[0.5]], [[0]]]) + [[[0.5]], [[0]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)], ids=str)
@@ -110,3 +113,32 @@ def test_shapes_are_checked_at_run_time():
         layers.convolve(maps[0], layers.Convolution(kernel, bias), ((0,), (1,)))
     with pytest.raises(jaxtyping.TypeCheckError, match="kernel"):
         layers.dense_kernel(kernel[:, :4], ((0,), (1,)), 2)
+
+
+def test_bitmaps_are_the_papers():
+    """PAPER_1998.md: black pixels of each digit, and the smallest Hamming distance, between 6 and 8."""
+    black = BITMAPS == 1
+    assert (np.abs(BITMAPS) == 1).all()
+    assert black.sum(axis=1).tolist() == [35, 27, 33, 32, 41, 35, 39, 25, 43, 39]
+    distances = {(i, j): int((black[i] != black[j]).sum()) for i in range(10) for j in range(i)}
+    assert min(distances.values()) == 12
+    assert [pair for pair, distance in distances.items() if distance == 12] == [(8, 6)]
+
+
+def test_a_bitmap_looks_like_its_digit():
+    rows = BITMAPS[7].reshape(12, 7)
+    assert ["".join("#" if pixel > 0 else "." for pixel in row) for row in rows[:4]] == [
+        "#######",
+        ".....##",
+        ".....##",
+        "....##.",
+    ]
+
+
+def test_rbf():
+    states = np.random.default_rng(0).normal(size=(2, 84)).astype(np.float32)
+    expected = [
+        [sum((x - w) ** 2 for x, w in zip(state, center, strict=True)) for center in BITMAPS] for state in states
+    ]
+    np.testing.assert_allclose(rbf(jnp.asarray(states), BITMAPS), expected, rtol=1e-5)
+    assert float(rbf(jnp.asarray(BITMAPS[3]), BITMAPS)[3]) == 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lenet_jax.errors import InputError
-from lenet_jax.losses import LOSSES, Loss, cross_entropy, mse
+from lenet_jax.losses import LOSSES, Loss, correct_penalty, cross_entropy, map_criterion, mse
 
 LABELS = jnp.array([1, 2])
 
@@ -47,6 +47,29 @@ def test_cross_entropy_of_a_confident_network_is_finite():
     np.testing.assert_allclose(cross_entropy(jnp.array([[1000.0, 0.0]]), jnp.array([1])), 1000.0, rtol=1e-6)
 
 
+PENALTIES = jnp.log(jnp.array([[2.0, 4.0, 4.0], [4.0, 2.0, 8.0]]))
+
+
+def test_map_criterion():
+    """y_D + log(e^-j + sum_i e^-y_i) with e^-j = 1/2: log 4 + log(1/2 + 1) and log 8 + log(1/2 + 7/8)."""
+    expected = (np.log(4 * 1.5) + np.log(8 * 1.375)) / 2
+    constant = float(np.log(2))
+    np.testing.assert_allclose(map_criterion(PENALTIES, LABELS, constant=constant), expected, rtol=1e-6)
+    # What losses are given are logits: penalties with their sign turned.
+    np.testing.assert_allclose(Loss("map", map_constant=constant)(-PENALTIES, LABELS), expected, rtol=1e-6)
+
+
+def test_correct_penalty():
+    expected = (np.log(4) + np.log(8)) / 2
+    np.testing.assert_allclose(correct_penalty(PENALTIES, LABELS), expected, rtol=1e-6)
+    np.testing.assert_allclose(Loss("correct_penalty")(-PENALTIES, LABELS), expected, rtol=1e-6)
+
+
+def test_map_criterion_of_large_penalties_is_finite():
+    """e^-y is 0 in float32 from y = 104 on: then E = y_D - j."""
+    np.testing.assert_allclose(map_criterion(jnp.full((1, 3), 300.0), jnp.array([0]), constant=20.0), 280.0)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_a_mean_over_samples(name):
     twice = Loss(name)(jnp.concatenate([LOGITS, LOGITS]), jnp.concatenate([LABELS, LABELS]))
@@ -56,7 +79,7 @@ def test_loss_is_a_mean_over_samples(name):
 @pytest.mark.parametrize(
     ("field", "shown", "choices"),
     [
-        ("name", "loss", "'mse', 'cross_entropy'"),
+        ("name", "loss", "'mse', 'cross_entropy', 'map', 'correct_penalty'"),
         ("mse_point", "mse_point", "'softmax', 'linear'"),
         ("target_code", "target_code", "'0/1', '+-1'"),
         ("mse_reduction", "mse_reduction", "'sum', 'mean'"),

@@ -12,7 +12,7 @@ from lenet_jax import model
 from lenet_jax.errors import InputError
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.losses import LOSSES, Loss
-from lenet_jax.model import CONNECTIVITIES, INITIALIZERS, SUBSAMPLINGS, Architecture
+from lenet_jax.model import CONNECTIVITIES, INITIALIZERS, SUBSAMPLINGS, WINDOWS, Architecture
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,6 +46,25 @@ def test_parameter_counts():
     assert counts == {"c1": 156, "s2": 12, "c3": 1516, "s4": 32, "c5": 48120, "f6": 10164, "output": 850}
     assert sum(counts.values()) == 60850
     assert sum(counts.values()) - counts["output"] == 60000
+
+
+def test_counts_of_1998():
+    """PAPER_1998.md, "Counts": the RBF units train nothing."""
+    architecture = Architecture(output="rbf")
+    parameters = {name: count for name, _, count in model.parameter_table(architecture)}
+    assert parameters == {"c1": 156, "s2": 12, "c3": 1516, "s4": 32, "c5": 48120, "f6": 10164, "output": 0}
+    assert sum(parameters.values()) == 60000
+    connections = model.connection_table(architecture)
+    expected = {"c1": 122304, "s2": 5880, "c3": 151600, "s4": 2000, "c5": 48120, "f6": 10164, "output": 840}
+    assert connections == expected
+    assert sum(connections.values()) == 340908
+
+
+def test_connections_of_other_architectures():
+    connections = model.connection_table(Architecture(connectivity="full", subsampling="average"))
+    assert connections["c3"] == 100 * (96 * 25 + 16)
+    assert (connections["s2"], connections["s4"]) == (4 * 6 * 14**2, 4 * 16 * 5**2)
+    assert connections["output"] == 850
 
 
 def test_parameter_shapes():
@@ -115,18 +134,43 @@ def test_activations_equal_the_reference(activation, connectivity, subsampling, 
         np.testing.assert_array_equal(model.forward(params, jnp.asarray(image), architecture), states["output"])
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+def test_activations_of_1998_equal_the_reference(window, random_params):
+    architecture = Architecture("scaled_tanh", subsampling_window=window, output="rbf")
+    with jax.enable_x64(True):
+        params = random_params(architecture, seed=4)
+        image = np.random.default_rng(5).normal(size=(32, 32))
+        states = model.activations(params, jnp.asarray(image), architecture)
+        expected = reference.activations(
+            jax.tree.map(np.asarray, params), image, "scaled_tanh", "table", "trainable", window
+        )
+        for name, state in states.items():
+            np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
+    scores = model.predict_scores(states["output"], architecture)
+    assert int(scores.argmax()) == np.argmin(expected["output"])
+
+
+def test_rbf_outputs_are_for_ten_classes():
+    with pytest.raises(InputError, match="output: 'rbf' has 10 bitmaps, one a digit; the data set has 26"):
+        Architecture(output="rbf", classes=26)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_equal_finite_differences(activation, subsampling, loss, random_params):
-    architecture = Architecture(activation, subsampling=subsampling)
+@pytest.mark.parametrize(
+    ("activation", "output"), [*((name, "softmax") for name in ACTIVATIONS), ("scaled_tanh", "rbf")]
+)
+def test_gradients_equal_finite_differences(activation, output, subsampling, loss, random_params):
+    architecture = Architecture(activation, subsampling=subsampling, output=output)
+    settings = Loss(loss, mse_point="softmax" if output == "softmax" else "linear", map_constant=100.0)
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
         params = random_params(architecture, seed=3)
         image, labels = jnp.asarray(rng.normal(size=(32, 32))), jnp.array([3])
 
         def objective(params):
-            return Loss(loss)(model.forward(params, image, architecture)[None], labels)
+            outputs = model.forward(params, image, architecture)[None]
+            return settings(model.logits_of(outputs, architecture), labels)
 
         gradient = jax.grad(objective)(params)
         # A direction a layer: a wrong gradient of few numbers can't hide behind C5's 48,120.
@@ -159,7 +203,8 @@ def test_predict_scores(output):
         ("activation", "'sigmoid', 'tanh', 'scaled_tanh', 'relu'"),
         ("connectivity", "'table', 'full'"),
         ("subsampling", "'trainable', 'average', 'max'"),
-        ("output", "'softmax', 'linear'"),
+        ("subsampling_window", "'mean', 'sum'"),
+        ("output", "'softmax', 'linear', 'rbf'"),
         ("initializer", "'lecun1998', 'lecun1998_sqrt', 'glorot', 'bengio2012', 'glorot_centered'"),
     ],
 )

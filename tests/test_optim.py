@@ -3,19 +3,25 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lenet_jax.optim import OPTIMIZERS, SCHEDULES, Hyperparameters, transformation
+from lenet_jax.optim import OPTIMIZERS, SCHEDULES, Hyperparameters, sdlm, transformation
 
-STEPS = 5
-RATE, MOMENTUM, DECAY = 0.1, 0.8, 0.05
+STEPS, EPOCH_STEPS = 6, 2
+RATE, MOMENTUM, DECAY, MU = 0.1, 0.8, 0.05, 0.02
 START = np.array([1.0, -2.0, 0.5])
-GRADIENTS = np.array([[0.3, -1.0, 2.0], [0.1, 0.5, -1.0], [-0.7, 0.2, 0.4]])
+CURVATURE = np.array([0.0, 0.08, 3.0])
+GRADIENTS = np.array(
+    [[0.3, -1.0, 2.0], [0.1, 0.5, -1.0], [-0.7, 0.2, 0.4], [1.0, 0.0, -0.5], [0.2, -0.3, 0.9], [0.4, 0.1, 0.6]]
+)
 
 FACTORS = {
     "constant": lambda step: 1.0,
     "cosine": lambda step: (1 + np.cos(np.pi * step / STEPS)) / 2,
     "linear": lambda step: 1 - step / STEPS,
+    "lecun1998": lambda step: [1, 1, 1, 1, 0.4, 0.4][step],
+    "thirds": lambda step: [1, 1, 0.1, 0.1, 0.01, 0.01][step],
 }
 
 
@@ -26,6 +32,8 @@ def expected_steps(optimizer, schedule):
         decayed = gradient if optimizer == "adamw" else gradient + DECAY * weights
         if optimizer == "sgd":
             direction = decayed
+        elif optimizer == "sdlm":
+            direction = decayed / (MU + CURVATURE)
         elif optimizer == "momentum":
             trace = direction = MOMENTUM * trace + decayed
         else:
@@ -41,10 +49,11 @@ def expected_steps(optimizer, schedule):
 
 
 def actual_steps(optimizer, schedule, rate):
-    hyper = Hyperparameters(rate, jnp.asarray(MOMENTUM, rate.dtype), jnp.asarray(DECAY, rate.dtype))
-    optimizer = transformation(optimizer, schedule, STEPS, hyper)
+    hyper = Hyperparameters(rate, *(jnp.asarray(value, rate.dtype) for value in (MOMENTUM, DECAY, MU)))
+    optimizer = transformation(optimizer, schedule, STEPS, EPOCH_STEPS, hyper)
     weights = jnp.asarray(START, rate.dtype)
     state = optimizer.init(weights)
+    state = optax.tree.set(state, curvature=jnp.asarray(CURVATURE, rate.dtype))
     history = []
     for gradient in jnp.asarray(GRADIENTS, rate.dtype):
         update, state = optimizer.update(gradient, state, weights)
@@ -59,7 +68,7 @@ def test_every_schedule_is_tested():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_three_steps(optimizer, schedule):
+def test_six_steps(optimizer, schedule):
     with jax.enable_x64(True):
         history = actual_steps(optimizer, schedule, jnp.array(RATE))
         # optax's linear schedule counts in float32.
@@ -69,7 +78,24 @@ def test_three_steps(optimizer, schedule):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_schedule_ends_at_zero(schedule):
-    np.testing.assert_allclose(SCHEDULES[schedule](jnp.array(STEPS), STEPS), 0, atol=1e-7)
+    np.testing.assert_allclose(SCHEDULES[schedule](jnp.array(STEPS), STEPS, EPOCH_STEPS), 0, atol=1e-7)
+
+
+def test_the_rates_of_1998():
+    """PAPER_1998.md: 5e-4 for 2 passes, 2e-4 for 3, 1e-4 for 3, 5e-5 for 4, 1e-5 from then on."""
+    rates = [5e-4 * float(SCHEDULES["lecun1998"](jnp.array(3 * epoch + 2), 60, 3)) for epoch in range(20)]
+    np.testing.assert_allclose(rates, [5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8, rtol=1e-6)
+
+
+def test_sdlm_is_its_own_optax_transformation():
+    """w <- w - eta / (mu + h) dE/dw, with the curvature that the state holds, and none at first."""
+    optimizer = sdlm(0.5, MU)
+    weights = jnp.asarray(START)
+    state = optimizer.init(weights)
+    update, _ = optimizer.update(weights, state)
+    np.testing.assert_allclose(update, -0.5 / MU * START, rtol=1e-6)
+    update, _ = optimizer.update(weights, optax.tree.set(state, curvature=jnp.asarray(CURVATURE)))
+    np.testing.assert_allclose(update, -0.5 / (MU + CURVATURE) * START, rtol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -41,6 +41,7 @@ def create(images, members, devices=None):
         "learning_rate": [RATES[member] for member in members],
         "momentum": [0.9] * len(members),
         "weight_decay": [1e-4] * len(members),
+        "mu": [0.02] * len(members),
     }
     return population.create([SEEDS[member] for member in members], hyper, images, RECIPE, devices)
 
@@ -108,7 +109,7 @@ def test_member_equals_a_lone_run(member, crowd, images):
 
 def test_member_equals_the_pure_functions(crowd, images):
     member = 1
-    hyper = Hyperparameters(jnp.float32(RATES[member]), jnp.float32(0.9), jnp.float32(1e-4))
+    hyper = Hyperparameters(jnp.float32(RATES[member]), *jnp.float32([0.9, 1e-4, 0.02]))
     state = train.init(jnp.uint32(SEEDS[member]), hyper, RECIPE)
     epoch = jax.jit(train.train_epoch, static_argnames="recipe")
     for expected in crowd.result[: RECIPE.epochs]:

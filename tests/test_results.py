@@ -63,7 +63,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 def run_folder(folder):
     for name in (results.CONFIG, results.PROVENANCE, results.SUMMARY):
         results.write_json(folder / name, {"dataset": {}, "arms": []})
-    results.write_metrics(
+    results.write_table(
         folder / results.METRICS,
         pd.DataFrame(
             {"arm": ["all"], "seed": [0], "epoch": [1], "split": ["test"], "metric": ["error"], "value": [0.25]}

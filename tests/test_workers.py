@@ -27,7 +27,7 @@ RECIPE = Recipe(
     train_size=320,
 )
 SEEDS = [3, 1, 2]
-HYPER = {"learning_rate": [0.05, 0.1, 0.02], "momentum": [0.9] * 3, "weight_decay": [0.0] * 3}
+HYPER = {"learning_rate": [0.05, 0.1, 0.02], "momentum": [0.9] * 3, "weight_decay": [0.0] * 3, "mu": [0.02] * 3}
 
 
 @pytest.fixture(scope="module")

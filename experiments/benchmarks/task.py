@@ -114,7 +114,7 @@ def recipe(batch_size: int, train_size: int) -> Recipe:
 
 def hyperparameters(members: int) -> dict[str, Sequence[float]]:
     """The same for every member, as `population.create` takes them."""
-    values = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "weight_decay": 0.0}
+    values = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "weight_decay": 0.0, "mu": 1.0}
     return {name: [value] * members for name, value in values.items()}
 
 

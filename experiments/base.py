@@ -27,7 +27,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data_dir = ""
     # How 28 x 28 becomes 32 x 32: background (0 all round) or edge (the outermost pixels repeated).
     config.padding = "background"
-    # unit (0 to 1), lecun1998 (-0.1 to 1.175), standard (mean 0, deviation 1 over the training set).
+    # unit (0 to 1), lecun1998 (-0.1 to 1.175), standard (mean 0, deviation 1 over the training set),
+    # hundredth (0 to 2.55).
     config.normalization = "standard"
     # So many images are taken off the training set's end and evaluated as split "validation".
     config.validation_size = 0
@@ -56,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.subsampling = "trainable"
     # What trainable subsampling's coefficient multiplies: mean or sum (1998) of the four inputs.
     config.subsampling_window = "mean"
-    # softmax, linear, or rbf (1998: distances from fixed bitmaps of the ten digits).
+    # softmax, linear, squashed (as hidden states are), or rbf (1998: distances from fixed bitmaps of the ten digits).
     config.output = "softmax"
     # lecun1998 (U(+-2.4/F)), lecun1998_sqrt (U(+-2.4/sqrt(F))), glorot, bengio2012 (glorot, 4 times as wide for
     # sigmoid), glorot_centered (bengio2012 with centred inputs: the one that makes the sigmoid network trainable).
@@ -97,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # from pass 1, 3, 6, 9, 13 on), thirds (1, 0.1, 0.01 times).
     config.schedule = "cosine"
     config.batch_size = 32
-    # Images in another order each pass (fresh), or in one for all passes (constant, as in 1998).
+    # Images in another random order each pass (fresh), in one for all passes (constant, as in 1998), or as stored.
     config.order = "fresh"
     config.epochs = 10
 

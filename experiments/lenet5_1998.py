@@ -28,4 +28,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.batch_size = 1
     config.epochs = 20
     config.seeds = 10
+    config.store_predictions = True
     return config

@@ -196,10 +196,12 @@ def check_settings_once(axes: Mapping[str, Axis]) -> None:
 def check_together(arm: Arm) -> None:
     """Refuses fields that don't go together."""
     settings = arm.settings
-    if settings["output"] == "linear" and settings["loss"] == "cross_entropy":
-        raise InputError(f"loss: 'cross_entropy' needs output 'softmax', but output is 'linear' (arm {arm.name})")
-    if settings["output"] == "linear" and settings["loss"] == "mse" and settings["mse_point"] == "softmax":
-        raise InputError(f"mse_point: 'softmax' needs output 'softmax', but output is 'linear' (arm {arm.name})")
+    output = settings["output"]
+    if output in ("linear", "squashed"):
+        if settings["loss"] == "cross_entropy":
+            raise InputError(f"loss: 'cross_entropy' needs output 'softmax', but output is {output!r} (arm {arm.name})")
+        if settings["loss"] == "mse" and settings["mse_point"] == "softmax":
+            raise InputError(f"mse_point: 'softmax' needs output 'softmax', but output is {output!r} (arm {arm.name})")
     if settings["first_seed"] + settings["seeds"] > 2**32:
         raise InputError(f"seeds: {settings['seeds']} from first_seed {settings['first_seed']} on pass 2**32 - 1")
 

@@ -215,7 +215,7 @@ class Stage(NamedTuple):
 
 
 def stages(architecture: Architecture) -> list[Stage]:
-    """The layers up to F6, whose states are [batch, 84]; the first takes a grid, see `to_grid`."""
+    """The layers that have sums, in order; the first takes a grid, see `to_grid`. RBF units come after them."""
     table = CONNECTIVITIES[architecture.connectivity]
     trainable = architecture.subsampling == "trainable"
 
@@ -228,19 +228,19 @@ def stages(architecture: Architecture) -> list[Stage]:
     def c5(features: Array, parameters: Dense, power: int) -> Array:
         return features.T @ parameters.kernel.reshape(len(features), -1) + parameters.bias[None]
 
-    return [
+    def weighted(states: Array, parameters: Dense, power: int) -> Array:
+        return states @ parameters.kernel + parameters.bias[None]
+
+    hidden = [
         Stage("c1", lambda grid, parameters, _: convolve(grid, parameters, C1_TABLE, (2, 3), (2, 1)), True),
         Stage("s2", s2, trainable),
         Stage("c3", lambda grid, parameters, _: convolve(grid, parameters, table, (3, 3), (1, 1)), True),
         Stage("s4", s4, trainable),
         Stage("c5", c5, True),
-        Stage("f6", lambda states, parameters, _: weighted(states, parameters), True),
+        Stage("f6", weighted, True),
     ]
-
-
-def weighted(states: Float[Array, "batch inputs"], parameters: Dense) -> Float[Array, "batch units"]:
-    """`layers.dense` of a batch."""
-    return states @ parameters.kernel + parameters.bias[None]
+    output = Stage("output", weighted, architecture.output == "squashed")
+    return hidden if architecture.output == "rbf" else [*hidden, output]
 
 
 def forward_grid(
@@ -251,7 +251,7 @@ def forward_grid(
     for stage in stages(architecture):
         sums = stage.linear(states, getattr(params, stage.name), 1)
         states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
-    return rbf(states, BITMAPS) if params.output is None else weighted(states, params.output)
+    return rbf(states, BITMAPS) if architecture.output == "rbf" else states
 
 
 def forward(

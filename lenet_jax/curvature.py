@@ -48,13 +48,11 @@ def diagonal(
         sums = stage.linear(states, getattr(params, stage.name), 1)
         passed.append((stage, states, sums))
         states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
-    found: dict[str, Any] = {"output": None}
-    if params.output is None:
+    if architecture.output == "rbf":
         of_states = STARTS[start](states, labels, loss)
     else:
-        of_sums = second_derivatives(blocked.weighted(states, params.output), labels, loss)
-        output = blocked.Stage("output", lambda inputs, parameters, _: blocked.weighted(inputs, parameters), False)
-        found["output"], of_states = back(output, states, params.output, of_sums)
+        of_states = second_derivatives(states, labels, loss)
+    found: dict[str, Any] = {"output": None}
     for stage, inputs, sums in reversed(passed):
         if stage.squashed:
             of_states = slope(sums, architecture) ** 2 * of_states
@@ -108,11 +106,11 @@ def start_in_full(
     penalties = rbf(states, BITMAPS)
     slopes = jax.vmap(jax.grad(lambda y, label: loss(-y[None], label[None])))(penalties, labels)
     bends = second_derivatives(-penalties, labels, loss)
-    differences = 2 * (states[:, None, :] - jnp.asarray(BITMAPS))
+    differences = 2 * (states[:, None, :] - jnp.asarray(BITMAPS)[None])
     total = 2 * slopes.sum(axis=1, keepdims=True) + jnp.einsum("pi,pij->pj", bends, jnp.square(differences))
     return jnp.maximum(total, 0)
 
 
 STARTS: Mapping[str, Callable[[Array, Array, Loss], Array]] = {"target": start_at_target, "full": start_in_full}
-"""Curvature of F6's states under RBF outputs, by name. The paper doesn't say. Other outputs start from `full` always:
-the criterion's second derivatives with respect to the output units' sums."""
+"""Curvature of F6's states under RBF outputs, by name. The paper doesn't say. Other outputs always start
+from the criterion's second derivatives with respect to what the network returns."""

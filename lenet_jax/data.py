@@ -320,6 +320,7 @@ def standardize(images: np.ndarray) -> Scaling:
 
 
 NORMALIZATIONS: Mapping[str, Callable[[np.ndarray], Scaling]] = {
+    "hundredth": lambda _: Scaling(0.01, 0.0),
     "unit": lambda images: Scaling(1 / 255, 0.0),
     "lecun1998": lambda images: Scaling(1.275 / 255, -0.1),
     "standard": standardize,

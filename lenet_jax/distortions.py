@@ -60,7 +60,7 @@ def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Affine:
     """Random distortions, uniform in each magnitude (scaling and squeezing in their logarithm)."""
     share_key, key = jax.random.split(key)
     distorted = jax.random.uniform(share_key, (count,)) < augmentation.distorted_share
-    numbers = jax.random.uniform(key, (5, count), minval=-1.0, maxval=1.0) * distorted
+    numbers = jax.random.uniform(key, (5, count), minval=-1.0, maxval=1.0) * distorted[None]
     scaling = jnp.log1p(augmentation.max_scaling) * numbers[0]
     squeezing = jnp.log1p(augmentation.max_squeezing) * numbers[1]
     shear = augmentation.max_shear * numbers[2]
@@ -71,10 +71,11 @@ def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Affine:
 
 def distort(image: Float[Array, "rows columns"], affine: Affine, background: float | Array) -> Array:
     """The image with every pixel taken from where `affine` says, bilinearly; outside is `background`."""
-    middle = (jnp.array(image.shape) - 1) / 2
-    places = jnp.stack(jnp.meshgrid(*map(jnp.arange, image.shape), indexing="ij"), -1) - middle
-    sources = places @ affine.matrix.T + middle + affine.shift
-    distorted: Array = jax.scipy.ndimage.map_coordinates(
-        image, [sources[..., 0], sources[..., 1]], order=1, mode="constant", cval=background
-    )
-    return distorted
+    middles = [(size - 1) / 2 for size in image.shape]
+    rows, columns = (jnp.arange(size) - middle for size, middle in zip(image.shape, middles, strict=True))
+    sources = [
+        of_row * rows[:, None] + of_column * columns[None] + (middle + shift)
+        for (of_row, of_column), middle, shift in zip(affine.matrix, middles, affine.shift, strict=True)
+    ]
+    above: Array = jax.scipy.ndimage.map_coordinates(image - background, sources, order=1, mode="constant", cval=0.0)
+    return above + background

@@ -122,7 +122,8 @@ BITMAPS: np.ndarray = np.where(
 
 def rbf(inputs: Float[Array, "*batch 84"], centers: Float[np.ndarray, "classes 84"]) -> Float[Array, "*batch classes"]:
     """Euclidean radial basis functions, y_i = sum_j (x_j - w_ij)^2: penalties, of which the smallest wins."""
-    return jnp.square(inputs[..., None, :] - centers.astype(inputs.dtype)).sum(axis=-1)
+    aligned = jnp.asarray(centers, inputs.dtype).reshape((1,) * (inputs.ndim - 1) + centers.shape)
+    return jnp.square(inputs[..., None, :] - aligned).sum(axis=-1)
 
 
 def scaled_tanh(a: Array) -> Array:

@@ -48,7 +48,7 @@ C3_TABLE: Table = (
 CONNECTIVITIES: Mapping[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
 SUBSAMPLINGS = ("trainable", "average", "max")
 WINDOWS = ("mean", "sum")
-OUTPUTS = ("softmax", "linear", "rbf")
+OUTPUTS = ("softmax", "linear", "squashed", "rbf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Architecture:
         are plain pooling, with neither parameters nor squashing.
       subsampling_window: what a trainable coefficient multiplies: the ``mean`` of the window's four inputs (the
         specification), or their ``sum`` (LeCun et al. 1998).
-      output: ``softmax`` (forward returns its logits), ``linear`` (forward returns the scores themselves) or ``rbf``
-        (forward returns penalties, distances from fixed bitmaps of the ten digits).
+      output: ``softmax`` (forward returns its logits), ``linear`` (forward returns the scores themselves), ``squashed``
+        (scores, squashed as hidden states are) or ``rbf`` (forward returns penalties, distances from fixed bitmaps of
+        the ten digits).
       initializer: a key of `INITIALIZERS`.
       classes: the number of output units.
 
@@ -124,7 +125,7 @@ def activations(
     s4 = pool(c3, params.s4, architecture)
     c5 = sigma(dense(s4, params.c5))
     f6 = sigma(dense(c5, params.f6))
-    output = output_of(f6, params.output)
+    output = output_of(f6, params.output, architecture)
     return {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "c5": c5, "f6": f6, "output": output}
 
 
@@ -142,9 +143,12 @@ def forward(params: Params, image: Float[Array, "32 32"], architecture: Architec
     return activations(params, image, architecture)["output"]
 
 
-def output_of(f6: Float[Array, "84"], parameters: Dense | None) -> Float[Array, " classes"]:
-    """The last layer: weighted sums, or distances from the bitmaps where there are no weights."""
-    return rbf(f6, BITMAPS) if parameters is None else dense(f6, parameters)
+def output_of(f6: Float[Array, "84"], parameters: Dense | None, architecture: Architecture) -> Float[Array, " classes"]:
+    """The last layer: weighted sums, perhaps squashed, or distances from the bitmaps where there are no weights."""
+    if parameters is None:
+        return rbf(f6, BITMAPS)
+    scores = dense(f6, parameters)
+    return ACTIVATIONS[architecture.activation](scores) if architecture.output == "squashed" else scores
 
 
 def logits_of(outputs: Float[Array, "*batch classes"], architecture: Architecture) -> Float[Array, "*batch classes"]:

@@ -41,8 +41,8 @@ class Stream(enum.IntEnum):
     CURVATURE = 3
 
 
-ORDERS = ("fresh", "constant")
-"""Presentation orders: another one each pass, or one for all passes, as in 1998."""
+ORDERS = ("fresh", "constant", "stored")
+"""Presentation orders: a random one each pass, a random one for all passes, as in 1998, or that of the data set."""
 
 
 NO_AUGMENTATION = Augmentation()
@@ -268,7 +268,9 @@ def presentations(state: TrainState, recipe: Recipe) -> Presentation:
     """What a member sees in its next pass, [pieces of the whole pass, samples of a piece]."""
     pass_of_order = state.epoch if recipe.order == "fresh" else 0
     order_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.ORDER), pass_of_order)
-    order = jax.random.permutation(order_key, recipe.train_size)
+    order = jnp.arange(recipe.train_size)
+    if recipe.order != "stored":
+        order = jax.random.permutation(order_key, order)
     count = recipe.epoch_steps * recipe.batch_size
     affine = None
     if recipe.augmentation.augmentation == "affine":

@@ -43,9 +43,9 @@ def test_equals_the_model(activation, connectivity, subsampling, random_params, 
     check(architecture, random_params, assert_close)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_equals_the_model_of_1998(window, random_params, assert_close):
-    check(Architecture("scaled_tanh", subsampling_window=window, output="rbf"), random_params, assert_close)
+@pytest.mark.parametrize(("window", "output"), [("mean", "rbf"), ("sum", "rbf"), ("sum", "squashed")])
+def test_equals_the_model_with_1998s_parts(window, output, random_params, assert_close):
+    check(Architecture("scaled_tanh", subsampling_window=window, output=output), random_params, assert_close)
 
 
 def check(architecture, random_params, assert_close):

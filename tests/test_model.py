@@ -146,8 +146,8 @@ def test_activations_of_1998_equal_the_reference(window, random_params):
         )
         for name, state in states.items():
             np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
-    scores = model.predict_scores(states["output"], architecture)
-    assert int(scores.argmax()) == np.argmin(expected["output"])
+    scores = np.asarray(model.predict_scores(states["output"], architecture))
+    assert scores.argmax() == np.argmin(expected["output"])
 
 
 def test_rbf_outputs_are_for_ten_classes():
@@ -190,6 +190,13 @@ def test_gradients_equal_finite_differences(activation, output, subsampling, los
             assert abs(analytic) > 1e-6, f"{name}: no gradient to check"
 
 
+def test_squashed_outputs_are_linear_ones_squashed(random_params):
+    linear, squashed = (Architecture("scaled_tanh", output=output) for output in ("linear", "squashed"))
+    params, image = random_params(linear), jnp.asarray(np.random.default_rng(6).normal(size=(32, 32)), jnp.float32)
+    expected = 1.7159 * np.tanh(2 / 3 * np.asarray(model.forward(params, image, linear)))
+    np.testing.assert_allclose(model.forward(params, image, squashed), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("output", ["softmax", "linear"])
 def test_predict_scores(output):
     outputs = jnp.log(jnp.array([[1.0, 2.0, 1.0]]))
@@ -204,7 +211,7 @@ def test_predict_scores(output):
         ("connectivity", "'table', 'full'"),
         ("subsampling", "'trainable', 'average', 'max'"),
         ("subsampling_window", "'mean', 'sum'"),
-        ("output", "'softmax', 'linear', 'rbf'"),
+        ("output", "'softmax', 'linear', 'squashed', 'rbf'"),
         ("initializer", "'lecun1998', 'lecun1998_sqrt', 'glorot', 'bengio2012', 'glorot_centered'"),
     ],
 )

@@ -48,12 +48,13 @@ def expected_steps(optimizer, schedule):
     return np.array(history)
 
 
-def actual_steps(optimizer, schedule, rate):
+def actual_steps(name, schedule, rate):
     hyper = Hyperparameters(rate, *(jnp.asarray(value, rate.dtype) for value in (MOMENTUM, DECAY, MU)))
-    optimizer = transformation(optimizer, schedule, STEPS, EPOCH_STEPS, hyper)
+    optimizer = transformation(name, schedule, STEPS, EPOCH_STEPS, hyper)
     weights = jnp.asarray(START, rate.dtype)
     state = optimizer.init(weights)
-    state = optax.tree.set(state, curvature=jnp.asarray(CURVATURE, rate.dtype))
+    if name == "sdlm":
+        state = optax.tree.set(state, curvature=jnp.asarray(CURVATURE, rate.dtype))
     history = []
     for gradient in jnp.asarray(GRADIENTS, rate.dtype):
         update, state = optimizer.update(gradient, state, weights)

@@ -11,7 +11,7 @@ import pytest
 from lenet_jax import population, train
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
-from lenet_jax.optim import Hyperparameters
+from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.train import Images, Recipe
 
 RECIPE = Recipe(
@@ -145,9 +145,7 @@ def test_a_training_is_traced_once(crowd):
 
 def test_arms_with_one_recipe_are_compiled_once(crowd, images):
     before = population.compile_programs.cache_info()
-    people = population.create(
-        [7, 8, 9, 10, 11], dict.fromkeys(("learning_rate", "momentum", "weight_decay"), [0.1] * 5), images, RECIPE
-    )
+    people = population.create([7, 8, 9, 10, 11], dict.fromkeys(HYPERPARAMETERS, [0.1] * 5), images, RECIPE)
     after = population.compile_programs.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
     assert people.programs.memory == crowd.memory

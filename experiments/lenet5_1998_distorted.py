@@ -1,0 +1,17 @@
+"""LeNet-5 as in 1998, trained on distorted digits: nine of ten presentations are randomly moved, scaled, squeezed, sheared.
+
+Command: lenet-jax run --config=experiments/lenet5_1998_distorted.py
+Cost: COST
+Result: experiments/results/lenet5_1998_distorted, and docs/reproduction.md, which also says how the magnitudes were
+chosen.
+"""
+
+from lenet_jax.experiments import lenet5_1998
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`lenet5_1998` with distortions: the same seeds and as many presentations."""
+    config = lenet5_1998.get_config(arg)
+    config.augmentation = "affine"
+    return config

@@ -1,0 +1,33 @@
+"""What each ingredient of 1998 is worth: LeNet-5 as in 1998, with one of them replaced by its modern counterpart.
+
+Command: lenet-jax run --config=experiments/lenet5_1998_ingredients.py
+Cost: COST
+Result: experiments/results/lenet5_1998_ingredients, and docs/reproduction.md, which also says how the learning rates were
+chosen.
+"""
+
+from lenet_jax.experiments import lenet5_1998
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Five seeds on all of MNIST, a row an ingredient."""
+    config = lenet5_1998.get_config(arg)
+    config.store_predictions = False
+    config.seeds = 5
+    config.sweep.replaced = ConfigDict(
+        {
+            "nothing": {},
+            "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
+            "sdlm_by_sgd": {"optimizer": "sgd", "learning_rate": 3e-4},
+            "sdlm_by_adam": {"optimizer": "adam", "learning_rate": 1e-4},
+            "scaled_tanh_by_tanh": {"activation": "tanh"},
+            "scaled_tanh_by_relu": {"activation": "relu"},
+            "subsampling_by_average": {"subsampling": "average"},
+            "subsampling_by_max": {"subsampling": "max"},
+            "table_by_full": {"connectivity": "full"},
+            "initializer_by_glorot": {"initializer": "glorot"},
+        },
+        sort_keys=False,
+    )
+    return config

@@ -1,0 +1,28 @@
+"""A run again, from its folder: the same config, the same seeds, the same errors on the same machine.
+
+Command: lenet-jax run --config=experiments/stored.py:experiments/results/quickstart --workdir=runs/again
+Fields can be changed as those of any config, for one seed of a stored run: --config.first_seed=3 --config.seeds=1
+"""
+
+from typing import Any
+
+from lenet_jax.experiments import base
+from ml_collections import ConfigDict
+
+from lenet_jax import results
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config of the run whose folder is `arg`. Fields that are newer than the run have their defaults."""
+    config = base.get_config()
+    stored = results.read_json(results.Path(arg or "") / results.CONFIG)
+    for field, value in stored.items():
+        config[field] = in_order(value)
+    return config
+
+
+def in_order(value: Any) -> Any:
+    """JSON's objects as mappings that keep their order, which is that of the arms."""
+    if not isinstance(value, dict):
+        return value
+    return ConfigDict({name: in_order(inner) for name, inner in value.items()}, sort_keys=False)

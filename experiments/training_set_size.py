@@ -1,0 +1,17 @@
+"""Figure 6 of 1998: the error for 15,000, 30,000 and 60,000 training digits.
+
+Command: lenet-jax run --config=experiments/training_set_size.py
+Cost: COST
+Result: experiments/results/training_set_size, and docs/reproduction.md.
+"""
+
+from lenet_jax.experiments import lenet5_1998
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`lenet5_1998` on the first digits of the training set, 20 passes each."""
+    config = lenet5_1998.get_config(arg)
+    config.store_predictions = False
+    config.sweep.train_size = (15000, 30000, 60000)
+    return config

@@ -1,0 +1,95 @@
+"""Every part of 1998 with every other one, and with today's: random arms of a sweep, one step each."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lenet_jax.experiments import base
+from ml_collections import ConfigDict
+
+from lenet_jax import curvature, data, distortions, experiment, losses, model, optim, train
+from lenet_jax.arms import FIELDS, expand
+from lenet_jax.layers import ACTIVATIONS
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CHOICES = {
+    "normalization": data.NORMALIZATIONS,
+    "activation": ACTIVATIONS,
+    "connectivity": model.CONNECTIVITIES,
+    "subsampling": model.SUBSAMPLINGS,
+    "subsampling_window": model.WINDOWS,
+    "output": model.OUTPUTS,
+    "initializer": model.INITIALIZERS,
+    "loss": losses.LOSSES,
+    "mse_point": losses.MSE_POINTS,
+    "target_code": losses.TARGET_CODES,
+    "optimizer": optim.OPTIMIZERS,
+    "schedule": optim.SCHEDULES,
+    "order": train.ORDERS,
+    "augmentation": distortions.AUGMENTATIONS,
+    "curvature_start": curvature.STARTS,
+    "curvature_estimates": (1, 2),
+    "curvature_memory": (0.0, 0.5),
+    "batch_size": (1, 4),
+}
+
+
+def allowed(combination):
+    """Cross-entropy, and MSE after softmax, need the output softmax or penalties."""
+    loss, point = combination["loss"], combination["mse_point"]
+    softmax = loss == "cross_entropy" or (loss == "mse" and point == "softmax")
+    return combination["output"] in ("softmax", "rbf") or not softmax
+
+
+COMBINATIONS = st.fixed_dictionaries({field: st.sampled_from(list(values)) for field, values in CHOICES.items()})
+
+
+def arm_of(combination):
+    """The arm of a sweep that has these values."""
+    config = base.get_config()
+    config.update({"train_size": 2 * combination["batch_size"], "epochs": 1, "seeds": 2, "learning_rate": 1e-4})
+    config.sweep.combination = ConfigDict({"plain": {}, "drawn": combination}, sort_keys=False)
+    return expand(config)[1]
+
+
+def check(combination):
+    """Two updates: parameters move and stay finite."""
+    arm = arm_of(combination)
+    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
+    images = jax.tree.map(jnp.asarray, experiment.images_of(dataset, arm))
+    recipe = experiment.recipe_of(arm, dataset)
+    hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
+    start = train.init(jnp.uint32(3), hyper, recipe)
+    after, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(start, hyper, images, recipe=recipe)
+    assert np.isfinite(metrics.loss)
+    moved = jax.tree.map(lambda new, old: bool((new != old).any()), after.params, start.params)
+    assert any(jax.tree.leaves(moved))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((after.params, after.optimizer)))
+
+
+def test_all_named_choices_take_part():
+    """A new table of choices belongs here."""
+    named = {field for field, check in FIELDS.items() if check.__qualname__.startswith("choice")}
+    assert named - set(CHOICES) == {"padding", "mse_reduction"}
+    assert {field.name for field in dataclasses.fields(train.Recipe)} <= {
+        *CHOICES,
+        *("architecture", "epochs", "train_size", "pieces", "curvature_patterns"),
+    }
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(combination=COMBINATIONS.filter(allowed))
+def test_random_combinations(combination):
+    check(combination)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(combination=COMBINATIONS.filter(allowed))
+def test_many_random_combinations(combination):
+    check(combination)

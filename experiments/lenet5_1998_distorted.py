@@ -1,4 +1,4 @@
-"""LeNet-5 as in 1998, trained on distorted digits: nine of ten presentations are randomly moved, scaled, squeezed, sheared.
+"""LeNet-5 as in 1998 on distorted digits: nine of ten presentations are randomly moved, scaled, squeezed and sheared.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_distorted.py
 Cost: COST

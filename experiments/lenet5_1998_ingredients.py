@@ -2,8 +2,8 @@
 
 Command: lenet-jax run --config=experiments/lenet5_1998_ingredients.py
 Cost: COST
-Result: experiments/results/lenet5_1998_ingredients, and docs/reproduction.md, which also says how the learning rates were
-chosen.
+Result: experiments/results/lenet5_1998_ingredients, and docs/reproduction.md, which also says how the learning rates
+were chosen.
 """
 
 from lenet_jax.experiments import lenet5_1998

@@ -1,7 +1,7 @@
 """The authors' later demonstration of LeNet-5, in their language Lush: squashed outputs with targets +-1 and MSE.
 
-It simplifies 1998's network: ten squashed outputs instead of RBF units, pixels from 0 to 2.55, and 3 x 10 passes at rates
-of 1e-4, 1e-5 and 1e-6, in the order of the data set. C5 and F6 are as in the paper here. The page of QMNIST reports
+It simplifies 1998's network: ten squashed outputs instead of RBF units, pixels from 0 to 2.55, and 3 x 10 passes at
+rates of 1e-4, 1e-5 and 1e-6, in the order of the data set. All else is as in `lenet5_1998`. The page of QMNIST reports
 0.82 % (+-0.2) for the demonstration.
 
 Command: lenet-jax run --config=experiments/lush_demo.py

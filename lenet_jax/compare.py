@@ -141,6 +141,9 @@ def cells(rows: Sequence[ArmStatistics], metric: str) -> tuple[list[str], list[l
     return header, lines
 
 
+MAX_REJECTED = 0.1
+"""Share of the images that `reject_curve` ends at."""
+
 NUMBERS = 7
 """Columns at the end of `cells` that hold numbers."""
 
@@ -161,8 +164,12 @@ def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
 
 def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
     """The comparison as a Markdown table."""
-    header, lines = cells(rows, metric)
-    rule = ["---"] * (len(header) - NUMBERS) + ["--:"] * NUMBERS
+    return markdown_table(*cells(rows, metric), NUMBERS)
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> str:
+    """A Markdown table whose last so many columns hold numbers."""
+    rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines]) + "\n"
 
 
@@ -175,6 +182,25 @@ def curves(runs: Sequence[Run], metric: str) -> dict[str, pd.DataFrame]:
             of_arm = rows[rows.arm == arm["name"]]
             drawn[label(name, arm["name"])] = of_arm.pivot(index="epoch", columns="seed", values="value")
     return drawn
+
+
+def reject_curve(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The error on what isn't rejected, if those whose best score leads least are (LeCun et al. 1998, section III.C).
+
+    Args:
+      predictions: of one arm, see `results.Run`.
+
+    Returns:
+      a row for each share rejected (the index, of all images), a column a seed.
+    """
+    shares = np.linspace(0, MAX_REJECTED, 101)
+    columns = {}
+    for seed, of_seed in predictions.groupby("seed"):
+        surest_first = of_seed.sort_values(["margin", "image"], ascending=False, kind="stable")
+        wrong = (surest_first.label != surest_first.predicted).to_numpy()
+        kept = len(wrong) - np.floor(shares * len(wrong)).astype(int)
+        columns[seed] = np.cumsum(wrong)[kept - 1] / kept
+    return pd.DataFrame(columns, index=pd.Index(shares, name="rejected"))
 
 
 def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -> list[Path]:
@@ -206,6 +232,14 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
             "learning_curves": plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
             "final_values": plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
         }
+        rejects = {
+            label(name, arm["name"]): reject_curve(run.predictions[run.predictions.arm == arm["name"]])
+            for run, name in zip(runs, run_names(runs), strict=True)
+            if run.predictions is not None
+            for arm in run.summary["arms"]
+        }
+        if rejects:
+            figures["reject_curves"] = plots.figure(lambda axes: plots.reject_curves(rejects, axes), rejects)
         text = out / "comparison.md"
         results.replace_file(text, lambda partial: partial.write_text(markdown(rows, metric)))
         files = [csv, text]

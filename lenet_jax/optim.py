@@ -60,6 +60,11 @@ def scale_by_curvature(mu: float | Array) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def curvature_of(state: optax.OptState) -> optax.Params:
+    """The curvature that an optimizer's state holds."""
+    return optax.tree.get(state, "curvature")
+
+
 def sdlm(learning_rate: float | Array, mu: float | Array) -> optax.GradientTransformation:
     """Stochastic diagonal Levenberg-Marquardt: w_k <- w_k - eta / (mu + h_kk) dE/dw_k (LeCun et al. 1998, eq. 18, 21).
 

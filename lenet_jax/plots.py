@@ -124,3 +124,41 @@ def final_values(
     axes.grid(axis="x", alpha=0.25)
     axes.set_title(f"{metric.replace('_', ' ')} at the end: every seed, mean, 95 % interval".capitalize(), fontsize=10)
     return axes
+
+
+def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
+    """The error on the images that are left against the share rejected: mean over seeds and its 95 % interval.
+
+    Args:
+      curves: arm -> as `compare.reject_curve` returns it.
+      axes: drawn into.
+    """
+    for place, (arm, curve) in enumerate(curves.items()):
+        rejected = 100 * curve.index.to_numpy()
+        mean = curve.mean(axis=1)
+        ends = np.array([results.interval(row) or (row.mean(), row.mean()) for row in curve.to_numpy()])
+        axes.plot(rejected, 100 * mean, label=arm, linewidth=2, **style(place))
+        axes.fill_between(rejected, *(100 * ends.T), color=style(place)["color"], alpha=0.2, linewidth=0)
+    axes.set_xlabel("rejected (% of the test images, least sure first)")
+    axes.set_ylabel("error on the rest (%)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    seeds = max((curve.shape[1] for curve in curves.values()), default=0)
+    axes.set_title(f"Reject curves: mean over {seeds} seeds, 95 % interval", fontsize=10)
+    axes.legend(loc="upper right")
+    return axes
+
+
+def digits(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Figure:
+    """Images in rows, black on white, each with its caption below."""
+    rows = -(-len(images) // columns)
+    with matplotlib.rc_context(RC):
+        made = Figure(figsize=(0.8 * columns, 0.95 * rows), layout="constrained")
+        grid = made.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+        for axes, image, caption in zip(grid, images, captions, strict=False):
+            axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+            axes.set_title(caption, y=-0.3, fontsize=8, fontweight="normal", loc="center")
+    return made

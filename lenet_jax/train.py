@@ -290,7 +290,7 @@ def with_curvature(state: TrainState, number: Int[Array, ""], images: Images, re
     found = curvature(state.params, images, places, recipe)
     if recipe.curvature_memory:
         kept = jnp.where(estimate == 0, 0, recipe.curvature_memory)
-        before = optax.tree.get(state.optimizer, "curvature")
+        before = optim.curvature_of(state.optimizer)
         found = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before, found)
     return dataclasses.replace(state, optimizer=optax.tree.set(state.optimizer, curvature=found))
 

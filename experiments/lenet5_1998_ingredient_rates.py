@@ -1,0 +1,31 @@
+"""The learning rates of `lenet5_1998_ingredients`, where 1998's has no meaning or another scale.
+
+Judged on the last 10,000 training digits, never on the test set, after 4 passes over the other 50,000.
+
+Command: lenet-jax run --config=experiments/lenet5_1998_ingredient_rates.py
+Cost: COST
+Result: experiments/results/lenet5_1998_ingredient_rates, and docs/reproduction.md.
+"""
+
+from lenet_jax.experiments import lenet5_1998
+from ml_collections import ConfigDict
+
+RATES = {
+    "softmax": ({"output": "softmax", "loss": "cross_entropy"}, (1e-4, 2.5e-4, 6e-4, 1.5e-3)),
+    "sgd": ({"optimizer": "sgd"}, (3e-5, 1e-4, 3e-4, 1e-3)),
+    "adam": ({"optimizer": "adam"}, (3e-5, 1e-4, 3e-4)),
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Four seeds each."""
+    config = lenet5_1998.get_config(arg)
+    config.store_predictions = False
+    config.validation_size = 10000
+    config.epochs = 4
+    config.seeds = 4
+    rows = {}
+    for name, (fields, rates) in RATES.items():
+        rows |= {f"{name}_{rate:g}": fields | {"learning_rate": rate} for rate in rates}
+    config.sweep.rate = ConfigDict(rows, sort_keys=False)
+    return config

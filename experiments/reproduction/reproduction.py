@@ -1,0 +1,295 @@
+"""The report of the reproduction: tables and figures of docs/reproduction.md, from the stored results.
+
+Command: python experiments/reproduction/reproduction.py
+With --dataset=mnist it also makes what needs the images: figure 8, and the effective rates of the first pass.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from lenet_jax import arms, compare, data, distortions, experiment, optim, plots, population, results, train
+from lenet_jax.results import Run
+
+ROOT = Path(__file__).parents[2]
+RESULTS, PAGE, FIGURES = ROOT / "experiments" / "results", ROOT / "docs" / "reproduction.md", ROOT / "docs" / "figures"
+RATES = "effective_rates.json"
+
+# The numbers of LeCun et al. 1998, in percent; read off its figures 5 and 6, to about 0.03.
+TEST_CURVE = [2.66, 2.24, 1.48, 1.43, 1.43, 1.09, 1.04, 1.07, 0.99, 0.96, 0.96, 0.99]
+TRAIN_CURVE = [4.90, 3.05, 1.77, 1.48, 1.22, 0.91, 0.78, 0.70, 0.57, 0.49, 0.47, 0.44, 0.41, 0.39]
+SIZES = {15000: (1.68, 0.05), 30000: (1.14, 0.31), 60000: (0.94, 0.35)}
+"""Training digits -> test and training error."""
+DISTORTED = 0.82
+TEST, TRAINING = 0.95, 0.35
+EFFECTIVE_RATES = (7e-5, 0.016)
+
+BLOCK = "<!-- {name} -->\n(.*?)<!-- /{name} -->"
+PAPER_STYLE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "markerfacecolor": "none", "zorder": 5}
+
+
+def percent(values: Mapping[str, Any]) -> str:
+    """A summary's mean and interval, in percent."""
+    low, high = values["ci95"]
+    return f"{100 * values['mean']:.2f} ({100 * low:.2f} - {100 * high:.2f})"
+
+
+def stored(name: str) -> Run:
+    """A stored result by its name."""
+    return results.load(RESULTS / name)
+
+
+def arm_of(run: Run, **axes: Any) -> dict[str, Any]:
+    """The arm with these values of the axes."""
+    found: dict[str, Any] = next(arm for arm in run.summary["arms"] if axes.items() <= arm["axes"].items())
+    return found
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The test error of the first arm less that of the second, seed by seed: mean and interval."""
+    pairs = zip(first["test_error"]["per_seed"], second["test_error"]["per_seed"], strict=True)
+    return results.summarize([one - other for one, other in pairs])
+
+
+def errors_table() -> str:
+    """The paper's figures against ours."""
+    plain, distorted = arm_of(stored("lenet5_1998")), arm_of(stored("lenet5_1998_distorted"))
+    sizes = stored("training_set_size")
+    rows = [
+        ["test error, 60,000 digits", f"{TEST:.2f}", percent(plain["test_error"])],
+        ["training error, 60,000 digits", f"{TRAINING:.2f}", percent(plain["train_error"])],
+        ["test error, with distorted digits", f"{DISTORTED:.2f}", percent(distorted["test_error"])],
+        ["what distortions gain", f"{TEST - DISTORTED:.2f}", percent(difference(plain, distorted))],
+    ]
+    for size in (30000, 15000):
+        arm = arm_of(sizes, train_size=size)
+        for place, split in enumerate(("test", "train")):
+            name = {"test": "test", "train": "training"}[split]
+            rows.append([f"{name} error, {size:,} digits", f"{SIZES[size][place]:.2f}", percent(arm[f"{split}_error"])])
+    return compare.markdown_table(["in percent", "paper", "ours: mean of 10 seeds (95 % interval)"], rows, 2)
+
+
+def passes_table() -> str:
+    """Pass by pass."""
+    run = stored("lenet5_1998")
+    tables = [compare.metric_rows(run, metric) for metric in ("test_error", "running_error")]
+    test, training = (100 * table.groupby("epoch").value.mean() for table in tables)
+    rows = []
+    for epoch in range(1, run.config["epochs"] + 1):
+        papers = [curve[epoch - 1 : epoch] for curve in (TEST_CURVE, TRAIN_CURVE)]
+        cells = [f"{paper[0]:.2f}" if paper else "-" for paper in papers]
+        rows.append([str(epoch), cells[0], f"{test[epoch]:.2f}", cells[1], f"{training[epoch]:.2f}"])
+    header = ["pass", "test: paper", "test: ours", "training: paper", "training: ours"]
+    return compare.markdown_table(header, rows, len(header))
+
+
+def ingredients_table() -> str:
+    """What each ingredient does, against the same seeds with all of them."""
+    run = stored("lenet5_1998_ingredients")
+    base = arm_of(run, replaced="nothing")
+    rows = []
+    for arm in run.summary["arms"]:
+        change = "-" if arm is base else percent(difference(arm, base))
+        name = arm["axes"]["replaced"].replace("_", " ")
+        rows.append([name, percent(arm["test_error"]), change, percent(arm["train_error"]), str(arm["diverged"])])
+    header = ["replaced", "test error (%)", "against nothing, seed by seed", "training error (%)", "diverged"]
+    return compare.markdown_table(header, rows, 4)
+
+
+def choices_table(name: str) -> str:
+    """What was tried on the validation split."""
+    run = stored(name)
+    rows = []
+    for arm in run.summary["arms"]:
+        axes = ", ".join(f"{axis} {results.format_value(value)}" for axis, value in arm["axes"].items())
+        rows.append([axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
+    return compare.markdown_table(["", "validation error (%)", "training error (%)", "diverged"], rows, 3)
+
+
+def rates_table() -> str:
+    """The effective rates of the first pass."""
+    measured = results.read_json(RESULTS / "lenet5_1998" / RATES)
+    rows = [["paper, all weights", *(f"{rate:.1e}" for rate in EFFECTIVE_RATES)]]
+    for layer, (low, high) in measured["layers"].items():
+        rows.append([layer, f"{low:.1e}", f"{high:.1e}"])
+    return compare.markdown_table(["", "smallest", "largest"], rows, 2)
+
+
+TABLES = {
+    "errors": errors_table,
+    "passes": passes_table,
+    "rates": rates_table,
+    "ingredients": ingredients_table,
+    "choices": lambda: choices_table("lenet5_1998_choices"),
+    "magnitudes": lambda: choices_table("lenet5_1998_magnitudes"),
+    "rates_of_ingredients": lambda: choices_table("lenet5_1998_ingredient_rates"),
+}
+
+
+def fill(page: str) -> str:
+    """The page with every table between its marks."""
+    for name, table in TABLES.items():
+        pattern = re.compile(BLOCK.format(name=name), re.DOTALL)
+        if not pattern.search(page):
+            raise ValueError(f"{PAGE} has no block {name!r}")
+        block = f"<!-- {name} -->\n{table()}<!-- /{name} -->"
+        page = pattern.sub(lambda _, block=block: block, page)
+    return page
+
+
+def curves(axes: Axes) -> Axes:
+    """Figure 5: error against passes."""
+    run = stored("lenet5_1998")
+    shown = {"test": ("test_error", TEST_CURVE, "s"), "training, while training": ("running_error", TRAIN_CURVE, "o")}
+    for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
+        rows = compare.metric_rows(run, metric)
+        table = rows[rows.epoch > 0].pivot(index="epoch", columns="seed", values="value") * 100
+        ends = np.array([results.interval(row) for row in table.to_numpy()])
+        axes.plot(table.index, table.mean(axis=1), linewidth=2, label=f"ours, {label}", **plots.style(place))
+        axes.fill_between(table.index, *ends.T, color=plots.style(place)["color"], alpha=0.25, linewidth=0)
+        axes.plot(range(1, len(paper) + 1), paper, marker, label=f"paper, {label}", **PAPER_STYLE)
+    axes.set(xlabel="passes over the training set", ylabel="error (%)", ylim=(0, 5.5), xticks=range(0, 21, 2))
+    axes.set_title("Figure 5 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend()
+    return axes
+
+
+def sizes(axes: Axes) -> Axes:
+    """Figure 6: error against the number of training digits."""
+    run = stored("training_set_size")
+    for place, split in enumerate(("test", "train")):
+        color, name = plots.style(place)["color"], {"test": "test", "train": "training"}[split]
+        summaries = [arm_of(run, train_size=size)[f"{split}_error"] for size in SIZES]
+        means = np.array([100 * summary["mean"] for summary in summaries])
+        ends = np.array([100 * np.array(summary["ci95"]) for summary in summaries])
+        spread = np.abs(ends.T - means)
+        axes.errorbar(list(SIZES), means, spread, color=color, marker=".", capsize=4, label=f"ours, {name}")
+        papers = [values[place] for values in SIZES.values()]
+        axes.plot(list(SIZES), papers, "so"[place], label=f"paper, {name}", **PAPER_STYLE)
+    distorted = arm_of(stored("lenet5_1998_distorted"))["test_error"]
+    mean, ends = 100 * distorted["mean"], 100 * np.array(distorted["ci95"])
+    axes.errorbar(
+        [62000],
+        [mean],
+        np.abs(ends[:, None] - mean),
+        color="#009E73",
+        marker=".",
+        capsize=4,
+        label="ours, distorted, test",
+    )
+    axes.plot([62000], [DISTORTED], "^", label="paper, distorted, test", **PAPER_STYLE)
+    axes.set(xlabel="training digits", ylabel="error (%)", ylim=(0, 2.2), xlim=(12000, 65000), xticks=list(SIZES))
+    axes.set_title("Figure 6 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend()
+    return axes
+
+
+def rejects(axes: Axes) -> Axes:
+    """Error on the rest against the share rejected."""
+    drawn = {}
+    for name in ("lenet5_1998", "lenet5_1998_distorted"):
+        run = stored(name)
+        assert run.predictions is not None
+        drawn[name] = compare.reject_curve(run.predictions)
+    return plots.reject_curves(drawn, axes)
+
+
+def ingredients(axes: Axes) -> Axes:
+    """Every seed of every row."""
+    run = stored("lenet5_1998_ingredients")
+    final = {
+        arm["axes"]["replaced"].replace("_", " "): (arm["test_error"]["per_seed"], arm["test_error"]["ci95"])
+        for arm in run.summary["arms"]
+    }
+    return plots.final_values(final, "test_error", axes)
+
+
+def distorted_digits() -> Figure:
+    """Figure 7: a digit, and distortions of it as training sees them."""
+    run = stored("lenet5_1998_distorted")
+    fields = {field.name for field in dataclasses.fields(distortions.Augmentation)}
+    augmentation = distortions.Augmentation(
+        **{name: value for name, value in run.config.items() if name in fields} | {"distorted_share": 1.0}
+    )
+    dataset = data.load("mnist5k")
+    place = int(np.flatnonzero(dataset.train_labels == 4)[0])
+    digit = jnp.asarray(data.pad(dataset.train_images, "background")[place], jnp.float32)
+    affine = distortions.draw(jax.random.key(7), 19, augmentation)
+    pictures = [digit, *jax.vmap(lambda affine: distortions.distort(digit, affine, 0.0))(affine)]
+    return plots.digits([np.asarray(picture) for picture in pictures], ["the digit", *[""] * 19], columns=10)
+
+
+def misclassified_digits(dataset: data.Dataset) -> Figure:
+    """Figure 8: the test digits that most of the ten networks get wrong."""
+    predictions = stored("lenet5_1998").predictions
+    assert predictions is not None
+    wrong = predictions[predictions.label != predictions.predicted]
+    missed = wrong.groupby("image").agg(
+        label=("label", "first"), answer=("predicted", lambda answers: answers.mode()[0]), count=("seed", "size")
+    )
+    shown = missed[2 * missed["count"] > predictions.seed.nunique()]
+    captions = [f"{row.label}>{row.answer}" for row in shown.itertuples()]
+    return plots.digits([dataset.test_images[image] for image in shown.index], captions, columns=12)
+
+
+def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
+    """Eta / (mu + h_kk) in the first pass, smallest and largest over all weights and seeds, by layer."""
+    config = ConfigDict(run.config | {"dataset": dataset_name, "sweep": ConfigDict()})
+    arm = arms.expand(config)[0]
+    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
+    recipe, images = experiment.recipe_of(arm, dataset), experiment.images_of(dataset, arm)
+    images = jax.tree.map(jnp.asarray, images)
+    hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
+
+    @jax.jit
+    def rates(seed: jax.Array) -> Any:
+        state = train.with_curvature(train.init(seed, hyper, recipe), jnp.int32(0), images, recipe)
+        curvature = optim.curvature_of(state.optimizer)
+        return jax.tree.map(lambda bend: hyper.learning_rate / (hyper.mu + bend), curvature)
+
+    found = [rates(jnp.uint32(seed)) for seed in range(arm.settings["first_seed"], arm.settings["seeds"])]
+    layers = {}
+    for field in dataclasses.fields(found[0]):
+        numbers = [
+            np.asarray(leaf).ravel() for params in found for leaf in jax.tree.leaves(getattr(params, field.name))
+        ]
+        if numbers:
+            together = np.concatenate(numbers)
+            layers[field.name] = [float(together.min()), float(together.max())]
+    ends = np.array(list(layers.values()))
+    layers["all weights"] = [float(ends.min()), float(ends.max())]
+    return {"fingerprint": dataset.fingerprint, "seeds": arm.settings["seeds"], "layers": layers}
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the tables into the page, and the figures beside it."""
+    del arguments
+    population.configure()
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    if flags.FLAGS.dataset:
+        measured = effective_rates(stored("lenet5_1998"), flags.FLAGS.dataset)
+        results.write_json(RESULTS / "lenet5_1998" / RATES, measured)
+        plots.save(misclassified_digits(data.load(flags.FLAGS.dataset, "")), FIGURES / "figure_8.png")
+    for name, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
+        plots.save(plots.figure(draw), FIGURES / f"{name}.png")
+    plots.save(distorted_digits(), FIGURES / "figure_7.png")
+    page = fill(PAGE.read_text())
+    results.replace_file(PAGE, lambda partial: partial.write_text(page))
+    print(f"written: {PAGE} and {FIGURES}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("dataset", None, "MNIST, as in --config.dataset, for what needs the images")
+    app.run(main)

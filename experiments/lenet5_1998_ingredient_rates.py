@@ -10,12 +10,6 @@ Result: experiments/results/lenet5_1998_ingredient_rates, and docs/reproduction.
 from lenet_jax.experiments import lenet5_1998
 from ml_collections import ConfigDict
 
-RATES = {
-    "softmax": ({"output": "softmax", "loss": "cross_entropy"}, (1e-4, 2.5e-4, 6e-4, 1.5e-3)),
-    "sgd": ({"optimizer": "sgd"}, (3e-5, 1e-4, 3e-4, 1e-3)),
-    "adam": ({"optimizer": "adam"}, (3e-5, 1e-4, 3e-4)),
-}
-
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Four seeds each."""
@@ -24,8 +18,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.validation_size = 10000
     config.epochs = 4
     config.seeds = 4
-    rows = {}
-    for name, (fields, rates) in RATES.items():
-        rows |= {f"{name}_{rate:g}": fields | {"learning_rate": rate} for rate in rates}
-    config.sweep.rate = ConfigDict(rows, sort_keys=False)
+    config.sweep.replaced = ConfigDict(
+        {
+            "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
+            "sdlm_by_sgd": {"optimizer": "sgd"},
+            "sdlm_by_adam": {"optimizer": "adam"},
+        },
+        sort_keys=False,
+    )
+    config.sweep.learning_rate = (3e-5, 1e-4, 3e-4, 1e-3)
     return config

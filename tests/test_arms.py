@@ -82,6 +82,15 @@ def test_shipped_experiments_are_two_by_two(module):
         ({"first_seed": 2**32 - 1}, r"seeds: 3 from first_seed 4294967295 on pass 2\*\*32 - 1"),
         ({"output": "linear"}, "mse_point: 'softmax' needs output 'softmax', but output is 'linear'"),
         ({"output": "linear", "loss": "cross_entropy"}, "loss: 'cross_entropy' needs output 'softmax'"),
+        ({"output": "squashed"}, "mse_point: 'softmax' needs output 'softmax', but output is 'squashed'"),
+        ({"subsampling_window": "max"}, "subsampling_window: 'max' is not one of 'mean', 'sum'"),
+        ({"augmentation": "elastic"}, "augmentation: 'elastic' is not one of 'none', 'affine'"),
+        ({"distorted_share": 1.5}, "distorted_share: 1.5 is out of range; allowed is at least 0 and at most 1"),
+        ({"curvature_start": "half"}, "curvature_start: 'half' is not one of 'target', 'full'"),
+        ({"curvature_memory": 1.0}, "curvature_memory: 1.0 is out of range"),
+        ({"order": "sorted"}, "order: 'sorted' is not one of 'fresh', 'constant', 'stored'"),
+        ({"mu": 0.0}, "mu: 0.0 is out of range; allowed is more than 0"),
+        ({"map_constant": 0.0}, "map_constant: 0.0 is out of range"),
     ],
 )
 def test_bad_values_are_refused_by_field(fields, message):
@@ -97,15 +106,37 @@ def test_bad_values_are_refused_by_field(fields, message):
         ({"sweep": (1, 2)}, r"sweep\.sweep: is no field"),
         ({"loss": ("mse", "hinge")}, "loss: 'hinge' is not one of"),
         ({"epochs": (1, "2")}, "epochs: '2' is of type str; allowed is int"),
+        ({"store_predictions": (True, 1)}, "store_predictions: 1 is of type int; allowed is bool"),
         ({"epochs": (1, True)}, "epochs: True is of type bool; allowed is int"),
         ({"loss": "mse"}, r"sweep\.loss: 'mse' is no list of values"),
         ({"loss": ()}, r"sweep\.loss: \(\) is no list of values"),
         ({"loss": ("mse", "mse")}, r"sweep\.loss: \('mse', 'mse'\) names a value twice"),
+        ({"loss": {"a": {"loss": "mse"}}}, r"sweep\.loss: named groups of fields need an axis name that is neither"),
+        ({"seed": {"a": {"loss": "mse"}}}, r"sweep\.seed: named groups of fields need an axis name that is neither"),
+        ({"era": {}}, r"sweep\.era: is empty; write sweep\.era = \{'name': \{'field': value\}\}"),
+        ({"era": {"old": "rbf"}}, r"sweep\.era\.old: 'rbf' is no mapping of fields to values"),
+        ({"era": {"old": {"loss": "map"}, "new": {"los": "mse"}}}, r"sweep\.era\.new: 'los' is no field; allowed are"),
+        ({"era": {"old": {"epochs": 1.5}}}, "epochs: 1.5 is of type float; allowed is int"),
+        ({"era": {"old": {"loss": "map"}}, "loss": ("mse",)}, r"sweep\.loss: sets 'loss', which sweep\.era sets too"),
     ],
 )
 def test_bad_axes_are_refused(axes, message):
     with pytest.raises(InputError, match=message):
         expand(with_sweep(small(), **axes))
+
+
+def test_a_group_of_fields_is_one_value_of_an_axis():
+    groups = ConfigDict({"now": {}, "1998": {"output": "rbf", "loss": "map"}}, sort_keys=False)
+    arms = expand(with_sweep(small(), era=groups, activation=("tanh", "scaled_tanh")))
+    assert [arm.name for arm in arms] == [
+        "era=now,activation=tanh",
+        "era=now,activation=scaled_tanh",
+        "era=1998,activation=tanh",
+        "era=1998,activation=scaled_tanh",
+    ]
+    assert arms[3].axes == {"era": "1998", "activation": "scaled_tanh"}
+    chosen = [[arm.settings[field] for field in ("output", "loss", "activation")] for arm in (arms[0], arms[3])]
+    assert chosen == [["softmax", "mse", "tanh"], ["rbf", "map", "scaled_tanh"]]
 
 
 def test_a_sweep_that_is_no_mapping_is_refused():

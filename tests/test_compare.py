@@ -126,3 +126,42 @@ def test_final_values_show_every_seed(tmp_path):
     assert [list(values) for values in points] == [[0.1, 0.2], [0.3]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
     assert [text.get_text() for text in axes.texts] == ["15.00", "30.00"]
+
+
+def predictions(margins, wrong, seed=0):
+    """A table like a run's: label 1, and 2 predicted where it is wrong."""
+    columns = {"arm": "loss=mse,activation=tanh", "seed": seed, "image": range(len(margins)), "label": 1}
+    return pd.DataFrame(columns | {"predicted": 1 + np.array(wrong, int), "margin": margins})
+
+
+def test_the_least_sure_are_rejected_first():
+    """Of 100 images the two least sure are wrong, and the surest."""
+    margins, wrong = np.arange(100) / 100, np.isin(np.arange(100), [0, 1, 99])
+    curve = compare.reject_curve(pd.concat([predictions(margins, wrong), predictions(margins, ~wrong, seed=1)]))
+    assert list(curve.columns) == [0, 1]
+    expected = {0.0: 0.03, 0.01: 2 / 99, 0.019: 2 / 99, 0.02: 1 / 98, 0.1: 1 / 90}
+    for share, error in expected.items():
+        row = np.abs(curve.index - share).argmin()
+        assert curve[0].iloc[row] == pytest.approx(error)
+        assert curve[1].iloc[row] == pytest.approx(1 - error)
+
+
+def test_reject_curves_are_drawn_where_predictions_are(tmp_path):
+    folder = write_run(tmp_path / "run", dict([next(iter(ERRORS.items()))]))
+    results.write_table(folder / results.PREDICTIONS, predictions(np.arange(50), np.arange(50) < 5))
+    files = compare.compare([folder], "test_error", tmp_path / "out", Console(file=io.StringIO()))
+    assert "test_error_reject_curves.png" in [file.name for file in files]
+
+
+def test_reject_curves_show_the_mean():
+    curve = pd.DataFrame({0: [0.02, 0.01], 1: [0.04, 0.03]}, index=[0.0, 0.1])
+    axes = plots.reject_curves({"one": curve}, Figure().add_subplot())
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 10])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [3, 2])
+
+
+def test_digits_are_drawn_with_captions():
+    made = plots.digits([np.eye(4)] * 5, list("abcde"), columns=3)
+    assert len(made.axes) == 6
+    assert [axes.get_title() for axes in made.axes] == [*"abcde", ""]
+    np.testing.assert_array_equal(made.axes[0].images[0].get_array(), np.eye(4))

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from lenet_jax.experiments import base
+from lenet_jax.experiments import base, lenet5_1998_distorted, stored
+from ml_collections import ConfigDict
 
-from lenet_jax import experiment, population, results, train
+from lenet_jax import data, experiment, population, results, train
 from lenet_jax.arms import expand
 from lenet_jax.errors import InputError
 
@@ -30,6 +31,9 @@ def with_sweep(config, **axes):
     [
         ({"validation_size": 4000}, "validation_size: 4000 leaves none of 4000 to train on"),
         ({"batch_size": 301}, "batch_size: 301 is more than the 300 training images"),
+        ({"train_size": 301}, "train_size: 301 is more than the 300 images that are left"),
+        ({"train_size": 15}, "batch_size: 20 is more than the 15 training images"),
+        ({"curvature_estimates": 2}, "curvature_estimates: 2 doesn't divide the 15 updates of a pass"),
         ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist5k'"),
     ],
 )
@@ -190,3 +194,50 @@ def test_any_field_can_be_an_axis_also_the_data(tmp_path):
     assert len(run.summary["arms"]) == 4
     # json has every value as it is
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [3700, 3800]
+
+
+@pytest.fixture(scope="module")
+def of_1998(tmp_path_factory):
+    """A short run with all of 1998's parts, and its predictions."""
+    config = lenet5_1998_distorted.get_config()
+    config.update({"dataset": "mnist5k", "train_size": 1000, "epochs": 2, "seeds": 3})
+    config.sweep.era = ConfigDict(
+        {"1998": {}, "later": {"output": "softmax", "loss": "cross_entropy"}}, sort_keys=False
+    )
+    folder = tmp_path_factory.mktemp("runs") / "of_1998"
+    return experiment.run(config, folder, "test"), folder
+
+
+def test_predictions_say_what_every_network_makes_of_every_test_image(of_1998):
+    run, _ = of_1998
+    table = run.predictions
+    assert list(table.columns) == ["arm", "era", "seed", "image", "label", "predicted", "margin"]
+    assert len(table) == 2 * 3 * 1000
+    np.testing.assert_array_equal(table.label[:1000], data.load("mnist5k").test_labels)
+    assert (table.margin >= 0).all()
+    errors = (table.label != table.predicted).groupby([table.arm, table.seed]).mean()
+    for arm in run.summary["arms"]:
+        assert errors[arm["name"]].tolist() == pytest.approx(arm["test_error"]["per_seed"], abs=1e-6)
+        assert arm["test_error"]["mean"] < 0.35, "it learned"
+    # Probabilities differ by less than 1, penalties by more.
+    assert table[table.era == "later"].margin.max() <= 1
+    assert table[table.era == "1998"].margin.max() > 1
+
+
+def test_a_stored_run_can_be_made_again(of_1998, tmp_path):
+    """The whole run, and one seed of it alone: the same numbers, exactly."""
+    run, folder = of_1998
+    config = stored.get_config(str(folder))
+    again = experiment.run(config, tmp_path / "again", "test")
+    assert again.config == run.config
+    pd.testing.assert_frame_equal(again.metrics, run.metrics)
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+    config.update({"first_seed": 1, "seeds": 1})
+    alone = experiment.run(config, tmp_path / "alone", "test")
+    for arm, of_all in zip(alone.summary["arms"], run.summary["arms"], strict=True):
+        assert arm["test_error"]["per_seed"] == of_all["test_error"]["per_seed"][1:2]
+
+
+def test_a_folder_that_holds_no_run_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json' is missing"):
+        stored.get_config(str(tmp_path))

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from lenet_jax import model, train
+from lenet_jax import blocked, model, optim, train
+from lenet_jax.curvature import diagonal
+from lenet_jax.distortions import Augmentation
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import Hyperparameters
@@ -155,7 +157,9 @@ def presented(monkeypatch):
     recipe = dataclasses.replace(RECIPE, batch_size=5, train_size=23)
     images = Images(jnp.zeros((40, 32, 32), jnp.uint8), jnp.arange(40), jnp.float32(1), jnp.float32(0))
 
-    def run(seed, epochs):
+    def run(seed, epochs, order="fresh"):
+        nonlocal recipe
+        recipe = dataclasses.replace(recipe, order=order)
         seen = []
 
         def note(params, grid, labels, recipe):
@@ -180,9 +184,98 @@ def test_order_differs_by_epoch_and_seed(presented):
     assert sorted(orders[0]) != orders[0]
 
 
+def test_a_constant_order_is_another_one_for_each_seed(presented):
+    first, other = presented(0, 2, "constant"), presented(1, 2, "constant")
+    np.testing.assert_array_equal(first[0], first[1])
+    np.testing.assert_array_equal(first[0], presented(0, 1)[0])
+    assert (first != other).any()
+
+
+def test_the_stored_order(presented):
+    np.testing.assert_array_equal(presented(0, 2, "stored").reshape(2, 20), [range(20)] * 2)
+
+
 def test_an_incomplete_batch_is_left_out(presented):
     epochs = presented(0, 3).reshape(3, 20)
     for order in epochs:
         assert len(set(order)) == 20
         assert set(order) <= set(range(23))
     assert len({frozenset(order) for order in epochs}) > 1, "other images are left out each epoch"
+
+
+SDLM = dataclasses.replace(
+    RECIPE,
+    architecture=Architecture("scaled_tanh", output="rbf", initializer="lecun1998_sqrt"),
+    loss=Loss("map", map_constant=20.0),
+    optimizer="sdlm",
+    batch_size=10,
+    curvature_patterns=100,
+)
+SDLM_HYPER = dataclasses.replace(HYPER, learning_rate=jnp.float32(2.5e-4))
+
+
+def test_curvature_is_the_mean_over_patterns(images):
+    """Pieces of a batch, their loading and the mean: against one sweep over all patterns at once."""
+    params = train.init(jnp.uint32(0), SDLM_HYPER, SDLM).params
+    places = jnp.arange(100)
+    pictures, labels = images.take(places)
+    whole = diagonal(params, blocked.to_grid(pictures), labels, SDLM.architecture, SDLM.loss, "target")
+    found = train.curvature(params, images, places, SDLM)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4), found, whole)
+
+
+def test_sdlm_measures_the_curvature_before_each_pass(images):
+    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
+    state = train.init(jnp.uint32(0), SDLM_HYPER, SDLM)
+    first, metrics = epoch(state, SDLM_HYPER, images, recipe=SDLM)
+    second, _ = epoch(first, SDLM_HYPER, images, recipe=SDLM)
+    assert np.isfinite(metrics.loss)
+    for before, after in ((state, first), (first, second)):
+        measured = train.with_curvature(before, jnp.int32(0), images, SDLM)
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3),
+            optim.curvature_of(after.optimizer),
+            optim.curvature_of(measured.optimizer),
+        )
+
+
+def test_a_running_mean_of_curvatures(images):
+    """Two estimates in a pass: the second one is mixed with the first, which is taken as it is."""
+    recipe = dataclasses.replace(SDLM, curvature_estimates=2, curvature_memory=0.75)
+    state = train.init(jnp.uint32(0), SDLM_HYPER, recipe)
+    first = train.with_curvature(state, jnp.int32(0), images, recipe)
+    second = train.with_curvature(first, jnp.int32(1), images, recipe)
+    alone = train.with_curvature(state, jnp.int32(1), images, dataclasses.replace(recipe, curvature_memory=0.0))
+    jax.tree.map(
+        lambda mixed, old, new: np.testing.assert_allclose(mixed, 0.75 * old + 0.25 * new, rtol=1e-4),
+        *(optim.curvature_of(state.optimizer) for state in (second, first, alone)),
+    )
+    assert all((leaf > 0).any() for leaf in jax.tree.leaves(optim.curvature_of(first.optimizer)))
+
+
+def test_distortions_are_drawn_for_each_presentation(images):
+    recipe = dataclasses.replace(RECIPE, augmentation=Augmentation("affine", distorted_share=1.0))
+    state = train.init(jnp.uint32(0), HYPER, recipe)
+    other = train.init(jnp.uint32(1), HYPER, recipe)
+    later = dataclasses.replace(state, epoch=state.epoch + 1)
+    drawn = [np.asarray(train.presentations(of, recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
+    assert all(len(np.unique(shifts, axis=0)) == 400 for shifts in drawn)
+    assert len(np.unique(np.concatenate(drawn), axis=0)) == 1200
+
+
+def test_predict_equals_evaluate(start, images, evaluate):
+    found = train.predict(start.params, images, jnp.arange(20, 320), RECIPE)
+    assert found.predicted.shape == found.margin.shape == (300,)
+    wrong = np.mean(np.asarray(found.predicted) != np.asarray(images.labels[20:320]))
+    assert wrong == pytest.approx(
+        float(evaluate(start.params, images, jnp.int32(20), jnp.int32(320), recipe=RECIPE).error)
+    )
+    pictures, _ = images.take(jnp.arange(20, 25))
+    scores = jax.vmap(lambda picture: model.forward(start.params, picture, RECIPE.architecture))(pictures)
+    best = np.sort(jax.nn.softmax(scores), axis=1)
+    np.testing.assert_allclose(found.margin[:5], best[:, -1] - best[:, -2], rtol=1e-3)
+
+
+def test_a_diverged_network_predicts_nothing(start, images):
+    params = start.params.replace(output=jax.tree.map(lambda leaf: leaf * np.nan, start.params.output))
+    assert (train.predict(params, images, jnp.arange(5), RECIPE).predicted == -1).all()

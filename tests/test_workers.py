@@ -46,7 +46,9 @@ def history(engine, images):
     """Metrics of two epochs, and of images that the members have not seen."""
     members = engine.create(SEEDS, HYPER, images, RECIPE)
     assert members.memory > 0
-    return [engine.train_epoch(members), engine.train_epoch(members), engine.evaluate(members, range(320, 400))]
+    unseen = range(320, 400)
+    metrics = [engine.train_epoch(members), engine.train_epoch(members), engine.evaluate(members, unseen)]
+    return [*metrics, engine.predict(members, unseen)]
 
 
 def test_workers_give_the_same_results(workers, images, assert_close):

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint format benchmark constraints clean
+.PHONY: quickstart test test-slow lint format benchmark reproduction constraints clean
 
 quickstart: $(VENV)/installed
 	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute on two cores."
@@ -39,6 +39,17 @@ format: $(VENV)/installed-test
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python experiments/benchmarks/throughput.py
+
+# About two hours on two cores, plus the download; DATASET=idx:FOLDER for one's own MNIST. What is finished isn't run again.
+DATASET ?= mnist
+REPRODUCTION := lenet5_1998 lenet5_1998_distorted training_set_size lenet5_1998_ingredients lush_demo \
+	lenet5_1998_choices lenet5_1998_magnitudes lenet5_1998_ingredient_rates
+
+reproduction: $(VENV)/installed
+	for name in $(REPRODUCTION); do \
+		$(BIN)/lenet-jax run --config=experiments/$$name.py --config.dataset=$(DATASET) --workdir=runs/$$name || exit; \
+	done
+	$(BIN)/python experiments/reproduction/reproduction.py --runs=runs --dataset=$(DATASET)
 
 # The newest versions that fit become the ones that everybody gets.
 constraints: $(VENV)/installed-test

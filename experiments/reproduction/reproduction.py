@@ -1,10 +1,12 @@
-"""The report of the reproduction: tables and figures of docs/reproduction.md, from the stored results.
+"""The report of the reproduction: tables and figures of docs/reproduction.md, from run folders.
 
-Command: python experiments/reproduction/reproduction.py
+Command: make reproduction, which runs the experiments first; or, from the stored results,
+python experiments/reproduction/reproduction.py
 With --dataset=mnist it also makes what needs the images: figure 8, and the effective rates of the first pass.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +24,7 @@ from lenet_jax import arms, compare, data, distortions, experiment, optim, plots
 from lenet_jax.results import Run
 
 ROOT = Path(__file__).parents[2]
-RESULTS, PAGE, FIGURES = ROOT / "experiments" / "results", ROOT / "docs" / "reproduction.md", ROOT / "docs" / "figures"
+STORED, PAGE, FIGURES = ROOT / "experiments" / "results", ROOT / "docs" / "reproduction.md", ROOT / "docs" / "figures"
 RATES = "effective_rates.json"
 
 # The numbers of LeCun et al. 1998, in percent; read off its figures 5 and 6, to about 0.03.
@@ -44,11 +46,6 @@ def percent(values: Mapping[str, Any]) -> str:
     return f"{100 * values['mean']:.2f} ({100 * low:.2f} - {100 * high:.2f})"
 
 
-def stored(name: str) -> Run:
-    """A stored result by its name."""
-    return results.load(RESULTS / name)
-
-
 def arm_of(run: Run, **axes: Any) -> dict[str, Any]:
     """The arm with these values of the axes."""
     found: dict[str, Any] = next(arm for arm in run.summary["arms"] if axes.items() <= arm["axes"].items())
@@ -61,10 +58,10 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
     return results.summarize([one - other for one, other in pairs])
 
 
-def errors_table() -> str:
+def errors_table(runs: Path) -> str:
     """The paper's figures against ours."""
-    plain, distorted = arm_of(stored("lenet5_1998")), arm_of(stored("lenet5_1998_distorted"))
-    sizes = stored("training_set_size")
+    plain, distorted = arm_of(results.load(runs / "lenet5_1998")), arm_of(results.load(runs / "lenet5_1998_distorted"))
+    sizes = results.load(runs / "training_set_size")
     rows = [
         ["test error, 60,000 digits", f"{TEST:.2f}", percent(plain["test_error"])],
         ["training error, 60,000 digits", f"{TRAINING:.2f}", percent(plain["train_error"])],
@@ -79,9 +76,9 @@ def errors_table() -> str:
     return compare.markdown_table(["in percent", "paper", "ours: mean of 10 seeds (95 % interval)"], rows, 2)
 
 
-def passes_table() -> str:
+def passes_table(runs: Path) -> str:
     """Pass by pass."""
-    run = stored("lenet5_1998")
+    run = results.load(runs / "lenet5_1998")
     tables = [compare.metric_rows(run, metric) for metric in ("test_error", "running_error")]
     test, training = (100 * table.groupby("epoch").value.mean() for table in tables)
     rows = []
@@ -93,9 +90,9 @@ def passes_table() -> str:
     return compare.markdown_table(header, rows, len(header))
 
 
-def ingredients_table() -> str:
+def ingredients_table(runs: Path) -> str:
     """What each ingredient does, against the same seeds with all of them."""
-    run = stored("lenet5_1998_ingredients")
+    run = results.load(runs / "lenet5_1998_ingredients")
     base = arm_of(run, replaced="nothing")
     rows = []
     for arm in run.summary["arms"]:
@@ -106,9 +103,9 @@ def ingredients_table() -> str:
     return compare.markdown_table(header, rows, 4)
 
 
-def choices_table(name: str) -> str:
+def choices_table(runs: Path, name: str) -> str:
     """What was tried on the validation split."""
-    run = stored(name)
+    run = results.load(runs / name)
     rows = []
     for arm in run.summary["arms"]:
         axes = ", ".join(f"{axis} {results.format_value(value)}" for axis, value in arm["axes"].items())
@@ -116,9 +113,9 @@ def choices_table(name: str) -> str:
     return compare.markdown_table(["", "validation error (%)", "training error (%)", "diverged"], rows, 3)
 
 
-def rates_table() -> str:
+def rates_table(runs: Path) -> str:
     """The effective rates of the first pass."""
-    measured = results.read_json(RESULTS / "lenet5_1998" / RATES)
+    measured = results.read_json(runs / "lenet5_1998" / RATES)
     rows = [["paper, all weights", *(f"{rate:.1e}" for rate in EFFECTIVE_RATES)]]
     for layer, (low, high) in measured["layers"].items():
         rows.append([layer, f"{low:.1e}", f"{high:.1e}"])
@@ -130,26 +127,26 @@ TABLES = {
     "passes": passes_table,
     "rates": rates_table,
     "ingredients": ingredients_table,
-    "choices": lambda: choices_table("lenet5_1998_choices"),
-    "magnitudes": lambda: choices_table("lenet5_1998_magnitudes"),
-    "rates_of_ingredients": lambda: choices_table("lenet5_1998_ingredient_rates"),
+    "choices": lambda runs: choices_table(runs, "lenet5_1998_choices"),
+    "magnitudes": lambda runs: choices_table(runs, "lenet5_1998_magnitudes"),
+    "rates_of_ingredients": lambda runs: choices_table(runs, "lenet5_1998_ingredient_rates"),
 }
 
 
-def fill(page: str) -> str:
+def fill(page: str, runs: Path) -> str:
     """The page with every table between its marks."""
     for name, table in TABLES.items():
         pattern = re.compile(BLOCK.format(name=name), re.DOTALL)
         if not pattern.search(page):
             raise ValueError(f"{PAGE} has no block {name!r}")
-        block = f"<!-- {name} -->\n{table()}<!-- /{name} -->"
+        block = f"<!-- {name} -->\n{table(runs)}<!-- /{name} -->"
         page = pattern.sub(lambda _, block=block: block, page)
     return page
 
 
-def curves(axes: Axes) -> Axes:
+def curves(runs: Path, axes: Axes) -> Axes:
     """Figure 5: error against passes."""
-    run = stored("lenet5_1998")
+    run = results.load(runs / "lenet5_1998")
     shown = {"test": ("test_error", TEST_CURVE, "s"), "training, while training": ("running_error", TRAIN_CURVE, "o")}
     for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
         rows = compare.metric_rows(run, metric)
@@ -165,9 +162,9 @@ def curves(axes: Axes) -> Axes:
     return axes
 
 
-def sizes(axes: Axes) -> Axes:
+def sizes(runs: Path, axes: Axes) -> Axes:
     """Figure 6: error against the number of training digits."""
-    run = stored("training_set_size")
+    run = results.load(runs / "training_set_size")
     for place, split in enumerate(("test", "train")):
         color, name = plots.style(place)["color"], {"test": "test", "train": "training"}[split]
         summaries = [arm_of(run, train_size=size)[f"{split}_error"] for size in SIZES]
@@ -177,7 +174,7 @@ def sizes(axes: Axes) -> Axes:
         axes.errorbar(list(SIZES), means, spread, color=color, marker=".", capsize=4, label=f"ours, {name}")
         papers = [values[place] for values in SIZES.values()]
         axes.plot(list(SIZES), papers, "so"[place], label=f"paper, {name}", **PAPER_STYLE)
-    distorted = arm_of(stored("lenet5_1998_distorted"))["test_error"]
+    distorted = arm_of(results.load(runs / "lenet5_1998_distorted"))["test_error"]
     mean, ends = 100 * distorted["mean"], 100 * np.array(distorted["ci95"])
     axes.errorbar(
         [62000],
@@ -196,19 +193,19 @@ def sizes(axes: Axes) -> Axes:
     return axes
 
 
-def rejects(axes: Axes) -> Axes:
+def rejects(runs: Path, axes: Axes) -> Axes:
     """Error on the rest against the share rejected."""
     drawn = {}
     for name in ("lenet5_1998", "lenet5_1998_distorted"):
-        run = stored(name)
+        run = results.load(runs / name)
         assert run.predictions is not None
         drawn[name] = compare.reject_curve(run.predictions)
     return plots.reject_curves(drawn, axes)
 
 
-def ingredients(axes: Axes) -> Axes:
+def ingredients(runs: Path, axes: Axes) -> Axes:
     """Every seed of every row."""
-    run = stored("lenet5_1998_ingredients")
+    run = results.load(runs / "lenet5_1998_ingredients")
     final = {
         arm["axes"]["replaced"].replace("_", " "): (arm["test_error"]["per_seed"], arm["test_error"]["ci95"])
         for arm in run.summary["arms"]
@@ -216,9 +213,9 @@ def ingredients(axes: Axes) -> Axes:
     return plots.final_values(final, "test_error", axes)
 
 
-def distorted_digits() -> Figure:
+def distorted_digits(runs: Path) -> Figure:
     """Figure 7: a digit, and distortions of it as training sees them."""
-    run = stored("lenet5_1998_distorted")
+    run = results.load(runs / "lenet5_1998_distorted")
     fields = {field.name for field in dataclasses.fields(distortions.Augmentation)}
     augmentation = distortions.Augmentation(
         **{name: value for name, value in run.config.items() if name in fields} | {"distorted_share": 1.0}
@@ -231,9 +228,9 @@ def distorted_digits() -> Figure:
     return plots.digits([np.asarray(picture) for picture in pictures], ["the digit", *[""] * 19], columns=10)
 
 
-def misclassified_digits(dataset: data.Dataset) -> Figure:
+def misclassified_digits(runs: Path, dataset: data.Dataset) -> Figure:
     """Figure 8: the test digits that most of the ten networks get wrong."""
-    predictions = stored("lenet5_1998").predictions
+    predictions = results.load(runs / "lenet5_1998").predictions
     assert predictions is not None
     wrong = predictions[predictions.label != predictions.predicted]
     missed = wrong.groupby("image").agg(
@@ -276,20 +273,22 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Writes the tables into the page, and the figures beside it."""
     del arguments
+    runs, dataset = Path(flags.FLAGS.runs), flags.FLAGS.dataset
     population.configure()
     FIGURES.mkdir(parents=True, exist_ok=True)
-    if flags.FLAGS.dataset:
-        measured = effective_rates(stored("lenet5_1998"), flags.FLAGS.dataset)
-        results.write_json(RESULTS / "lenet5_1998" / RATES, measured)
-        plots.save(misclassified_digits(data.load(flags.FLAGS.dataset, "")), FIGURES / "figure_8.png")
+    if dataset:
+        measured = effective_rates(results.load(runs / "lenet5_1998"), dataset)
+        results.write_json(runs / "lenet5_1998" / RATES, measured)
+        plots.save(misclassified_digits(runs, data.load(dataset, "")), FIGURES / "figure_8.png")
     for name, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
-        plots.save(plots.figure(draw), FIGURES / f"{name}.png")
-    plots.save(distorted_digits(), FIGURES / "figure_7.png")
-    page = fill(PAGE.read_text())
+        plots.save(plots.figure(functools.partial(draw, runs)), FIGURES / f"{name}.png")
+    plots.save(distorted_digits(runs), FIGURES / "figure_7.png")
+    page = fill(PAGE.read_text(), runs)
     results.replace_file(PAGE, lambda partial: partial.write_text(page))
     print(f"written: {PAGE} and {FIGURES}")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("runs", str(STORED), "folder of the run folders")
     flags.DEFINE_string("dataset", None, "MNIST, as in --config.dataset, for what needs the images")
     app.run(main)

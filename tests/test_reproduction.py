@@ -1,0 +1,74 @@
+"""The report of the reproduction says what is stored, and the stored results are of the shipped experiments."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from lenet_jax import arms, results
+
+ROOT = Path(__file__).parent.parent
+STORED = ROOT / "experiments" / "results"
+PAGE = ROOT / "docs" / "reproduction.md"
+RUNS = sorted(folder.name for folder in STORED.iterdir() if (ROOT / "experiments" / f"{folder.name}.py").exists())
+
+
+@pytest.fixture(scope="module")
+def reproduction():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "experiments" / "reproduction")
+        yield importlib.import_module("reproduction")
+
+
+def test_tables_equal_the_stored_results(reproduction):
+    page = PAGE.read_text()
+    assert reproduction.fill(page, STORED) == page
+
+
+def test_a_table_without_a_place_is_refused(reproduction):
+    with pytest.raises(ValueError, match="has no block 'errors'"):
+        reproduction.fill("", STORED)
+
+
+def test_every_link_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGE.read_text()) if not link.startswith("http")]
+    assert len(links) > 10
+    assert [link for link in links if not (PAGE.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stored_results_are_of_the_shipped_experiments(name):
+    run = results.load(STORED / name)
+    shipped = arms.describe(importlib.import_module(f"lenet_jax.experiments.{name}").get_config())
+    of_the_machine = {"dataset", "data_dir"}
+    for field, value in run.config.items():
+        assert field in of_the_machine or shipped[field] == value, field
+    # Fields that are newer than the run have their defaults, which change nothing.
+    defaults = arms.describe(arms.base.get_config())
+    assert {field: shipped[field] for field in shipped if field not in run.config}.items() <= defaults.items()
+    assert run.provenance["git_commit"]
+
+
+def test_effective_rates_are_between_none_and_all_curvature(reproduction):
+    """eta / (mu + h) is at most eta / mu, and where h is large, much less."""
+    config = importlib.import_module("lenet_jax.experiments.lenet5_1998").get_config()
+    config.update({"seeds": 1, "train_size": 600, "curvature_patterns": 100})
+
+    class OneRun:
+        config: dict
+
+    run = OneRun()
+    run.config = arms.describe(config)
+    measured = reproduction.effective_rates(run, "mnist5k")
+    assert set(measured["layers"]) == {"c1", "s2", "c3", "s4", "c5", "f6", "all weights"}
+    low, high = measured["layers"]["all weights"]
+    assert low < high / 100
+    assert high <= config.learning_rate / config.mu
+    assert (measured["seeds"], measured["fingerprint"][:7]) == (1, "sha256:")
+
+
+def test_the_interval_of_a_difference_is_that_of_pairs(reproduction):
+    first, second = ({"test_error": {"per_seed": errors}} for errors in ([0.03, 0.05, 0.07], [0.02, 0.04, 0.06]))
+    assert reproduction.difference(first, second)["mean"] == pytest.approx(0.01)
+    assert reproduction.difference(first, second)["std"] == pytest.approx(0, abs=1e-12)

@@ -22,13 +22,17 @@ def reproduction():
 
 
 def test_tables_equal_the_stored_results(reproduction):
-    page = PAGE.read_text()
-    assert reproduction.fill(page, STORED) == page
+    assert set(reproduction.PAGES) == {PAGE, ROOT / "README.md"}
+    for page in reproduction.PAGES:
+        assert reproduction.fill(page, STORED) == page.read_text()
 
 
-def test_a_table_without_a_place_is_refused(reproduction):
-    with pytest.raises(ValueError, match="has no block 'errors'"):
-        reproduction.fill("", STORED)
+def test_a_table_without_a_place_is_refused(reproduction, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- passes -->\n<!-- /passes -->\n")
+    monkeypatch.setitem(reproduction.PAGES, page, ("passes", "errors"))
+    with pytest.raises(ValueError, match="has 0 blocks 'errors'"):
+        reproduction.fill(page, STORED)
 
 
 def test_every_link_leads_somewhere():

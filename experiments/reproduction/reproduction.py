@@ -1,4 +1,4 @@
-"""The report of the reproduction: tables and figures of docs/reproduction.md, from run folders.
+"""The report of the reproduction: tables and figures of docs/reproduction.md and the README, from run folders.
 
 Command: make reproduction, which runs the experiments first; or, from the stored results,
 python experiments/reproduction/reproduction.py
@@ -24,7 +24,7 @@ from lenet_jax import arms, compare, data, distortions, experiment, optim, plots
 from lenet_jax.results import Run
 
 ROOT = Path(__file__).parents[2]
-STORED, PAGE, FIGURES = ROOT / "experiments" / "results", ROOT / "docs" / "reproduction.md", ROOT / "docs" / "figures"
+STORED, FIGURES = ROOT / "experiments" / "results", ROOT / "docs" / "figures"
 RATES = "effective_rates.json"
 
 # The numbers of LeCun et al. 1998, in percent; read off its figures 5 and 6, to about 0.03.
@@ -38,7 +38,7 @@ DEMONSTRATION = 0.82
 """Of their Lush demonstration, says the page of QMNIST, +-0.2."""
 EFFECTIVE_RATES = (7e-5, 0.016)
 
-BLOCK = "<!-- {name} -->\n(.*?)<!-- /{name} -->"
+BLOCK = "<!-- {name} -->\n.*?<!-- /{name} -->"
 PAPER_STYLE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "markerfacecolor": "none", "zorder": 5}
 
 
@@ -137,15 +137,19 @@ TABLES = {
 }
 
 
-def fill(page: str, runs: Path) -> str:
-    """The page with every table between its marks."""
-    for name, table in TABLES.items():
-        pattern = re.compile(BLOCK.format(name=name), re.DOTALL)
-        if not pattern.search(page):
-            raise ValueError(f"{PAGE} has no block {name!r}")
-        block = f"<!-- {name} -->\n{table(runs)}<!-- /{name} -->"
-        page = pattern.sub(lambda _, block=block: block, page)
-    return page
+PAGES = {ROOT / "docs" / "reproduction.md": tuple(TABLES), ROOT / "README.md": ("errors",)}
+"""Which tables stand where."""
+
+
+def fill(page: Path, runs: Path) -> str:
+    """The text of a page with its tables between their marks."""
+    text = page.read_text()
+    for name in PAGES[page]:
+        block = f"<!-- {name} -->\n{TABLES[name](runs)}<!-- /{name} -->"
+        text, count = re.subn(BLOCK.format(name=name), lambda _, block=block: block, text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"{page} has {count} blocks {name!r} instead of 1")
+    return text
 
 
 def curves(runs: Path, axes: Axes) -> Axes:
@@ -287,9 +291,10 @@ def main(arguments: list[str]) -> None:
     for name, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
         plots.save(plots.figure(functools.partial(draw, runs)), FIGURES / f"{name}.png")
     plots.save(distorted_digits(runs), FIGURES / "figure_7.png")
-    page = fill(PAGE.read_text(), runs)
-    results.replace_file(PAGE, lambda partial: partial.write_text(page))
-    print(f"written: {PAGE} and {FIGURES}")
+    for page in PAGES:
+        text = fill(page, runs)
+        results.replace_file(page, lambda partial, text=text: partial.write_text(text))
+    print("written:", *PAGES, FIGURES)
 
 
 if __name__ == "__main__":

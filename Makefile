@@ -40,7 +40,7 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python experiments/benchmarks/throughput.py
 
-# About two hours on two cores, plus the download; DATASET=idx:FOLDER for one's own MNIST. What is finished isn't run again.
+# About two hours on two cores; the report is runs/reproduction/reproduction.md. DATASET=idx:FOLDER for one's own MNIST. What is finished isn't run again.
 DATASET ?= mnist
 REPRODUCTION := lenet5_1998 lenet5_1998_distorted training_set_size lenet5_1998_ingredients lush_demo \
 	lenet5_1998_choices lenet5_1998_magnitudes lenet5_1998_ingredient_rates
@@ -49,7 +49,7 @@ reproduction: $(VENV)/installed
 	for name in $(REPRODUCTION); do \
 		$(BIN)/lenet-jax run --config=experiments/$$name.py --config.dataset=$(DATASET) --workdir=runs/$$name || exit; \
 	done
-	$(BIN)/python experiments/reproduction/reproduction.py --runs=runs --dataset=$(DATASET)
+	$(BIN)/python experiments/reproduction/reproduction.py --runs=runs --out=runs/reproduction --dataset=$(DATASET)
 
 # The newest versions that fit become the ones that everybody gets.
 constraints: $(VENV)/installed-test

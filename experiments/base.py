@@ -41,11 +41,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.augmentation = "none"
     # Of the presentations; the others show the image as it is.
     config.distorted_share = 0.9
-    # At most: pixels each way; 0.1 is between 1/1.1 and 1.1 times the size; 0.1 is one axis up to 1.1 times as long and
-    # the other as many times shorter; columns a row.
+    # Pixels, each way.
     config.max_translation = 2.0
+    # 0.1: between 1/1.1 and 1.1 times the size.
     config.max_scaling = 0.1
+    # 0.1: one axis up to 1.1 times as long, the other as many times shorter.
     config.max_squeezing = 0.1
+    # Columns that a row is moved by, for each row from the middle.
     config.max_shear = 0.2
 
     # --- Network
@@ -109,7 +111,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Whether predictions.parquet says what every network, at its end, makes of each test image.
     config.store_predictions = False
     # Field -> values to compare; the arms are the product. Any field above can be an axis. Under any other name stand
-    # groups of fields that change together: config.sweep.model = {"1998": {"output": "rbf", "loss": "map"}, "now": {}}.
+    # groups of fields that change together: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}.
     config.sweep = ConfigDict(sort_keys=False)
 
     return config

@@ -18,27 +18,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.validation_size = 10000
     config.epochs = 8
     config.seeds = 4
-    config.sweep.changed = ConfigDict(
-        {
-            "nothing": {},
-            "rate_of_the_paper": {"learning_rate": 5e-4},
-            "rate_1e-4": {"learning_rate": 1e-4},
-            "j_1": {"map_constant": 1.0},
-            "j_60": {"map_constant": 60.0},
-            "initial_range_of_the_paper": {"initializer": "lecun1998"},
-            "sum": {"subsampling_window": "sum"},
-            "full_curvature": {"curvature_start": "full"},
-            "curvature_5_times_a_pass": {"curvature_estimates": 5},
-            "running_mean_of_it": {"curvature_estimates": 5, "curvature_memory": 0.8},
-            "mu_times_4": {"mu": 0.08},
-            "fresh_order": {"order": "fresh"},
-            "to_the_letter": {
-                "learning_rate": 5e-4,
-                "map_constant": 1.0,
-                "initializer": "lecun1998",
-                "subsampling_window": "sum",
-            },
+    config.sweep.changed = {
+        "nothing": {},
+        "rate_of_the_paper": {"learning_rate": 5e-4},
+        "rate_1e-4": {"learning_rate": 1e-4},
+        "j_1": {"map_constant": 1.0},
+        "j_60": {"map_constant": 60.0},
+        "initial_range_of_the_paper": {"initializer": "lecun1998"},
+        "sum": {"subsampling_window": "sum"},
+        "full_curvature": {"curvature_start": "full"},
+        "curvature_5_times_a_pass": {"curvature_estimates": 5},
+        "running_mean_of_it": {"curvature_estimates": 5, "curvature_memory": 0.8},
+        "mu_times_4": {"mu": 0.08},
+        "fresh_order": {"order": "fresh"},
+        "to_the_letter": {
+            "learning_rate": 5e-4,
+            "map_constant": 1.0,
+            "initializer": "lecun1998",
+            "subsampling_window": "sum",
         },
-        sort_keys=False,
-    )
+    }
     return config

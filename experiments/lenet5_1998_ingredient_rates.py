@@ -18,13 +18,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.validation_size = 10000
     config.epochs = 4
     config.seeds = 4
-    config.sweep.replaced = ConfigDict(
-        {
-            "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
-            "sdlm_by_sgd": {"optimizer": "sgd"},
-            "sdlm_by_adam": {"optimizer": "adam"},
-        },
-        sort_keys=False,
-    )
+    config.sweep.replaced = {
+        "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
+        "sdlm_by_sgd": {"optimizer": "sgd"},
+        "sdlm_by_adam": {"optimizer": "adam"},
+    }
     config.sweep.learning_rate = (3e-5, 1e-4, 3e-4, 1e-3)
     return config

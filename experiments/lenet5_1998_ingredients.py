@@ -18,19 +18,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.store_predictions = False
     config.epochs = 10
     config.seeds = 5
-    config.sweep.replaced = ConfigDict(
-        {
-            "nothing": {},
-            "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
-            "sdlm_by_sgd": {"optimizer": "sgd", "learning_rate": 3e-4},
-            "sdlm_by_adam": {"optimizer": "adam", "learning_rate": 1e-4},
-            "scaled_tanh_by_tanh": {"activation": "tanh"},
-            "scaled_tanh_by_relu": {"activation": "relu"},
-            "subsampling_by_average": {"subsampling": "average"},
-            "subsampling_by_max": {"subsampling": "max"},
-            "table_by_full": {"connectivity": "full"},
-            "initializer_by_glorot": {"initializer": "glorot"},
-        },
-        sort_keys=False,
-    )
+    config.sweep.replaced = {
+        "nothing": {},
+        "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
+        "sdlm_by_sgd": {"optimizer": "sgd", "learning_rate": 3e-4},
+        "sdlm_by_adam": {"optimizer": "adam", "learning_rate": 1e-4},
+        "scaled_tanh_by_tanh": {"activation": "tanh"},
+        "scaled_tanh_by_relu": {"activation": "relu"},
+        "subsampling_by_average": {"subsampling": "average"},
+        "subsampling_by_max": {"subsampling": "max"},
+        "table_by_full": {"connectivity": "full"},
+        "initializer_by_glorot": {"initializer": "glorot"},
+    }
     return config

@@ -18,12 +18,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.validation_size = 10000
     config.epochs = 13
     config.seeds = 4
-    config.sweep.distortions = ConfigDict(
-        {
-            "half": {"max_translation": 1.0, "max_scaling": 0.05, "max_squeezing": 0.05, "max_shear": 0.1},
-            "default": {"max_translation": 2.0, "max_scaling": 0.1, "max_squeezing": 0.1, "max_shear": 0.2},
-            "one_and_a_half": {"max_translation": 3.0, "max_scaling": 0.15, "max_squeezing": 0.15, "max_shear": 0.3},
-        },
-        sort_keys=False,
-    )
+    config.sweep.distortions = {
+        "half": {"max_translation": 1.0, "max_scaling": 0.05, "max_squeezing": 0.05, "max_shear": 0.1},
+        "default": {"max_translation": 2.0, "max_scaling": 0.1, "max_squeezing": 0.1, "max_shear": 0.2},
+        "one_and_a_half": {"max_translation": 3.0, "max_scaling": 0.15, "max_squeezing": 0.15, "max_shear": 0.3},
+    }
     return config

@@ -26,4 +26,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.learning_rate = 1e-4
     config.order = "stored"
     config.epochs = 30
+    config.store_predictions = False
     return config

@@ -4,18 +4,22 @@ Command: lenet-jax run --config=experiments/stored.py:experiments/results/quicks
 Fields can be changed as those of any config, for one seed of a stored run: --config.first_seed=3 --config.seeds=1
 """
 
+from pathlib import Path
 from typing import Any
 
 from lenet_jax.experiments import base
 from ml_collections import ConfigDict
 
 from lenet_jax import results
+from lenet_jax.errors import InputError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config of the run whose folder is `arg`. Fields that are newer than the run have their defaults."""
+    if not arg:
+        raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
-    stored = results.read_json(results.Path(arg or "") / results.CONFIG)
+    stored = results.read_json(Path(arg) / results.CONFIG)
     for field, value in stored.items():
         config[field] = in_order(value)
     return config

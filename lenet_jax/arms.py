@@ -171,7 +171,8 @@ def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> Axis:
     if axis in FIELDS or axis in MEASURED:
         raise InputError(f"sweep.{axis}: named groups of fields need an axis name that is neither a field nor a column")
     checked: Axis = {}
-    for name, fields in groups.items():
+    for name in in_order(groups):
+        fields = groups[name]
         if not isinstance(fields, Mapping | ConfigDict):
             raise InputError(f"sweep.{axis}.{name}: {fields!r} is no mapping of fields to values")
         unknown = [field for field in fields if field not in FIELDS]
@@ -181,6 +182,11 @@ def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> Axis:
     if not checked:
         raise InputError(f"sweep.{axis}: is empty; write sweep.{axis} = {{'name': {{'field': value}}}}")
     return checked
+
+
+def in_order(mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
+    """The keys as they were written: a ConfigDict made from a dict sorts them when it is iterated, but not as JSON."""
+    return list(json.loads(mapping.to_json())) if isinstance(mapping, ConfigDict) else list(mapping)
 
 
 def check_settings_once(axes: Mapping[str, Axis]) -> None:
@@ -197,6 +203,10 @@ def check_together(arm: Arm) -> None:
     """Refuses fields that don't go together."""
     settings = arm.settings
     output = settings["output"]
+    if output == "rbf" and settings["loss"] == "mse" and settings["mse_point"] == "linear":
+        raise InputError(f"mse_point: 'linear' has no meaning for the penalties of output 'rbf' (arm {arm.name})")
+    if output != "rbf" and settings["loss"] == "correct_penalty":
+        raise InputError(f"loss: 'correct_penalty' needs output 'rbf', but output is {output!r} (arm {arm.name})")
     if output in ("linear", "squashed"):
         if settings["loss"] == "cross_entropy":
             raise InputError(f"loss: 'cross_entropy' needs output 'softmax', but output is {output!r} (arm {arm.name})")

@@ -202,6 +202,8 @@ def pool(
 class Stage(NamedTuple):
     """A layer: a linear function of its inputs and of its parameters, then perhaps the squashing function.
 
+    Max pooling counts as linear: it selects.
+
     Attributes:
       name: of its field in `Params`.
       linear: (inputs, parameters, power) -> sums. With power 2, constants that inputs are multiplied with are squared:
@@ -243,14 +245,31 @@ def stages(architecture: Architecture) -> list[Stage]:
     return hidden if architecture.output == "rbf" else [*hidden, output]
 
 
+class Passed(NamedTuple):
+    """A layer that a batch has passed, with its inputs and its sums."""
+
+    stage: Stage
+    inputs: Array
+    sums: Array
+
+
+def passes(
+    params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
+) -> tuple[list[Passed], Float[Array, "batch units"]]:
+    """All layers with their inputs and sums, and the states of the last one."""
+    passed, states = [], grid
+    for stage in stages(architecture):
+        sums = stage.linear(states, getattr(params, stage.name), 1)
+        passed.append(Passed(stage, states, sums))
+        states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
+    return passed, states
+
+
 def forward_grid(
     params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
 ) -> Float[Array, "batch classes"]:
     """`forward`, from images that `to_grid` has cut."""
-    states = grid
-    for stage in stages(architecture):
-        sums = stage.linear(states, getattr(params, stage.name), 1)
-        states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
+    _, states = passes(params, grid, architecture)
     return rbf(states, BITMAPS) if architecture.output == "rbf" else states
 
 

@@ -233,10 +233,10 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
             "final_values": plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
         }
         rejects = {
-            label(name, arm["name"]): reject_curve(run.predictions[run.predictions.arm == arm["name"]])
+            label(name, str(arm)): reject_curve(of_arm)
             for run, name in zip(runs, run_names(runs), strict=True)
             if run.predictions is not None
-            for arm in run.summary["arms"]
+            for arm, of_arm in run.predictions.groupby("arm", sort=False)
         }
         if rejects:
             figures["reject_curves"] = plots.figure(lambda axes: plots.reject_curves(rejects, axes), rejects)

@@ -8,7 +8,8 @@ d2E/du_ij^2 (eq. 23, 24) that leaves out what lies off the diagonal, and is neve
 
 That is backpropagation with squares. For a layer with sums a = L(x, w), linear in inputs x and in weights w, the
 transpose of x -> L(x, w^2) takes curvatures of the sums to those of the inputs, and the transpose of w -> L(x^2, w)
-takes them to those of the weights, summed over all connections that share one. So one loop serves every layer.
+takes them to those of the weights, summed over all connections that share one. So one loop serves every layer. Max
+pooling is taken as the selection that it makes for these inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,12 +43,7 @@ def diagonal(
       loss: the criterion E.
       start: a key of `STARTS`: where the sweep starts from.
     """
-    states = grid
-    passed = []
-    for stage in blocked.stages(architecture):
-        sums = stage.linear(states, getattr(params, stage.name), 1)
-        passed.append((stage, states, sums))
-        states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
+    passed, states = blocked.passes(params, grid, architecture)
     if architecture.output == "rbf":
         of_states = STARTS[start](states, labels, loss)
     else:

@@ -20,6 +20,7 @@ from lenet_jax.arms import Arm, describe, expand
 from lenet_jax.data import Dataset
 from lenet_jax.distortions import Augmentation
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.progress import Progress
@@ -53,12 +54,19 @@ def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
         used = settings["train_size"] or left
         if settings["batch_size"] > used:
             raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
-        updates = recipe_of(arm, datasets[data_key(arm)]).epoch_steps  # refuses an architecture that doesn't fit
-        if updates % settings["curvature_estimates"]:
-            raise InputError(
-                f"curvature_estimates: {settings['curvature_estimates']} doesn't divide the {updates} updates of a pass"
-            )
+        recipe = recipe_of(arm, datasets[data_key(arm)])  # refuses an architecture that doesn't fit the data
+        if recipe.optimizer == "sdlm":
+            check_curvature(recipe)
     return datasets
+
+
+def check_curvature(recipe: Recipe) -> None:
+    """Refuses what doesn't fit the training set of an arm with SDLM."""
+    updates, estimates, patterns = recipe.epoch_steps, recipe.curvature_estimates, recipe.curvature_patterns
+    if updates % estimates:
+        raise InputError(f"curvature_estimates: {estimates} doesn't divide the {updates} updates of a pass")
+    if patterns > recipe.train_size:
+        raise InputError(f"curvature_patterns: {patterns} is more than the {recipe.train_size} training images")
 
 
 def splits_of(dataset: Dataset, arm: Arm) -> dict[str, range]:
@@ -118,11 +126,12 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     """
     arms = expand(config)
     resolved = describe(config)
-    if results.finished(workdir, resolved):
+    defaults = describe(base.get_config())
+    if results.finished(workdir, resolved, defaults):
         print(f"{workdir} holds this run, already finished", file=sys.stderr)
         return results.load(workdir)
     datasets = load_data(arms)
-    results.claim(workdir, resolved)
+    results.claim(workdir, resolved, defaults)
     population.configure()
     provenance = results.describe_environment(command) | {"cores": population.cores(), "started": now()}
     provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
@@ -140,11 +149,12 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
             trained, row = run_arm(arm, arms[place:], datasets[data_key(arm)], images, engine, progress)
             row["dataset"] = describe_data(datasets[data_key(arm)], arm)
             tables.append(labelled(trained.metrics, arm))
-            predictions.append(labelled(trained.predictions, arm))
+            if len(trained.predictions):
+                predictions.append(labelled(trained.predictions, arm))
             rows.append(row)
             # After every arm, so that a run that is stopped leaves what it measured.
             results.write_table(workdir / results.METRICS, pd.concat(tables, ignore_index=True))
-            if any(map(len, predictions)):
+            if predictions:
                 results.write_table(workdir / results.PREDICTIONS, pd.concat(predictions, ignore_index=True))
     results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})
     summary = {"dataset": describe_data(datasets[data_key(first)], first), "arms": rows}

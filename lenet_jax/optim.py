@@ -68,6 +68,8 @@ def curvature_of(state: optax.OptState) -> optax.Params:
 def sdlm(learning_rate: float | Array, mu: float | Array) -> optax.GradientTransformation:
     """Stochastic diagonal Levenberg-Marquardt: w_k <- w_k - eta / (mu + h_kk) dE/dw_k (LeCun et al. 1998, eq. 18, 21).
 
+    For other programs than this one, which chains its schedule after `scale_by_curvature`.
+
     Args:
       learning_rate: eta.
       mu: bounds the rate where there is no curvature; above 0.
@@ -91,7 +93,8 @@ OPTIMIZERS: Mapping[str, Callable[[Hyperparameters], optax.GradientTransformatio
 """What each optimizer makes of the gradient before the learning rate."""
 
 LECUN1998_FACTORS = {0: 1.0, 2: 0.4, 5: 0.2, 8: 0.1, 12: 0.02}
-"""From each of these passes on, 1998's rate is so many times its first: 5e-4, 2e-4, 1e-4, 5e-5, 1e-5 (sec. III.C)."""
+"""From each of these passes on (counted from 0), 1998's rate is so many times its first: 5e-4, 2e-4, 1e-4, 5e-5, 1e-5
+(section III.C)."""
 
 
 def by_pass(factors: Mapping[int, float], step: Int[Array, ""], epoch_steps: int) -> Float[Array, ""]:

@@ -41,7 +41,8 @@ class Run:
       metrics: one row a number: arm, a column a sweep axis, seed, epoch, split, metric, value. Split ``running`` is the
         training set while training, ``train`` the training set after it.
       predictions: one row a test image and network: arm, seed, image (its place in the test set), label, predicted (-1
-        where outputs were not finite), margin (by how much the best score led). None if the config didn't ask for it.
+        where outputs were not finite), margin (by how much the best score led), and a column a sweep axis. None if the
+        config didn't ask for it.
     """
 
     folder: Path
@@ -150,13 +151,13 @@ def replace_file(path: Path, write: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def claim(folder: Path, config: Mapping[str, Any]) -> None:
-    """Makes `folder` the run folder of this config.
+def claim(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    """Makes `folder` the run folder of this config. Arguments: see `finished`.
 
     Raises:
       InputError: it can't be written, or holds something else.
     """
-    finished(folder, config)  # once more: loading data may have taken minutes, and another run the folder
+    finished(folder, config, defaults)  # once more: loading data may have taken minutes, and another run the folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config)
@@ -164,8 +165,13 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
         raise InputError(f"workdir: {str(folder)!r} can't be written ({error.strerror or error})") from error
 
 
-def finished(folder: Path, config: Mapping[str, Any]) -> bool:
+def finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> bool:
     """Whether `folder` holds this config's run, finished. Writes nothing.
+
+    Args:
+      folder: which may not exist.
+      config: resolved.
+      defaults: of fields that the run may be older than.
 
     Raises:
       InputError: the folder holds another config's run, or something that is no run.
@@ -180,7 +186,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> bool:
             if any(folder.iterdir()):
                 raise InputError(f"{field} is not empty and holds no run; name a new folder")
             return False
-        other = read_json(folder / CONFIG)
+        other = {**(defaults or {}), **read_json(folder / CONFIG)}
     except OSError as error:
         raise InputError(f"{field} can't be read ({error.strerror or error})") from error
     changed = sorted(key for key in {*config, *other} if config.get(key) != other.get(key))

@@ -81,7 +81,7 @@ class Recipe:
 
     @property
     def epoch_steps(self) -> int:
-        """Updates an epoch. An incomplete last batch is left out: other samples each epoch, as the order changes."""
+        """Updates an epoch. An incomplete last batch is left out: other samples each epoch if the order is fresh."""
         return self.train_size // self.batch_size
 
     def optimizer_of(self, hyper: Hyperparameters) -> optax.GradientTransformation:
@@ -285,8 +285,7 @@ def with_curvature(state: TrainState, number: Int[Array, ""], images: Images, re
     """The state with the curvature of its network, measured on training images drawn for this estimate of the pass."""
     estimate = state.epoch * recipe.curvature_estimates + number
     key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), estimate)
-    patterns = min(recipe.curvature_patterns, recipe.train_size)
-    places = jax.random.choice(key, recipe.train_size, (patterns,), replace=False)
+    places = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
     found = curvature(state.params, images, places, recipe)
     if recipe.curvature_memory:
         kept = jnp.where(estimate == 0, 0, recipe.curvature_memory)

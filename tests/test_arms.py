@@ -4,7 +4,7 @@ import pytest
 from lenet_jax.experiments import ablation, base, quickstart
 from ml_collections import ConfigDict
 
-from lenet_jax.arms import FIELDS, expand
+from lenet_jax.arms import FIELDS, describe, expand
 from lenet_jax.errors import InputError
 
 
@@ -82,6 +82,11 @@ def test_shipped_experiments_are_two_by_two(module):
         ({"first_seed": 2**32 - 1}, r"seeds: 3 from first_seed 4294967295 on pass 2\*\*32 - 1"),
         ({"output": "linear"}, "mse_point: 'softmax' needs output 'softmax', but output is 'linear'"),
         ({"output": "linear", "loss": "cross_entropy"}, "loss: 'cross_entropy' needs output 'softmax'"),
+        (
+            {"output": "rbf", "mse_point": "linear"},
+            "mse_point: 'linear' has no meaning for the penalties of output 'rbf'",
+        ),
+        ({"loss": "correct_penalty"}, "loss: 'correct_penalty' needs output 'rbf', but output is 'softmax'"),
         ({"output": "squashed"}, "mse_point: 'softmax' needs output 'softmax', but output is 'squashed'"),
         ({"subsampling_window": "max"}, "subsampling_window: 'max' is not one of 'mean', 'sum'"),
         ({"augmentation": "elastic"}, "augmentation: 'elastic' is not one of 'none', 'affine'"),
@@ -126,8 +131,10 @@ def test_bad_axes_are_refused(axes, message):
 
 
 def test_a_group_of_fields_is_one_value_of_an_axis():
-    groups = ConfigDict({"now": {}, "1998": {"output": "rbf", "loss": "map"}}, sort_keys=False)
-    arms = expand(with_sweep(small(), era=groups, activation=("tanh", "scaled_tanh")))
+    groups = {"now": {}, "1998": {"output": "rbf", "loss": "map"}}
+    config = with_sweep(small(), era=groups, activation=("tanh", "scaled_tanh"))
+    arms = expand(config)
+    assert list(describe(config)["sweep"]["era"]) == ["now", "1998"], "as written, not sorted"
     assert [arm.name for arm in arms] == [
         "era=now,activation=tanh",
         "era=now,activation=scaled_tanh",

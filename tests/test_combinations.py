@@ -40,8 +40,10 @@ CHOICES = {
 
 
 def allowed(combination):
-    """Cross-entropy, and MSE after softmax, need the output softmax or penalties."""
-    loss, point = combination["loss"], combination["mse_point"]
+    """Cross-entropy, and MSE after softmax, need the output softmax or rbf; some losses need rbf, or exclude it."""
+    loss, point, rbf = combination["loss"], combination["mse_point"], combination["output"] == "rbf"
+    if (loss == "correct_penalty" and not rbf) or (loss == "mse" and point == "linear" and rbf):
+        return False
     softmax = loss == "cross_entropy" or (loss == "mse" and point == "softmax")
     return combination["output"] in ("softmax", "rbf") or not softmax
 

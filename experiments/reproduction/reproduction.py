@@ -8,6 +8,7 @@ With --dataset=mnist it also makes what needs the images: figure 8, and the effe
 import dataclasses
 import functools
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lenet_jax import arms, compare, data, distortions, experiment, optim, plots
 from lenet_jax.results import Run
 
 ROOT = Path(__file__).parents[2]
-STORED, FIGURES = ROOT / "experiments" / "results", ROOT / "docs" / "figures"
+STORED, DOCS = ROOT / "experiments" / "results", ROOT / "docs"
 RATES = "effective_rates.json"
 
 # The numbers of LeCun et al. 1998, in percent; read off its figures 5 and 6, to about 0.03.
@@ -137,7 +138,8 @@ TABLES = {
 }
 
 
-PAGES = {ROOT / "docs" / "reproduction.md": tuple(TABLES), ROOT / "README.md": ("errors",)}
+PAGE, README = DOCS / "reproduction.md", ROOT / "README.md"
+PAGES = {PAGE: tuple(TABLES), README: ("errors",)}
 """Which tables stand where."""
 
 
@@ -264,7 +266,8 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
         curvature = optim.curvature_of(state.optimizer)
         return jax.tree.map(lambda bend: hyper.learning_rate / (hyper.mu + bend), curvature)
 
-    found = [rates(jnp.uint32(seed)) for seed in range(arm.settings["first_seed"], arm.settings["seeds"])]
+    first = arm.settings["first_seed"]
+    found = [rates(jnp.uint32(seed)) for seed in range(first, first + arm.settings["seeds"])]
     layers = {}
     for field in dataclasses.fields(found[0]):
         numbers = [
@@ -279,25 +282,32 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the tables into the page, and the figures beside it."""
+    """Writes the page with its tables, and the figures beside it."""
     del arguments
-    runs, dataset = Path(flags.FLAGS.runs), flags.FLAGS.dataset
+    runs, out, name = Path(flags.FLAGS.runs), Path(flags.FLAGS.out), flags.FLAGS.dataset
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     population.configure()
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    if dataset:
-        measured = effective_rates(results.load(runs / "lenet5_1998"), dataset)
-        results.write_json(runs / "lenet5_1998" / RATES, measured)
-        plots.save(misclassified_digits(runs, data.load(dataset, "")), FIGURES / "figure_8.png")
-    for name, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
-        plots.save(plots.figure(functools.partial(draw, runs)), FIGURES / f"{name}.png")
-    plots.save(distorted_digits(runs), FIGURES / "figure_7.png")
-    for page in PAGES:
+    if name:
+        run, dataset = results.load(runs / "lenet5_1998"), data.load(name)
+        if dataset.fingerprint != run.summary["dataset"]["fingerprint"]:
+            sys.exit(f"dataset: {name!r} is not what {run.folder} was trained on; allowed is the same data")
+        results.write_json(runs / "lenet5_1998" / RATES, effective_rates(run, name))
+        plots.save(misclassified_digits(runs, dataset), figures / "figure_8.png")
+    for file, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
+        plots.save(plots.figure(functools.partial(draw, runs)), figures / f"{file}.png")
+    plots.save(distorted_digits(runs), figures / "figure_7.png")
+    targets = {PAGE: out / PAGE.name}
+    if out.resolve() == DOCS:
+        targets[README] = README
+    for page, target in targets.items():
         text = fill(page, runs)
-        results.replace_file(page, lambda partial, text=text: partial.write_text(text))
-    print("written:", *PAGES, FIGURES)
+        results.replace_file(target, lambda partial, text=text: partial.write_text(text))
+    print("written:", *targets.values(), figures)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", str(STORED), "folder of the run folders")
+    flags.DEFINE_string("out", str(DOCS), "folder for reproduction.md and figures/")
     flags.DEFINE_string("dataset", None, "MNIST, as in --config.dataset, for what needs the images")
     app.run(main)

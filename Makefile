@@ -40,7 +40,8 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python experiments/benchmarks/throughput.py
 
-# About two hours on two cores; the report is runs/reproduction/reproduction.md. DATASET=idx:FOLDER for one's own MNIST. What is finished isn't run again.
+# About two hours on two cores; the report is runs/reproduction/reproduction.md. What is finished isn't run again.
+# DATASET=idx:FOLDER for one's own MNIST.
 DATASET ?= mnist
 REPRODUCTION := lenet5_1998 lenet5_1998_distorted training_set_size lenet5_1998_ingredients lush_demo \
 	lenet5_1998_choices lenet5_1998_magnitudes lenet5_1998_ingredient_rates

@@ -1,11 +1,17 @@
 """Tests of configs and the arms that they become."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 from lenet_jax.experiments import ablation, base, quickstart
 from ml_collections import ConfigDict
 
 from lenet_jax.arms import FIELDS, describe, expand
 from lenet_jax.errors import InputError
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if path.stem not in ("__init__", "base", "stored"))
 
 
 def small(**fields):
@@ -40,6 +46,12 @@ def test_arms_are_the_product_of_the_axes_in_their_order():
 
 def test_without_a_sweep_there_is_one_arm():
     assert [arm.name for arm in expand(small())] == ["all"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_experiments_can_be_expanded(name):
+    arms = expand(importlib.import_module(f"lenet_jax.experiments.{name}").get_config())
+    assert len({arm.name for arm in arms}) == len(arms) == max(len(arms), 1)
 
 
 @pytest.mark.parametrize("module", [quickstart, ablation])

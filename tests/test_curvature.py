@@ -37,13 +37,21 @@ def of_convolution(inputs, kernel, of_sums, table):
     return of_kernel, of_sums.sum(axis=(1, 2)), of_inputs
 
 
-def of_subsampling(inputs, coefficient, of_sums, factor):
-    """The same for S2 or S4: every input reaches its unit through coefficient x factor."""
+def of_subsampling(inputs, layer, of_sums, architecture):
+    """The same for S2 or S4: inputs reach their unit through a coefficient or a quarter, or only the largest does."""
     of_coefficient, of_inputs = np.zeros(len(inputs)), np.zeros(inputs.shape)
     for i, rows, columns in np.ndindex(inputs.shape):
         h = of_sums[i, rows // 2, columns // 2]
-        of_coefficient[i] += h * (factor * inputs[i, rows, columns]) ** 2
-        of_inputs[i, rows, columns] = h * (factor * coefficient[i]) ** 2
+        if architecture.subsampling == "trainable":
+            share = 1.0 if architecture.subsampling_window == "sum" else 0.25
+            of_coefficient[i] += h * (share * inputs[i, rows, columns]) ** 2
+            of_inputs[i, rows, columns] = h * (share * layer.coefficient[i]) ** 2
+        elif architecture.subsampling == "average":
+            of_inputs[i, rows, columns] = h / 16
+        else:
+            top, left = 2 * (rows // 2), 2 * (columns // 2)
+            largest = inputs[i, top : top + 2, left : left + 2].max()
+            of_inputs[i, rows, columns] = h * (inputs[i, rows, columns] == largest)
     return of_coefficient, of_sums.sum(axis=(1, 2)), of_inputs
 
 
@@ -57,36 +65,55 @@ def of_full_connection(inputs, kernel, of_sums):
 
 
 def by_loops(params, image, architecture):
-    """h_kk of one pattern, in the order of `jax.tree.leaves`, from d2y_D/dx_j^2 = 2 for every F6 state."""
+    """h_kk of one pattern, in the order of `jax.tree.leaves`.
+
+    It starts from d2y_D/dx_j^2 = 2 for every F6 state, or from 2 for every output with squared error.
+    """
     states = {name: np.asarray(state) for name, state in model.activations(params, image, architecture).items()}
     slopes = {name: SLOPES[architecture.activation](state) ** 2 for name, state in states.items()}
-    factor = 1.0 if architecture.subsampling_window == "sum" else 0.25
-    params = jax.tree.map(np.asarray, params)
-    f6, f6_bias, of_c5 = of_full_connection(states["c5"], params.f6.kernel, 2.0 * slopes["f6"])
+    trains = architecture.subsampling == "trainable"
+    if not trains:
+        slopes |= {"s2": 1.0, "s4": 1.0}
+    params, table = jax.tree.map(np.asarray, params), CONNECTIVITIES[architecture.connectivity]
+    output, of_f6 = [], np.full(84, 2.0)
+    if params.output is not None:
+        of_sums = 2.0 * (slopes["output"] if architecture.output == "squashed" else np.ones(10))
+        *output, of_f6 = of_full_connection(states["f6"], params.output.kernel, of_sums)
+    f6, f6_bias, of_c5 = of_full_connection(states["c5"], params.f6.kernel, of_f6 * slopes["f6"])
     kernel = params.c5.kernel.reshape(400, 120)
     c5, c5_bias, of_s4 = of_full_connection(states["s4"].ravel(), kernel, of_c5 * slopes["c5"])
     of_sums = of_s4.reshape(16, 5, 5) * slopes["s4"]
-    s4, s4_bias, of_c3 = of_subsampling(states["c3"], params.s4.coefficient, of_sums, factor)
-    table = CONNECTIVITIES[architecture.connectivity]
+    *s4, of_c3 = of_subsampling(states["c3"], params.s4, of_sums, architecture)
     c3, c3_bias, of_s2 = of_convolution(states["s2"], params.c3.kernel, of_c3 * slopes["c3"], table)
-    s2, s2_bias, of_c1 = of_subsampling(states["c1"], params.s2.coefficient, of_s2 * slopes["s2"], factor)
+    *s2, of_c1 = of_subsampling(states["c1"], params.s2, of_s2 * slopes["s2"], architecture)
     c1, c1_bias, _ = of_convolution(np.asarray(image)[None], params.c1.kernel, of_c1 * slopes["c1"], C1_TABLE)
     c5 = c5.reshape(params.c5.kernel.shape)
-    return [c1, c1_bias, s2, s2_bias, c3, c3_bias, s4, s4_bias, c5, c5_bias, f6, f6_bias]
+    pools = (s2, s4) if trains else ([], [])
+    return [c1, c1_bias, *pools[0], c3, c3_bias, *pools[1], c5, c5_bias, f6, f6_bias, *output]
 
 
-@pytest.mark.parametrize("window", ["mean", "sum"])
-@pytest.mark.parametrize("activation", ["scaled_tanh", "sigmoid"])
-def test_equals_loops_over_all_connections(activation, window, random_params):
-    architecture = Architecture(activation, output="rbf", subsampling_window=window)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"subsampling_window": "sum"},
+        {"activation": "sigmoid"},
+        {"subsampling": "average", "connectivity": "full"},
+        {"subsampling": "max"},
+        {"output": "squashed", "activation": "tanh"},
+        {"output": "linear"},
+    ],
+    ids=str,
+)
+def test_equals_loops_over_all_connections(fields, random_params):
+    architecture = Architecture(**{"activation": "scaled_tanh", "output": "rbf"} | fields)
+    loss = Loss("map") if architecture.output == "rbf" else Loss("mse", mse_point="linear", target_code="+-1")
     with jax.enable_x64(True):
         params = random_params(architecture)
         images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32)))
-        found = curvature.diagonal(
-            params, blocked.to_grid(images), jnp.array([3, 7]), architecture, Loss("map"), "target"
-        )
+        found = curvature.diagonal(params, blocked.to_grid(images), jnp.array([3, 7]), architecture, loss, "target")
         expected = [by_loops(params, image, architecture) for image in images]
-    assert found.output is None
+    assert (found.output is None) == (architecture.output == "rbf")
     for leaf, *of_patterns in zip(jax.tree.leaves(found), *expected, strict=True):
         np.testing.assert_allclose(leaf, np.mean(of_patterns, axis=0), rtol=1e-9)
 
@@ -128,12 +155,14 @@ def test_full_start_is_the_second_derivative_at_the_states():
     """Diagonal of the criterion's Hessian without the terms between different penalties."""
     loss, label = Loss("map", map_constant=20.0), jnp.array([2])
     with jax.enable_x64(True):
-        # Close to a bitmap, so that penalties compete.
-        states = jnp.asarray(BITMAPS[[8]] * 0.9 + 0.1 * np.random.default_rng(3).normal(size=(1, 84)))
+        # In the middle between 6 and 8, each 12 away, so that their penalties compete.
+        states = jnp.asarray((BITMAPS[[6]] + BITMAPS[[8]]) / 2 + 0.01 * np.random.default_rng(3).normal(size=(1, 84)))
         found = curvature.start_in_full(states, label, loss)
         penalties = np.square(np.asarray(states)[0] - BITMAPS).sum(axis=1)
         exponentials = np.exp(-penalties)
         p = exponentials / (np.exp(-20.0) + exponentials.sum())
-        slopes = (np.arange(10) == 2) - p  # dE/dy_i, and d2E/dy_i^2 is p_i (1 - p_i)
+        slopes = (np.arange(10) == 2) - p  # dE/dy_i, and d2E/dy_i^2 is p_i (1 - p_i) in size
         expected = 2 * slopes.sum() + (p * (1 - p)) @ (2 * (np.asarray(states) - BITMAPS)) ** 2
-    np.testing.assert_allclose(found[0], np.maximum(expected, 0), rtol=1e-8, atol=1e-12)
+    assert 0.3 < p[6] < 0.7
+    assert (expected > 0.1).sum() >= 12
+    np.testing.assert_allclose(found[0], np.maximum(expected, 0), rtol=1e-6)

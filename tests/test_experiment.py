@@ -1,13 +1,13 @@
 """Tests of whole runs."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 from lenet_jax.experiments import base, lenet5_1998_distorted, stored
-from ml_collections import ConfigDict
 
 from lenet_jax import data, experiment, population, results, train
 from lenet_jax.arms import expand
@@ -33,7 +33,14 @@ def with_sweep(config, **axes):
         ({"batch_size": 301}, "batch_size: 301 is more than the 300 training images"),
         ({"train_size": 301}, "train_size: 301 is more than the 300 images that are left"),
         ({"train_size": 15}, "batch_size: 20 is more than the 15 training images"),
-        ({"curvature_estimates": 2}, "curvature_estimates: 2 doesn't divide the 15 updates of a pass"),
+        (
+            {"optimizer": "sdlm", "curvature_estimates": 2},
+            "curvature_estimates: 2 doesn't divide the 15 updates of a pass",
+        ),
+        (
+            {"optimizer": "sdlm", "curvature_patterns": 301},
+            "curvature_patterns: 301 is more than the 300 training images",
+        ),
         ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist5k'"),
     ],
 )
@@ -155,8 +162,8 @@ def test_an_arm_is_traced_once(tmp_path, monkeypatch):
 
 
 def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
-    config = with_sweep(small(seeds=3, epochs=1), weight_decay=(0.0, 0.1))
-    tables = {}
+    config = with_sweep(small(seeds=3, epochs=1, store_predictions=True), weight_decay=(0.0, 0.1))
+    tables, predictions = {}, {}
     for name, worth, memory in (
         ("one process", 1e9, 2**40),
         ("workers", 0, 2**40),
@@ -165,11 +172,15 @@ def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(experiment, "WORTH_WORKERS", worth)
         monkeypatch.setattr(population, "memory_for_members", lambda memory=memory: memory)
         run = experiment.run(config, tmp_path / name, "test")
-        tables[name] = run.metrics
+        tables[name], predictions[name] = run.metrics, run.predictions
         assert [arm["predicted_memory"] > 0 for arm in run.summary["arms"]] == [True, True]
     expected = tables.pop("one process")
     for table in tables.values():
         pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+    expected = predictions.pop("one process")
+    assert expected.seed.drop_duplicates().tolist() == [0, 1, 2]
+    for table in predictions.values():
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-3, atol=1e-4)
 
 
 def recipe_for(config):
@@ -201,9 +212,8 @@ def of_1998(tmp_path_factory):
     """A short run with all of 1998's parts, and its predictions."""
     config = lenet5_1998_distorted.get_config()
     config.update({"dataset": "mnist5k", "train_size": 1000, "epochs": 2, "seeds": 3})
-    config.sweep.era = ConfigDict(
-        {"1998": {}, "later": {"output": "softmax", "loss": "cross_entropy"}}, sort_keys=False
-    )
+    # Not in alphabetical order.
+    config.sweep.era = {"later": {"output": "softmax", "loss": "cross_entropy"}, "1998": {}}
     folder = tmp_path_factory.mktemp("runs") / "of_1998"
     return experiment.run(config, folder, "test"), folder
 
@@ -238,6 +248,28 @@ def test_a_stored_run_can_be_made_again(of_1998, tmp_path):
         assert arm["test_error"]["per_seed"] == of_all["test_error"]["per_seed"][1:2]
 
 
+def test_arms_may_differ_in_whether_predictions_are_stored(tmp_path):
+    config = with_sweep(small(epochs=1, seeds=1), store_predictions=(False, True))
+    run = experiment.run(config, tmp_path / "run", "test")
+    assert run.predictions.arm.unique().tolist() == ["store_predictions=True"]
+    assert run.predictions.predicted.dtype == np.int8
+    assert len(run.metrics.arm.unique()) == 2
+
+
+def test_a_run_of_an_older_version_is_its_own(finished, tmp_path):
+    """Its config lacks fields that are new; their defaults are what it did."""
+    _, config, folder = finished
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    stored_config = json.loads((old / "config.json").read_text())
+    for field in ("mu", "augmentation", "store_predictions"):
+        del stored_config[field]
+    (old / "config.json").write_text(json.dumps(stored_config))
+    assert experiment.run(config, old, "again").provenance["command"] == "lenet-jax run test"
+
+
 def test_a_folder_that_holds_no_run_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"needs a run folder; write --config=experiments/stored\.py:RUN"):
+        stored.get_config()
     with pytest.raises(InputError, match=r"config\.json' is missing"):
         stored.get_config(str(tmp_path))

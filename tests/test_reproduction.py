@@ -41,6 +41,29 @@ def test_every_link_leads_somewhere():
     assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
+def test_all_runs_of_the_reproduction_are_stored_and_of_the_same_data():
+    listed = re.search(r"REPRODUCTION := (.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL)
+    names = listed.group(1).replace("\\", "").split()
+    assert len(names) == 8
+    fingerprints = set()
+    for name in names:
+        run = results.load(STORED / name)
+        for arm in run.summary["arms"]:
+            fingerprints.add(arm["dataset"]["fingerprint"])
+            assert arm["dataset"]["test"] == 10000
+            chosen_on = run.config["validation_size"]
+            assert arm["dataset"]["train"] == arm["axes"].get("train_size", 60000 - chosen_on)
+    assert len(fingerprints) == 1
+
+
+def test_the_same_seeds_gave_the_same_errors_in_two_runs():
+    """Figure 6's networks for 60,000 digits are those of `lenet5_1998`, trained again in another run."""
+    (plain,) = results.load(STORED / "lenet5_1998").summary["arms"]
+    sizes = {arm["axes"]["train_size"]: arm for arm in results.load(STORED / "training_set_size").summary["arms"]}
+    assert sizes[60000]["test_error"]["per_seed"] == plain["test_error"]["per_seed"]
+    assert sizes[60000]["train_error"]["per_seed"] == plain["train_error"]["per_seed"]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_stored_results_are_of_the_shipped_experiments(name):
     run = results.load(STORED / name)

@@ -10,7 +10,7 @@ import pytest
 
 from lenet_jax import blocked, model, optim, train
 from lenet_jax.curvature import diagonal
-from lenet_jax.distortions import Augmentation
+from lenet_jax.distortions import Augmentation, distort, draw
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import Hyperparameters
@@ -251,6 +251,57 @@ def test_a_running_mean_of_curvatures(images):
         *(optim.curvature_of(state.optimizer) for state in (second, first, alone)),
     )
     assert all((leaf > 0).any() for leaf in jax.tree.leaves(optim.curvature_of(first.optimizer)))
+
+
+def plain_epoch_of_1998(start, images, recipe):
+    """`train.train_epoch` with SDLM and distortions: `model.forward`, one image at a time, a Python loop."""
+
+    def key_of(stream, number):
+        return jax.random.fold_in(jax.random.fold_in(start.key, stream), number)
+
+    @jax.jit
+    def step(params, bends, place, affine):
+        picture = images.pixels[place] * images.scale + images.shift
+        distorted = distort(picture, affine, images.shift)
+
+        def objective(params):
+            penalties = model.forward(params, distorted, recipe.architecture)
+            return recipe.loss(-penalties[None], images.labels[place][None])
+
+        gradient = jax.grad(objective)(params)
+        rate, mu = SDLM_HYPER.learning_rate, SDLM_HYPER.mu
+        return jax.tree.map(lambda w, slope, bend: w - rate / (mu + bend) * slope, params, gradient, bends)
+
+    order = jax.random.permutation(key_of(train.Stream.ORDER, 0), recipe.train_size)
+    affine = draw(key_of(train.Stream.AUGMENTATION, 0), recipe.train_size, recipe.augmentation)
+    params = start.params
+    for number, places in enumerate(order.reshape(recipe.curvature_estimates, -1)):
+        key = key_of(train.Stream.CURVATURE, number)
+        patterns = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
+        pictures, labels = images.take(patterns)
+        bends = diagonal(params, blocked.to_grid(pictures), labels, recipe.architecture, recipe.loss, "target")
+        for place in places:
+            at = int(np.flatnonzero(order == place)[0])
+            params = step(params, bends, place, jax.tree.map(lambda leaf, at=at: leaf[at], affine))
+    return params
+
+
+def test_an_epoch_of_1998_equals_plain_training(images, assert_close):
+    recipe = dataclasses.replace(
+        SDLM,
+        batch_size=1,
+        train_size=40,
+        curvature_patterns=20,
+        curvature_estimates=2,
+        augmentation=Augmentation("affine", distorted_share=0.7),
+    )
+    images = dataclasses.replace(images, scale=jnp.float32(1.275 / 255), shift=jnp.float32(-0.1))
+    start = train.init(jnp.uint32(5), SDLM_HYPER, recipe)
+    state, _ = jax.jit(train.train_epoch, static_argnames="recipe")(start, SDLM_HYPER, images, recipe=recipe)
+    expected = plain_epoch_of_1998(start, images, recipe)
+    assert_close(state.params, expected, 1e-3)
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max() / np.abs(new).max(), state.params, start.params)
+    assert max(jax.tree.leaves(moved)) > 0.05, "far more than the tolerance"
 
 
 def test_distortions_are_drawn_for_each_presentation(images):

@@ -34,6 +34,8 @@ TRAIN_CURVE = [4.90, 3.05, 1.77, 1.48, 1.22, 0.91, 0.78, 0.70, 0.57, 0.49, 0.47,
 SIZES = {15000: (1.68, 0.05), 30000: (1.14, 0.31), 60000: (0.94, 0.35)}
 """Training digits -> test and training error."""
 DISTORTED = 0.82
+LENET4_REJECTS = (1.8, 0.5)
+"""Rejected, and error on the rest; the paper has none for LeNet-5."""
 TEST, TRAINING = 0.95, 0.35
 DEMONSTRATION = 0.82
 """Of their Lush demonstration, says the page of QMNIST, +-0.2."""
@@ -165,7 +167,7 @@ def curves(runs: Path, axes: Axes) -> Axes:
         axes.plot(table.index, table.mean(axis=1), linewidth=2, label=f"ours, {label}", **plots.style(place))
         axes.fill_between(table.index, *ends.T, color=plots.style(place)["color"], alpha=0.25, linewidth=0)
         axes.plot(range(1, len(paper) + 1), paper, marker, label=f"paper, {label}", **PAPER_STYLE)
-    axes.set(xlabel="passes over the training set", ylabel="error (%)", ylim=(0, 5.5), xticks=range(0, 21, 2))
+    axes.set(xlabel="passes over the training set", ylabel="error (%)", ylim=(0, 6), xticks=range(0, 21, 2))
     axes.set_title("Figure 5 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
     axes.grid(axis="y", alpha=0.25)
     axes.legend()
@@ -210,7 +212,10 @@ def rejects(runs: Path, axes: Axes) -> Axes:
         run = results.load(runs / name)
         assert run.predictions is not None
         drawn[name] = compare.reject_curve(run.predictions)
-    return plots.reject_curves(drawn, axes)
+    axes = plots.reject_curves(drawn, axes)
+    axes.plot(*LENET4_REJECTS, "D", label="paper, LeNet-4", **PAPER_STYLE)
+    axes.legend()
+    return axes
 
 
 def ingredients(runs: Path, axes: Axes) -> Axes:

@@ -1,6 +1,6 @@
 """The learning rates of `lenet5_1998_ingredients`, where 1998's has no meaning or another scale.
 
-Judged on the last 10,000 training digits, never on the test set, after 4 passes over the other 50,000.
+Judged on the last 10,000 training digits, never on the test set, after 3 passes over the other 50,000.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_ingredient_rates.py
 Cost: COST
@@ -16,7 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = lenet5_1998.get_config(arg)
     config.store_predictions = False
     config.validation_size = 10000
-    config.epochs = 4
+    config.epochs = 3
     config.seeds = 4
     config.sweep.replaced = {
         "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from lenet_jax import arms, compare, data, distortions, experiment, optim, plots, population, results, train
+from lenet_jax import arms, compare, data, distortions, experiment, model, optim, plots, population, results, train
 from lenet_jax.results import Run
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,8 @@ LENET4_REJECTS = (1.8, 0.5)
 TEST, TRAINING = 0.95, 0.35
 DEMONSTRATION = 0.82
 """Of their Lush demonstration, says the page of QMNIST, +-0.2."""
+COUNTS = (60_000, 340_908)
+"""Trainable numbers and connections."""
 EFFECTIVE_RATES = (7e-5, 0.016)
 
 BLOCK = "<!-- {name} -->\n.*?<!-- /{name} -->"
@@ -97,6 +99,17 @@ def passes_table(runs: Path) -> str:
     return compare.markdown_table(header, rows, len(header))
 
 
+def counts_table(runs: Path) -> str:
+    """Trainable numbers and connections, computed from the architecture."""
+    arm = arms.expand(ConfigDict(results.load(runs / "lenet5_1998").config))[0]
+    architecture = experiment.recipe_of(arm, data.load("mnist5k")).architecture
+    connections = model.connection_table(architecture)
+    rows = [[name, f"{count:,}", f"{connections[name]:,}"] for name, _, count in model.parameter_table(architecture)]
+    totals = [sum(count for _, _, count in model.parameter_table(architecture)), sum(connections.values())]
+    rows += [["total", *(f"{total:,}" for total in totals)], ["paper", *(f"{total:,}" for total in COUNTS)]]
+    return compare.markdown_table(["layer", "trainable", "connections"], rows, 2)
+
+
 def ingredients_table(runs: Path) -> str:
     """What each ingredient does, against the same seeds with all of them."""
     run = results.load(runs / "lenet5_1998_ingredients")
@@ -115,7 +128,7 @@ def choices_table(runs: Path, name: str) -> str:
     run = results.load(runs / name)
     rows = []
     for arm in run.summary["arms"]:
-        axes = ", ".join(f"{axis} {results.format_value(value)}" for axis, value in arm["axes"].items())
+        axes = ", ".join(results.format_value(value).replace("_", " ") for value in arm["axes"].values())
         rows.append([axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
     return compare.markdown_table(["", "validation error (%)", "training error (%)", "diverged"], rows, 3)
 
@@ -132,6 +145,7 @@ def rates_table(runs: Path) -> str:
 TABLES = {
     "errors": errors_table,
     "passes": passes_table,
+    "counts": counts_table,
     "rates": rates_table,
     "ingredients": ingredients_table,
     "choices": lambda runs: choices_table(runs, "lenet5_1998_choices"),

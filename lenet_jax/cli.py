@@ -167,6 +167,9 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
             if isinstance(error, flags.Error)
             else f"{type(error).__name__}: {error}"
         )
+        ours = f"{InputError.__module__}.{InputError.__name__}: "
+        if text.startswith(ours):
+            raise InputError(text.removeprefix(ours)) from error
         raise InputError(f"config: {file!r} can't be used: {text}") from error
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lenet_jax import results
+
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 QUICK = [
     f"--config={EXPERIMENTS}/quickstart.py",
@@ -202,3 +204,34 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].startswith("lenet-jax: stopped")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "lenet-jax: config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN"),
+        (":nowhere", "lenet-jax: run: 'nowhere/config.json' is missing"),
+    ],
+)
+def test_a_stored_run_that_is_not_there_is_refused(folder, message, tmp_path):
+    result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/stored.py{folder}")
+    assert_refused(result)
+    assert result.stderr.startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
+    """Exactly, on the machine and with the versions that it was made with; elsewhere to a few of 1,000 digits."""
+    stored = results.load(EXPERIMENTS / "results" / "quickstart")
+    seed, name = 3, "loss=cross_entropy,activation=tanh"
+    flags = ["--config.sweep.loss=('cross_entropy',)", "--config.sweep.activation=('tanh',)"]
+    flags += [f"--config.first_seed={seed}", "--config.seeds=1", "--workdir=again"]
+    result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags)
+    assert result.returncode == 0, result.stderr
+    again = results.load(tmp_path / "again")
+    before = next(arm for arm in stored.summary["arms"] if arm["name"] == name)
+    (after,) = again.summary["arms"]
+    made = [run.provenance[field] for run in (stored, again) for field in ("processor", "cores", "versions")]
+    tolerance = 0 if made[:3] == made[3:] else 0.008
+    for split in ("train_error", "test_error"):
+        assert after[split]["per_seed"] == pytest.approx(before[split]["per_seed"][seed : seed + 1], abs=tolerance)

@@ -123,12 +123,14 @@ def git_commit() -> str | None:
 
 
 def processor_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor, as far as the system tells. On Linux with its model, which decides what XLA compiles to."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    first = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    numbers = [f"{name} {first[name]}" for name in ("cpu family", "model", "stepping") if name in first]
+    return ", ".join([first.get("model name", platform.machine()), *numbers])
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """LeNet-5 as in 1998 on distorted digits: nine of ten presentations are randomly moved, scaled, squeezed and sheared.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_distorted.py
-Cost: about 13 minutes on two CPU cores.
+Cost: about 11 minutes on two CPU cores.
 Result: experiments/results/lenet5_1998_distorted, and docs/reproduction.md, which also says how the magnitudes were
 chosen.
 """

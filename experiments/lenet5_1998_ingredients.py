@@ -20,9 +20,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seeds = 5
     config.sweep.replaced = {
         "nothing": {},
-        "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy"},
-        "sdlm_by_sgd": {"optimizer": "sgd", "learning_rate": 3e-4},
-        "sdlm_by_adam": {"optimizer": "adam", "learning_rate": 1e-4},
+        "rbf_map_by_softmax_ce": {"output": "softmax", "loss": "cross_entropy", "learning_rate": 3e-4},
+        "sdlm_by_sgd": {"optimizer": "sgd", "learning_rate": 1e-3},
+        "sdlm_by_adam": {"optimizer": "adam", "learning_rate": 1e-3},
         "scaled_tanh_by_tanh": {"activation": "tanh"},
         "scaled_tanh_by_relu": {"activation": "relu"},
         "subsampling_by_average": {"subsampling": "average"},

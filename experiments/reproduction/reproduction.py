@@ -59,9 +59,9 @@ def arm_of(run: Run, **axes: Any) -> dict[str, Any]:
     return found
 
 
-def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The test error of the first arm less that of the second, seed by seed: mean and interval."""
-    pairs = zip(first["test_error"]["per_seed"], second["test_error"]["per_seed"], strict=True)
+def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
+    """The error of the first arm less that of the second, seed by seed: mean and interval."""
+    pairs = zip(first[metric]["per_seed"], second[metric]["per_seed"], strict=True)
     return results.summarize([one - other for one, other in pairs])
 
 
@@ -123,14 +123,28 @@ def ingredients_table(runs: Path) -> str:
     return compare.markdown_table(header, rows, 4)
 
 
-def choices_table(runs: Path, name: str) -> str:
-    """What was tried on the validation split."""
+def choices_table(runs: Path) -> str:
+    """What was changed, against the same seeds with nothing changed, on the validation split."""
+    run = results.load(runs / "lenet5_1998_choices")
+    base = arm_of(run, changed="nothing")
+    rows = []
+    for arm in run.summary["arms"]:
+        change = "-" if arm is base else percent(difference(arm, base, "validation_error"))
+        name = arm["axes"]["changed"].replace("_", " ")
+        rows.append([name, percent(arm["validation_error"]), change, percent(arm["train_error"])])
+    header = ["changed", "validation error (%)", "against nothing, seed by seed", "training error (%)"]
+    return compare.markdown_table(header, rows, 3)
+
+
+def validation_table(runs: Path, name: str) -> str:
+    """Every arm of a run on the validation split."""
     run = results.load(runs / name)
     rows = []
     for arm in run.summary["arms"]:
-        axes = ", ".join(results.format_value(value).replace("_", " ") for value in arm["axes"].values())
-        rows.append([axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
-    return compare.markdown_table(["", "validation error (%)", "training error (%)", "diverged"], rows, 3)
+        axes = [results.format_value(value).replace("_", " ") for value in arm["axes"].values()]
+        rows.append([*axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
+    axes = [axis.replace("_", " ") for axis in run.summary["arms"][0]["axes"]]
+    return compare.markdown_table([*axes, "validation error (%)", "training error (%)", "diverged"], rows, 3)
 
 
 def rates_table(runs: Path) -> str:
@@ -148,9 +162,9 @@ TABLES = {
     "counts": counts_table,
     "rates": rates_table,
     "ingredients": ingredients_table,
-    "choices": lambda runs: choices_table(runs, "lenet5_1998_choices"),
-    "magnitudes": lambda runs: choices_table(runs, "lenet5_1998_magnitudes"),
-    "rates_of_ingredients": lambda runs: choices_table(runs, "lenet5_1998_ingredient_rates"),
+    "choices": choices_table,
+    "magnitudes": lambda runs: validation_table(runs, "lenet5_1998_magnitudes"),
+    "rates_of_ingredients": lambda runs: validation_table(runs, "lenet5_1998_ingredient_rates"),
 }
 
 

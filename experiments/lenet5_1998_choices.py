@@ -3,7 +3,7 @@
 Judged on the last 10,000 training digits, never on the test set, after 8 passes over the other 50,000.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_choices.py
-Cost: about 20 minutes on two CPU cores.
+Cost: about half an hour on two CPU cores.
 Result: experiments/results/lenet5_1998_choices, and docs/reproduction.md.
 """
 

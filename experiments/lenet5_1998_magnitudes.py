@@ -3,7 +3,7 @@
 Judged on the last 10,000 training digits, never on the test set, after 13 passes over the other 50,000.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_magnitudes.py
-Cost: about 8 minutes on two CPU cores.
+Cost: about 11 minutes on two CPU cores.
 Result: experiments/results/lenet5_1998_magnitudes, and docs/reproduction.md.
 """
 

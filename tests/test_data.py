@@ -252,7 +252,10 @@ class TestNormalization:
             data.NORMALIZATIONS["standard"](np.full((5, 28, 28), grey, np.uint8))
 
     def test_names(self):
-        assert set(data.NORMALIZATIONS) == {"unit", "lecun1998", "standard"}
+        assert set(data.NORMALIZATIONS) == {"unit", "lecun1998", "standard", "hundredth"}
+
+    def test_hundredth(self):
+        assert data.NORMALIZATIONS["hundredth"](np.zeros((1, 28, 28), np.uint8)) == (0.01, 0.0)
 
 
 def png(image):

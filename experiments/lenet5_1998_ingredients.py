@@ -3,7 +3,7 @@
 Eight passes, as for the choices; the error of all of them would fall a little further.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_ingredients.py
-Cost: COST
+Cost: about half an hour on two CPU cores.
 Result: experiments/results/lenet5_1998_ingredients, and docs/reproduction.md, which also says how the learning rates
 were chosen.
 """

@@ -5,7 +5,7 @@ rates of 1e-4, 1e-5 and 1e-6, in the order of the data set. All else is as in `l
 0.82 % (+-0.2) for the demonstration.
 
 Command: lenet-jax run --config=experiments/lush_demo.py
-Cost: COST
+Cost: about a quarter of an hour on two CPU cores.
 Result: experiments/results/lush_demo, and docs/reproduction.md.
 """
 

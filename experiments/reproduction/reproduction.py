@@ -259,6 +259,7 @@ def ingredients(runs: Path, axes: Axes) -> Axes:
     axes.set_xscale("log")
     axes.set_xticks([0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     axes.minorticks_off()
+    plots.value_axis(axes.xaxis, "test_error")
     return axes
 
 

@@ -1,8 +1,8 @@
 """LeNet-5 as in 1998: RBF outputs, the MAP criterion, stochastic diagonal Levenberg-Marquardt, 20 passes, online.
 
 It departs from the paper in three places: initial weights in +-2.4/sqrt(F) instead of +-2.4/F, with which it hardly
-trains; the mean instead of the sum in subsampling, and half the learning rate, which did a little better. The paper leaves
-open j of the criterion, where the curvature starts, and how strong distortions are. All of these were chosen on a
+trains; the mean instead of the sum in subsampling, and half the learning rate, which did a little better. The paper
+leaves open j of the criterion, where the curvature starts, and how strong distortions are. All of these were chosen on a
 validation split (`lenet5_1998_choices`).
 
 Command: lenet-jax run --config=experiments/lenet5_1998.py

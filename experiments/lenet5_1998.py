@@ -2,8 +2,8 @@
 
 It departs from the paper in three places: initial weights in +-2.4/sqrt(F) instead of +-2.4/F, with which it hardly
 trains; the mean instead of the sum in subsampling, and half the learning rate, which did a little better. The paper
-leaves open j of the criterion, where the curvature starts, and how strong distortions are. All of these were chosen on a
-validation split (`lenet5_1998_choices`).
+leaves open j of the criterion, where the curvature starts, and how strong distortions are. All of these were chosen
+on a validation split (`lenet5_1998_choices`).
 
 Command: lenet-jax run --config=experiments/lenet5_1998.py
 Cost: about 11 minutes on two CPU cores.

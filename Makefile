@@ -43,7 +43,7 @@ benchmark: $(VENV)/installed
 # About two hours on two cores; the report is runs/reproduction/reproduction.md. What is finished isn't run again.
 # DATASET=idx:FOLDER for one's own MNIST.
 DATASET ?= mnist
-REPRODUCTION := lenet5_1998 lenet5_1998_distorted training_set_size lenet5_1998_ingredients \
+REPRODUCTION := lenet5_1998 lenet5_1998_distorted training_set_size lenet5_1998_ingredients lush_demo \
 	lenet5_1998_choices lenet5_1998_magnitudes lenet5_1998_ingredient_rates
 
 reproduction: $(VENV)/installed

@@ -5,7 +5,6 @@ Fields can be changed as those of any config, for one seed of a stored run: --co
 """
 
 from pathlib import Path
-from typing import Any
 
 from lenet_jax.experiments import base
 from ml_collections import ConfigDict
@@ -19,14 +18,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if not arg:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
-    stored = results.read_json(Path(arg) / results.CONFIG)
-    for field, value in stored.items():
-        config[field] = in_order(value)
+    config.update(results.read_json(Path(arg) / results.CONFIG))
     return config
-
-
-def in_order(value: Any) -> Any:
-    """JSON's objects as mappings that keep their order, which is that of the arms."""
-    if not isinstance(value, dict):
-        return value
-    return ConfigDict({name: in_order(inner) for name, inner in value.items()}, sort_keys=False)

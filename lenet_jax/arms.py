@@ -121,7 +121,7 @@ def expand(config: ConfigDict) -> list[Arm]:
     sweep = config.get("sweep", {})
     if not isinstance(sweep, Mapping | ConfigDict):
         raise InputError(f"sweep: {sweep!r} is no mapping; write config.sweep.FIELD = (first, second)")
-    axes = {axis: check_axis(axis, values) for axis, values in sweep.items()}
+    axes = {axis: check_axis(axis, sweep[axis]) for axis in in_order(sweep)}
     check_settings_once(axes)
     arms = []
     for combination in itertools.product(*axes.values()):
@@ -186,7 +186,7 @@ def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> Axis:
 
 def in_order(mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
     """The keys as they were written: a ConfigDict made from a dict sorts them when it is iterated, but not as JSON."""
-    return list(json.loads(mapping.to_json())) if isinstance(mapping, ConfigDict) else list(mapping)
+    return list(json.loads(mapping.to_json_best_effort())) if isinstance(mapping, ConfigDict) else list(mapping)
 
 
 def check_settings_once(axes: Mapping[str, Axis]) -> None:

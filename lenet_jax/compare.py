@@ -229,8 +229,8 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
         drawn = curves(runs, metric)
         final = {label(row.run, row.arm): (row.per_seed, row.ci95) for row in rows}
         figures = {
-            "learning_curves": plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
-            "final_values": plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
+            f"{metric}_learning_curves": plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
+            f"{metric}_final_values": plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
         }
         rejects = {
             label(name, str(arm)): reject_curve(of_arm)
@@ -244,7 +244,7 @@ def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -
         results.replace_file(text, lambda partial: partial.write_text(markdown(rows, metric)))
         files = [csv, text]
         for name, figure in figures.items():
-            files.append(out / f"{metric}_{name}.png")
+            files.append(out / f"{name}.png")
             plots.save(figure, files[-1])
     except OSError as error:
         raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error

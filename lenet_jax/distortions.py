@@ -6,6 +6,7 @@ horizontal shear, and no magnitudes: here they are fields.
 
 import dataclasses
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -42,8 +43,7 @@ class Augmentation:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Affine:
     """Where the pixels of distorted images come from: source = matrix @ (place - middle) + middle + shift.
 

@@ -20,7 +20,6 @@ from lenet_jax.arms import Arm, describe, expand
 from lenet_jax.data import Dataset
 from lenet_jax.distortions import Augmentation
 from lenet_jax.errors import InputError
-from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.progress import Progress
@@ -126,7 +125,7 @@ def run(config: ConfigDict, workdir: Path, command: str) -> results.Run:
     """
     arms = expand(config)
     resolved = describe(config)
-    defaults = describe(base.get_config())
+    defaults = describe(ConfigDict())
     if results.finished(workdir, resolved, defaults):
         print(f"{workdir} holds this run, already finished", file=sys.stderr)
         return results.load(workdir)

@@ -97,18 +97,18 @@ LECUN1998_FACTORS = {0: 1.0, 2: 0.4, 5: 0.2, 8: 0.1, 12: 0.02}
 (section III.C)."""
 
 
-def by_pass(factors: Mapping[int, float], step: Int[Array, ""], epoch_steps: int) -> Float[Array, ""]:
-    """The factor of the pass that a step belongs to; keys are the first passes of each."""
-    place = jnp.searchsorted(jnp.array(list(factors)), step // epoch_steps, side="right") - 1
-    return jnp.array(list(factors.values()))[place]
+def steps_down(factors: Mapping[int, float], unit: int) -> optax.Schedule:
+    """A schedule that is constant from each key on; keys count units of so many updates."""
+    constants = [optax.constant_schedule(factor) for factor in factors.values()]
+    return optax.join_schedules(constants, [start * unit for start in list(factors)[1:]])
 
 
 SCHEDULES: Mapping[str, Callable[[Int[Array, ""], int, int], Array]] = {
     "constant": lambda step, steps, epoch_steps: jnp.ones(()),
     "cosine": lambda step, steps, epoch_steps: optax.cosine_decay_schedule(1.0, steps)(step),
     "linear": lambda step, steps, epoch_steps: optax.linear_schedule(1.0, 0.0, steps)(step),
-    "lecun1998": lambda step, steps, epoch_steps: by_pass(LECUN1998_FACTORS, step, epoch_steps),
-    "thirds": lambda step, steps, epoch_steps: 10.0 ** -(3 * step // steps).astype(jnp.result_type(float)),
+    "lecun1998": lambda step, steps, epoch_steps: steps_down(LECUN1998_FACTORS, epoch_steps)(step),
+    "thirds": lambda step, steps, epoch_steps: steps_down({0: 1.0, 1: 0.1, 2: 0.01}, -(-steps // 3))(step),
 }
 """(step, steps in all, steps a pass) -> factor on the learning rate, from 1 on. Cosine and linear fall to 0, lecun1998
 falls pass by pass, thirds falls to a tenth after each third of the training."""

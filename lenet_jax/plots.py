@@ -58,6 +58,21 @@ def value_axis(axis: Axis, metric: str) -> str:
     return label
 
 
+def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) -> None:
+    """The mean over the finite values of each row against the index, and its 95 % interval.
+
+    Args:
+      values: as they shall be drawn, a column a seed.
+      label: for the legend.
+      place: of the colour and line style.
+      axes: drawn into.
+    """
+    rows = [row[np.isfinite(row)] for row in values.to_numpy()]
+    ends = np.array([results.interval(row) or (row.mean(), row.mean()) for row in rows]).reshape(-1, 2)
+    axes.plot(values.index, [row.mean() for row in rows], label=label, linewidth=2, **style(place))
+    axes.fill_between(values.index, *ends.T, color=style(place)["color"], alpha=0.2, linewidth=0)
+
+
 def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:
     """Mean over seeds and its 95 % interval against the epoch, an arm a colour; every seed as a thin line.
 
@@ -69,15 +84,8 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes)
     for place, (arm, curve) in enumerate(curves.items()):
         # A seed that diverges ends there; the mean goes on over the others.
         finite = curve.where(np.isfinite(curve)).dropna(how="all")
-        epochs, mean = finite.index.to_numpy(), finite.mean(axis=1).to_numpy()
-        axes.plot(epochs, finite.to_numpy(), color=style(place)["color"], linewidth=0.5, alpha=0.35)
-        axes.plot(epochs, mean, label=arm, linewidth=2, **style(place))
-        ends = [
-            results.interval(row[np.isfinite(row)]) or (average, average)
-            for row, average in zip(finite.to_numpy(), mean, strict=True)
-        ]
-        lows, highs = np.array(ends).reshape(-1, 2).T
-        axes.fill_between(epochs, lows, highs, color=style(place)["color"], alpha=0.2, linewidth=0)
+        axes.plot(finite.index, finite.to_numpy(), color=style(place)["color"], linewidth=0.5, alpha=0.35)
+        mean_and_interval(finite, arm, place, axes)
     axes.set_yscale("log")
     axes.yaxis.set_minor_formatter(NullFormatter())
     ticks = [tick for power in range(-4, 1) for tick in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
@@ -134,11 +142,7 @@ def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
       axes: drawn into.
     """
     for place, (arm, curve) in enumerate(curves.items()):
-        rejected = 100 * curve.index.to_numpy()
-        mean = curve.mean(axis=1)
-        ends = np.array([results.interval(row) or (row.mean(), row.mean()) for row in curve.to_numpy()])
-        axes.plot(rejected, 100 * mean, label=arm, linewidth=2, **style(place))
-        axes.fill_between(rejected, *(100 * ends.T), color=style(place)["color"], alpha=0.2, linewidth=0)
+        mean_and_interval(100 * curve.set_axis(100 * curve.index), arm, place, axes)
     axes.set_xlabel("rejected (% of the test images, least sure first)")
     axes.set_ylabel("error on the rest (%)")
     axes.set_xlim(left=0)

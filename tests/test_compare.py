@@ -150,7 +150,7 @@ def test_reject_curves_are_drawn_where_predictions_are(tmp_path):
     folder = write_run(tmp_path / "run", dict([next(iter(ERRORS.items()))]))
     results.write_table(folder / results.PREDICTIONS, predictions(np.arange(50), np.arange(50) < 5))
     files = compare.compare([folder], "test_error", tmp_path / "out", Console(file=io.StringIO()))
-    assert "test_error_reject_curves.png" in [file.name for file in files]
+    assert "reject_curves.png" in [file.name for file in files]
 
 
 def test_reject_curves_show_the_mean():

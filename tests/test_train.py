@@ -211,6 +211,7 @@ SDLM = dataclasses.replace(
     batch_size=10,
     curvature_patterns=100,
 )
+quick_diagonal = jax.jit(diagonal, static_argnames=("architecture", "loss", "start"))
 SDLM_HYPER = dataclasses.replace(HYPER, learning_rate=jnp.float32(2.5e-4))
 
 
@@ -219,8 +220,8 @@ def test_curvature_is_the_mean_over_patterns(images):
     params = train.init(jnp.uint32(0), SDLM_HYPER, SDLM).params
     places = jnp.arange(100)
     pictures, labels = images.take(places)
-    whole = diagonal(params, blocked.to_grid(pictures), labels, SDLM.architecture, SDLM.loss, "target")
-    found = train.curvature(params, images, places, SDLM)
+    whole = quick_diagonal(params, blocked.to_grid(pictures), labels, SDLM.architecture, SDLM.loss, "target")
+    found = jax.jit(train.curvature, static_argnames="recipe")(params, images, places, recipe=SDLM)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4), found, whole)
 
 
@@ -279,7 +280,7 @@ def plain_epoch_of_1998(start, images, recipe):
         key = key_of(train.Stream.CURVATURE, number)
         patterns = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
         pictures, labels = images.take(patterns)
-        bends = diagonal(params, blocked.to_grid(pictures), labels, recipe.architecture, recipe.loss, "target")
+        bends = quick_diagonal(params, blocked.to_grid(pictures), labels, recipe.architecture, recipe.loss, "target")
         for place in places:
             at = int(np.flatnonzero(order == place)[0])
             params = step(params, bends, place, jax.tree.map(lambda leaf, at=at: leaf[at], affine))

@@ -62,6 +62,11 @@ def arm_of(run: Run, **axes: Any) -> dict[str, Any]:
     return found
 
 
+def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass that a config has."""
+    return {field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config}
+
+
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
     """The error of the first arm less that of the second, seed by seed: mean and interval."""
     pairs = zip(first[metric]["per_seed"], second[metric]["per_seed"], strict=True)
@@ -104,8 +109,8 @@ def passes_table(runs: Path) -> str:
 
 def counts_table(runs: Path) -> str:
     """Trainable numbers and connections, computed from the architecture."""
-    arm = arms.expand(ConfigDict(results.load(runs / "lenet5_1998").config))[0]
-    architecture = experiment.recipe_of(arm, data.load("mnist5k")).architecture
+    config = results.load(runs / "lenet5_1998").config
+    architecture = model.Architecture(**fields_of(model.Architecture, config))
     connections = model.connection_table(architecture)
     rows = [[name, f"{count:,}", f"{connections[name]:,}"] for name, _, count in model.parameter_table(architecture)]
     totals = [sum(count for _, _, count in model.parameter_table(architecture)), sum(connections.values())]
@@ -194,9 +199,7 @@ def curves(runs: Path, axes: Axes) -> Axes:
     for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
         rows = compare.metric_rows(run, metric)
         table = rows[rows.epoch > 0].pivot(index="epoch", columns="seed", values="value") * 100
-        ends = np.array([results.interval(row) for row in table.to_numpy()])
-        axes.plot(table.index, table.mean(axis=1), linewidth=2, label=f"ours, {label}", **plots.style(place))
-        axes.fill_between(table.index, *ends.T, color=plots.style(place)["color"], alpha=0.25, linewidth=0)
+        plots.mean_and_interval(table, f"ours, {label}", place, axes)
         axes.plot(range(1, len(paper) + 1), paper, marker, label=f"paper, {label}", **PAPER_STYLE)
     axes.set(xlabel="passes over the training set", ylabel="error (%)", ylim=(0, 6), xticks=range(0, 21, 2))
     axes.set_title("Figure 5 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
@@ -270,10 +273,8 @@ def ingredients(runs: Path, axes: Axes) -> Axes:
 def distorted_digits(runs: Path) -> Figure:
     """Figure 7: a digit, and distortions of it as training sees them."""
     run = results.load(runs / "lenet5_1998_distorted")
-    fields = {field.name for field in dataclasses.fields(distortions.Augmentation)}
-    augmentation = distortions.Augmentation(
-        **{name: value for name, value in run.config.items() if name in fields} | {"distorted_share": 1.0}
-    )
+    fields = fields_of(distortions.Augmentation, run.config)
+    augmentation = distortions.Augmentation(**fields | {"distorted_share": 1.0})
     dataset = data.load("mnist5k")
     place = int(np.flatnonzero(dataset.train_labels == 4)[0])
     digit = jnp.asarray(data.pad(dataset.train_images, "background")[place], jnp.float32)

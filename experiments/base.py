@@ -35,6 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Only so many of the training images that are left are trained on; 0: all.
     config.train_size = 0
+    # Share of the training split's labels that are wrong, each another class at random; the same ones for all members.
+    config.label_noise = 0.0
 
     # --- Distortions of training images, drawn for each presentation
     # none or affine.
@@ -109,9 +111,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seeds = 8
     config.first_seed = 0
     # Whether predictions.parquet says what every network, at its end, makes of each test image.
-    config.store_predictions = False
-    # Field -> values to compare; the arms are the product. Any field above can be an axis. Under any other name stand
-    # groups of fields that change together: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}.
+    config.store_predictions = True
+    # Field -> values to compare; the arms are the product. Any field above can be an axis. Under several names stand
+    # fields that change together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Under any other name stand
+    # groups of fields: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}; under "arm", alone, groups
+    # that are the arms themselves.
     config.sweep = ConfigDict(sort_keys=False)
+
+    # --- Tuning: every arm picks by its mean validation error, then trains anew with its own seeds
+    # learning_rate, momentum, weight_decay, mu -> values to try (all combinations), or a set drawn uniformly in the
+    # logarithm: {"low": 0.001, "high": 1.0, "count": 8}. Needs a validation_size.
+    config.tune = ConfigDict(sort_keys=False)
+    # Members that try each value, seeded tune_first_seed, tune_first_seed + 1, ...
+    config.tune_seeds = 3
+    config.tune_first_seed = 1_000_000
+    # So often an arm whose choice is at the edge of a grid tries one more value beyond it.
+    config.tune_widenings = 0
+    # Whether the chosen values train on training and validation images together.
+    config.refit = False
 
     return config

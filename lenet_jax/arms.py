@@ -8,13 +8,14 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, data, distortions, layers, losses, model, optim, results, train
+from lenet_jax import curvature, data, distortions, layers, losses, model, optim, results, train, tuning
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.experiments import base
+from lenet_jax.tuning import Tuning
 
 Check = Callable[[str, Any], None]
 
@@ -50,6 +51,7 @@ FIELDS: Mapping[str, Check] = {
     "normalization": choice(data.NORMALIZATIONS),
     "validation_size": number(0),
     "train_size": number(0),
+    "label_noise": number(0, 1),
     "activation": choice(layers.ACTIVATIONS),
     "connectivity": choice(model.CONNECTIVITIES),
     "subsampling": choice(model.SUBSAMPLINGS),
@@ -84,8 +86,12 @@ FIELDS: Mapping[str, Check] = {
     "seeds": number(1),
     "first_seed": number(0, 2**32, open_high=True),
     "store_predictions": anything,
+    "tune_seeds": number(1),
+    "tune_first_seed": number(0, 2**32, open_high=True),
+    "tune_widenings": number(0),
+    "refit": anything,
 }
-"""Every field of a config but `sweep`, with the check of its value; types are those of the defaults."""
+"""Every field of a config but `sweep` and `tune`, with the check of its value; types are those of the defaults."""
 
 
 MEASURED = ("arm", "seed", "epoch", "split", "metric", "value", "image", "label", "predicted", "margin")
@@ -99,12 +105,14 @@ class Arm:
     Attributes:
       name: ``loss=mse,activation=tanh``; ``all`` without a sweep.
       axes: the values that make this arm.
-      settings: every field.
+      settings: every field; those that are tuned, before that.
+      tuning: what is tried for the fields that are tuned; None if none is.
     """
 
     name: str
     axes: dict[str, Any]
     settings: dict[str, Any]
+    tuning: Tuning | None = None
 
 
 def expand(config: ConfigDict) -> list[Arm]:
@@ -118,19 +126,25 @@ def expand(config: ConfigDict) -> list[Arm]:
     if unknown:
         raise InputError(f"{unknown[0]}: is no field; allowed are {', '.join(defaults)}")
     fields = {field: check_value(field, config.get(field, defaults[field])) for field in FIELDS}
-    sweep = config.get("sweep", {})
-    if not isinstance(sweep, Mapping | ConfigDict):
-        raise InputError(f"sweep: {sweep!r} is no mapping; write config.sweep.FIELD = (first, second)")
+    sweep, tune = (config.get(name, {}) for name in ("sweep", "tune"))
+    for name, mapping in (("sweep", sweep), ("tune", tune)):
+        if not isinstance(mapping, Mapping | ConfigDict):
+            raise InputError(f"{name}: {mapping!r} is no mapping; write config.{name}.FIELD = (first, second)")
     axes = {axis: check_axis(axis, sweep[axis]) for axis in in_order(sweep)}
-    check_settings_once(axes)
+    if NAMED_ARMS in axes and len(axes) > 1:
+        raise InputError(f"sweep.{NAMED_ARMS}: named arms stand alone; for a product give that axis another name")
+    tuned = check_tune(tune)
+    check_settings_once(axes, tuned.names if tuned else [])
     arms = []
     for combination in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, combination, strict=True))
-        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in chosen.items()) or "all"
+        shown = {name: value for choice in combination for name, value in choice.shown.items()}
+        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in shown.items()) or "all"
+        if NAMED_ARMS in axes:
+            name, shown = shown[NAMED_ARMS], {}
         settings = dict(fields)
-        for axis, value in chosen.items():
-            settings |= axes[axis][value]
-        arms.append(Arm(name, chosen, settings))
+        for choice in combination:
+            settings |= choice.settings
+        arms.append(Arm(name, shown, settings, tuned))
     for arm in arms:
         check_together(arm)
     return arms
@@ -148,29 +162,58 @@ def check_value(field: str, value: Any) -> Any:
     return value
 
 
-Axis = dict[Any, dict[str, Any]]
-"""A sweep axis: each of its values, and the fields that it sets."""
+def in_range(field: str, value: Any) -> bool:
+    """Whether a field may have the value."""
+    try:
+        check_value(field, value)
+    except InputError:
+        return False
+    return True
 
 
-def check_axis(axis: str, values: Any) -> Axis:
-    """A sweep axis, if it is allowed: a field with values, or any other name with named groups of fields."""
+class Choice(NamedTuple):
+    """One value of a sweep axis.
+
+    Attributes:
+      shown: columns and values by which the arms are told apart.
+      settings: the fields that it sets.
+    """
+
+    shown: dict[str, Any]
+    settings: dict[str, Any]
+
+
+NAMED_ARMS = "arm"
+"""The axis whose groups of fields are the arms themselves, under their bare names."""
+
+
+def check_axis(axis: str, values: Any) -> list[Choice]:
+    """A sweep axis, if it is allowed: a field with values, fields that change together, or named groups of fields."""
     if isinstance(values, Mapping | ConfigDict):
         return check_groups(axis, values)
-    if axis not in FIELDS:
-        raise InputError(f"sweep.{axis}: is no field; allowed are {', '.join(FIELDS)}")
+    names = axis.split(",")
+    for name in names:
+        if name not in FIELDS:
+            raise InputError(f"sweep.{axis}: {name!r} is no field; allowed are {', '.join(FIELDS)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"sweep.{axis}: names a field twice")
     if not isinstance(values, tuple | list) or not values:
         raise InputError(f"sweep.{axis}: {values!r} is no list of values; write sweep.{axis}=(first, second)")
-    checked = [check_value(axis, value) for value in values]
-    if len(set(checked)) < len(checked):
+    rows: list[Any] = [(value,) for value in values] if len(names) == 1 else list(values)
+    for row in rows:
+        if not isinstance(row, tuple | list) or len(row) != len(names):
+            raise InputError(f"sweep.{axis}: {row!r} is no list of {len(names)} values, one for each field")
+    checked = [{name: check_value(name, value) for name, value in zip(names, row, strict=True)} for row in rows]
+    if len({tuple(row.values()) for row in checked}) < len(checked):
         raise InputError(f"sweep.{axis}: {tuple(values)!r} names a value twice; every arm must differ")
-    return {value: {axis: value} for value in checked}
+    return [Choice(row, row) for row in checked]
 
 
-def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> Axis:
+def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> list[Choice]:
     """A sweep axis whose values each set several fields."""
-    if axis in FIELDS or axis in MEASURED:
+    if axis != NAMED_ARMS and (axis in FIELDS or axis in MEASURED):
         raise InputError(f"sweep.{axis}: named groups of fields need an axis name that is neither a field nor a column")
-    checked: Axis = {}
+    checked = []
     for name in in_order(groups):
         fields = groups[name]
         if not isinstance(fields, Mapping | ConfigDict):
@@ -178,10 +221,54 @@ def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> Axis:
         unknown = [field for field in fields if field not in FIELDS]
         if unknown:
             raise InputError(f"sweep.{axis}.{name}: {unknown[0]!r} is no field; allowed are {', '.join(FIELDS)}")
-        checked[name] = {field: check_value(field, value) for field, value in fields.items()}
+        checked.append(Choice({axis: name}, {field: check_value(field, value) for field, value in fields.items()}))
     if not checked:
         raise InputError(f"sweep.{axis}: is empty; write sweep.{axis} = {{'name': {{'field': value}}}}")
     return checked
+
+
+RANDOM_SET = ("low", "high", "count")
+"""Keys of a random set of values in `tune`."""
+
+
+def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
+    """What `tune` asks for, if it is allowed."""
+    grid, drawn = {}, {}
+    for name in in_order(tune):
+        values = tune[name]
+        if name not in optim.HYPERPARAMETERS:
+            raise InputError(f"tune.{name}: can't be tuned; allowed are {', '.join(optim.HYPERPARAMETERS)}")
+        if isinstance(values, Mapping | ConfigDict):
+            drawn[name] = check_random_set(name, values)
+        elif isinstance(values, tuple | list) and values:
+            checked = [check_value(name, value) for value in values]
+            if len(set(checked)) < len(checked):
+                raise InputError(f"tune.{name}: {tuple(values)!r} names a value twice")
+            grid[name] = tuple(sorted(checked))
+        else:
+            raise InputError(
+                f"tune.{name}: {values!r} is no list of values; "
+                f"write tune.{name}=(first, second) or tune.{name}={{'low': 0.001, 'high': 1.0, 'count': 8}}"
+            )
+    if len({len(values) for values in drawn.values()}) > 1:
+        raise InputError(f"tune: {', '.join(drawn)} are drawn together; count must be the same")
+    if not grid and not drawn:
+        return None
+    points = [dict(zip(drawn, point, strict=True)) for point in zip(*drawn.values(), strict=True)]
+    return Tuning(grid, tuple(points) or ({},))
+
+
+def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[float]:
+    """Values drawn for a hyperparameter, see `tuning.log_uniform`."""
+    if set(values) != set(RANDOM_SET):
+        raise InputError(f"tune.{name}: a random set needs {', '.join(RANDOM_SET)}, but has {', '.join(values)}")
+    low, high = (check_value(name, values[end]) for end in ("low", "high"))
+    count = values["count"]
+    if not 0 < low < high:
+        raise InputError(f"tune.{name}: low {low!r} and high {high!r}; needed is 0 < low < high")
+    if type(count) is not int or count < 1:
+        raise InputError(f"tune.{name}: count {count!r}; allowed is a whole number from 1 on")
+    return tuning.log_uniform(name, low, high, count)
 
 
 def in_order(mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
@@ -189,14 +276,14 @@ def in_order(mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
     return list(json.loads(mapping.to_json_best_effort())) if isinstance(mapping, ConfigDict) else list(mapping)
 
 
-def check_settings_once(axes: Mapping[str, Axis]) -> None:
-    """Refuses two axes that set the same field: the second would undo the first."""
-    setters: dict[str, str] = {}
-    for axis, values in axes.items():
-        for field in sorted({field for fields in values.values() for field in fields}):
+def check_settings_once(axes: Mapping[str, list[Choice]], tuned: Collection[str]) -> None:
+    """Refuses two axes that set the same field, or one that sets what is tuned: the second would undo the first."""
+    setters = {field: f"tune.{field}" for field in tuned}
+    for axis, choices in axes.items():
+        for field in sorted({field for choice in choices for field in choice.settings}):
             if field in setters:
-                raise InputError(f"sweep.{axis}: sets {field!r}, which sweep.{setters[field]} sets too")
-            setters[field] = axis
+                raise InputError(f"sweep.{axis}: sets {field!r}, which {setters[field]} sets too")
+            setters[field] = f"sweep.{axis}"
 
 
 def check_together(arm: Arm) -> None:
@@ -214,6 +301,30 @@ def check_together(arm: Arm) -> None:
             raise InputError(f"mse_point: 'softmax' needs output 'softmax', but output is {output!r} (arm {arm.name})")
     if settings["first_seed"] + settings["seeds"] > 2**32:
         raise InputError(f"seeds: {settings['seeds']} from first_seed {settings['first_seed']} on pass 2**32 - 1")
+    if arm.tuning:
+        check_tuned(arm)
+    elif settings["refit"]:
+        raise InputError("refit: True needs fields to tune; name some in tune, or set validation_size to 0")
+
+
+def check_tuned(arm: Arm) -> None:
+    """Refuses fields that don't go together with tuning."""
+    settings = arm.settings
+    seeds, tune_seeds = (
+        range(settings[first], settings[first] + settings[count])
+        for first, count in (("first_seed", "seeds"), ("tune_first_seed", "tune_seeds"))
+    )
+    if not settings["validation_size"]:
+        raise InputError("validation_size: 0 leaves nothing to tune on; set it to a number of training images")
+    if tune_seeds.stop > 2**32:
+        raise InputError(f"tune_seeds: {len(tune_seeds)} from tune_first_seed {tune_seeds.start} on pass 2**32 - 1")
+    if max(seeds.start, tune_seeds.start) < min(seeds.stop, tune_seeds.stop):
+        raise InputError(
+            f"tune_first_seed: seeds {tune_seeds.start} to {tune_seeds[-1]} meet the arms' own, {seeds.start} to "
+            f"{seeds[-1]}; tuning needs other seeds than testing"
+        )
+    if settings["refit"] and settings["train_size"]:
+        raise InputError(f"refit: True needs train_size 0, but it is {settings['train_size']}")
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:

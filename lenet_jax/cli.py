@@ -4,6 +4,7 @@ JAX is imported only once a command really runs, so that help and refusals come 
 """
 
 import ast
+import json
 import os
 import shlex
 import sys
@@ -32,8 +33,8 @@ Examples:
 
 `lenet-jax COMMAND --help` lists a command's flags; experiments/base.py documents every config field."""
 
-FIELD, AXIS = "--config.", "--config.sweep."
-"""How arguments start that set a field of the config, or an axis of its sweep."""
+FIELD, MAPPINGS = "--config.", ("sweep", "tune")
+"""How arguments start that set a field, and the fields that are mappings: their keys are set one by one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,9 +89,9 @@ def parse(command: str, values: flags.FlagValues, arguments: list[str]) -> list[
 def run_command(arguments: list[str]) -> None:
     """`lenet-jax run`."""
     arguments = joined(arguments)
-    # An axis that the config file doesn't sweep can be added: config_flags would refuse it as unknown.
-    axes = [argument for argument in arguments if argument.startswith(AXIS)]
-    others = [argument for argument in arguments if argument not in axes]
+    # A key that the config file's sweep or tune doesn't have can be added: config_flags would refuse it as unknown.
+    keys = [argument for argument in arguments if argument.startswith(tuple(f"{FIELD}{name}." for name in MAPPINGS))]
+    others = [argument for argument in arguments if argument not in keys]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
@@ -107,7 +108,7 @@ def run_command(arguments: list[str]) -> None:
     config = values.config
     if not isinstance(config, ConfigDict):
         raise InputError(f"config: get_config() of {file!r} returns {type(config).__name__}; allowed is ConfigDict")
-    config = with_axes(config, axes)
+    config = with_keys(config, keys)
 
     from rich.console import Console
 
@@ -141,8 +142,8 @@ def check_fields(arguments: list[str]) -> None:
             field, _, text = argument.removeprefix(FIELD).partition("=")
             if field not in fields:
                 raise InputError(f"{field}: is no field; allowed are {', '.join(fields)}")
-            if field == "sweep":
-                raise InputError(f"sweep: set one axis at a time, as in \"{AXIS}loss=('mse',)\"")
+            if field in MAPPINGS:
+                raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')
             kind = type(fields[field])
             try:
                 kind(text)
@@ -173,26 +174,25 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
         raise InputError(f"config: {file!r} can't be used: {text}") from error
 
 
-def with_axes(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """The config with sweep axes from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
-    axes: Any = config.get("sweep", {})
-    if not arguments:
-        return config
-    if not isinstance(axes, ConfigDict):
-        raise InputError(f"sweep: {axes!r} is no mapping; write config.sweep.FIELD = (first, second)")
-    axes = dict(axes)
+def with_keys(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """The config with keys of `MAPPINGS` from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
+    changed = ConfigDict(config, sort_keys=False)
     for argument in arguments:
-        axis, _, text = argument.removeprefix(AXIS).partition("=")
-        if "." in axis:
-            raise InputError(f"sweep.{axis}: is no field")
+        path, _, text = argument.removeprefix(FIELD).partition("=")
+        name, _, key = path.partition(".")
+        mapping: Any = changed.get(name, ConfigDict())
+        if not isinstance(mapping, ConfigDict):
+            raise InputError(f"{name}: {mapping!r} is no mapping; write config.{name}.FIELD = (first, second)")
+        if "." in key:
+            raise InputError(f"{path}: is no field")
         try:
             values = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"sweep.{axis}: {text!r} is no Python tuple, as in \"{AXIS}{axis}=('mse',)\"") from error
-        axes[axis] = values
-    changed = ConfigDict(config, sort_keys=False)
-    with changed.unlocked():
-        changed.sweep = ConfigDict(axes, sort_keys=False)
+            raise InputError(f"{path}: {text!r} is no Python tuple, as in \"{FIELD}sweep.loss=('mse',)\"") from error
+        # Read as JSON it keeps its order, which iterating a ConfigDict doesn't.
+        ordered = {known: mapping[known] for known in json.loads(mapping.to_json_best_effort())}
+        with changed.unlocked():
+            changed[name] = ConfigDict(ordered | {key: values}, sort_keys=False)
     return changed
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lenet_jax import plots, results
+from lenet_jax import plots, results, stats
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.results import Run, format_value
 
@@ -27,7 +27,7 @@ class ArmStatistics:
       axes: the values of the sweep's axes that make it.
       n: members.
       mean, std: over members; std with n - 1, None for one member.
-      ci95: see `results.interval`.
+      ci95: see `stats.interval`.
       best, worst: the smallest and the largest value.
       diverged: members whose loss was NaN or infinite at some epoch. They are part of all the statistics; a network
         whose outputs are not finite counts as all wrong.
@@ -80,7 +80,7 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
         for arm in run.summary["arms"]:
             of_arm = values[values.arm == arm["name"]]
             per_seed = of_arm[of_arm.epoch == of_arm.epoch.max()].sort_values("seed").value.to_numpy()
-            summary = results.summarize(per_seed)
+            summary = stats.summarize(per_seed)
             rows.append(
                 ArmStatistics(
                     run=name,

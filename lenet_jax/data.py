@@ -301,6 +301,16 @@ def pad(images: np.ndarray, padding: str) -> np.ndarray:
     return np.pad(images, ((0, 0), (margin, margin), (margin, margin)), **arguments)
 
 
+def with_noise(labels: np.ndarray, share: float, classes: int) -> np.ndarray:
+    """Labels [N] of which about a share is wrong: each another class, all equally likely.
+
+    Always the same ones; those that are wrong at a smaller share are wrong in the same way at a larger one.
+    """
+    rng = np.random.default_rng(0)
+    place, shift = rng.random(len(labels)), rng.integers(1, classes, len(labels))
+    return np.where(place < share, (labels + shift) % classes, labels).astype(labels.dtype)
+
+
 class Scaling(NamedTuple):
     """Normalized pixel = pixel * scale + shift, pixel from 0 to 255."""
 

@@ -163,6 +163,21 @@ def predict_scores(
     return jax.nn.softmax(outputs) if architecture.output == "softmax" else logits_of(outputs, architecture)
 
 
+PROBABILISTIC = ("softmax", "rbf")
+"""Outputs that make probabilities."""
+
+
+def log_probabilities(
+    outputs: Float[Array, "*batch classes"], architecture: Architecture
+) -> Float[Array, "*batch classes"]:
+    """Logarithms of the classes' probabilities, from what `forward` returns.
+
+    Those of ``softmax`` outputs; with ``rbf`` the penalties are negative log-likelihoods of classes that are equally
+    likely beforehand (LeCun et al. 1998, section II.C). Scores of other outputs are no probabilities.
+    """
+    return jax.nn.log_softmax(logits_of(outputs, architecture))
+
+
 Numbers = float | np.ndarray
 """One number for all units of a layer, or an array with one for each."""
 

@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from lenet_jax import results
+from lenet_jax import results, stats
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 """Okabe and Ito's palette, told apart by the colour-blind; styles repeat it for more arms."""
@@ -59,7 +59,7 @@ def value_axis(axis: Axis, metric: str) -> str:
 
 
 def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) -> None:
-    """The mean over the finite values of each row against the index, and its 95 % interval.
+    """The mean over the finite values of each row against the index, and Student's 95 % interval of it.
 
     Args:
       values: as they shall be drawn, a column a seed.
@@ -68,9 +68,9 @@ def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) 
       axes: drawn into.
     """
     rows = [row[np.isfinite(row)] for row in values.to_numpy()]
-    ends = np.array([results.interval(row) or (row.mean(), row.mean()) for row in rows]).reshape(-1, 2)
+    low, high = zip(*(stats.student(row) for row in rows), strict=True)
     axes.plot(values.index, [row.mean() for row in rows], label=label, linewidth=2, **style(place))
-    axes.fill_between(values.index, *ends.T, color=style(place)["color"], alpha=0.2, linewidth=0)
+    axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0)
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:

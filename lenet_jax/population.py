@@ -23,7 +23,7 @@ from jaxtyping import Array
 from lenet_jax import train
 from lenet_jax.model import Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
-from lenet_jax.train import Images, Metrics, Predictions, Recipe, TrainState
+from lenet_jax.train import Evaluation, Images, Metrics, Predictions, Recipe, TrainState
 
 MEMBERS = "members"
 """Name of the mesh axis that members are sharded over."""
@@ -75,14 +75,14 @@ class Programs(NamedTuple):
     Attributes:
       init: (seeds [members], hyper [members]) -> state.
       train_epoch: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
-      evaluate: (params, images, start, stop) -> metrics [members].
+      evaluate: (params, images, start, stop) -> evaluations [members].
       predict: (params, images, places) -> predictions [members, places]; compiled when first used.
       memory: bytes that training takes at its peak, as the compiler predicts: data, members, and what is in flight.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
     train_epoch: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
-    evaluate: Callable[[Params, Images, Array, Array], Metrics]
+    evaluate: Callable[[Params, Images, Array, Array], Evaluation]
     predict: Callable[[Params, Images, Array], Predictions]
     memory: int
 
@@ -159,7 +159,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     def train_one(member: tuple[TrainState, Hyperparameters], images: Images) -> tuple[TrainState, Metrics]:
         return train.train_epoch(*member, images, recipe)
 
-    def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Metrics:
+    def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Evaluation:
         return train.evaluate(params, images, start, stop, recipe)
 
     def predict_one(params: Params, images: Images, places: Array) -> Predictions:
@@ -302,8 +302,8 @@ def train_epoch(population: Population) -> Metrics:
     return fetch(metrics, population.size)
 
 
-def evaluate(population: Population, split: range) -> Metrics:
-    """Metrics of every member over a range of the images, as NumPy arrays [members]."""
+def evaluate(population: Population, split: range) -> Evaluation:
+    """What is measured of every member over a range of the images, as NumPy arrays [members]."""
     bounds = [jax.device_put(np.int32(bound), population.images.scale.sharding) for bound in (split.start, split.stop)]
     return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
@@ -314,7 +314,7 @@ def predict(population: Population, split: range) -> Predictions:
     return fetch(population.programs.predict(population.state.params, population.images, places), population.size)
 
 
-Measured = TypeVar("Measured", Metrics, Predictions)
+Measured = TypeVar("Measured", Metrics, Evaluation, Predictions)
 
 
 def fetch(measured: Measured, size: int) -> Measured:

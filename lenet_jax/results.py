@@ -1,34 +1,30 @@
 """The run folder: what a run leaves behind, and how to read it.
 
 ``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (every number, long form),
-``predictions.parquet`` (what every network makes of every test image, if the config asks for it) and ``summary.json``
-(a row an arm; written last, so that its presence means a finished run).
+``predictions.parquet`` (what every network makes of every test image, unless the config says no), ``tuning.parquet``
+(the numbers of the members that hyperparameters were chosen by) and ``summary.json`` (a row an arm; written last, so
+that its presence means a finished run).
 """
 
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import scipy.stats
 
 from lenet_jax.errors import InputError
 
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS, TUNING = "predictions.parquet", "tuning.parquet"
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
 """Their versions are part of the provenance."""
-
-CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +35,12 @@ class Run:
       folder: where it is.
       config, provenance, summary: the JSON files.
       metrics: one row a number: arm, a column a sweep axis, seed, epoch, split, metric, value. Split ``running`` is the
-        training set while training, ``train`` the training set after it.
+        training set while training, ``train`` the training set after it. A tuned hyperparameter has a column too.
       predictions: one row a test image and network: arm, seed, image (its place in the test set), label, predicted (-1
         where outputs were not finite), margin (by how much the best score led), and a column a sweep axis. None if the
-        config didn't ask for it.
+        config said no.
+      tuning: as metrics, of the members that hyperparameters were chosen by: a column for each that was tuned, no test
+        split. None if nothing was tuned.
     """
 
     folder: Path
@@ -51,38 +49,7 @@ class Run:
     summary: dict[str, Any]
     metrics: pd.DataFrame
     predictions: pd.DataFrame | None
-
-
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), 9,999 resamples, always the same.
-
-    None for fewer than two values, where nothing can be said; both ends are the mean where all values are equal.
-    """
-    array = np.asarray(values, float)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return None
-    if np.ptp(array) == 0:
-        return float(array[0]), float(array[0])
-    bootstrap = scipy.stats.bootstrap((array,), np.mean, confidence_level=CONFIDENCE, method="BCa", rng=0)
-    low, high = (float(end) for end in bootstrap.confidence_interval)
-    # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
-    if math.isnan(low) or math.isnan(high):
-        low, high = (float(end) for end in np.quantile(bootstrap.bootstrap_distribution, [0.025, 0.975]))
-    return low, high
-
-
-def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1), 95 % interval of the mean, and the values; None where one isn't known."""
-    array = np.asarray(values, float)
-    spread = float(array.std(ddof=1)) if len(array) > 1 and np.isfinite(array).all() else None
-    ends = interval(array)
-    mean = float(array.mean())
-    return {
-        "mean": mean if math.isfinite(mean) else None,
-        "std": spread,
-        "ci95": list(ends) if ends else None,
-        "per_seed": [float(value) if math.isfinite(value) else None for value in array],
-    }
+    tuning: pd.DataFrame | None
 
 
 def format_value(value: Any) -> str:
@@ -232,8 +199,8 @@ def load(folder: str | Path) -> Run:
     columns = {"arm", "seed", "epoch", "split", "metric", "value"}
     if not columns <= set(metrics.columns) or not {"dataset", "arms"} <= set(summary):
         raise InputError(f"run: {str(folder)!r} is damaged: {SUMMARY} or {METRICS} is not as a run writes it")
-    predictions = read_table(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else None
-    return Run(folder, config, provenance, summary, metrics, predictions)
+    optional = [read_table(folder / name) if (folder / name).exists() else None for name in (PREDICTIONS, TUNING)]
+    return Run(folder, config, provenance, summary, metrics, *optional)
 
 
 def read_table(path: Path) -> pd.DataFrame:

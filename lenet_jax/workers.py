@@ -22,7 +22,7 @@ import numpy as np
 from lenet_jax import population
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Population
-from lenet_jax.train import Images, Metrics, Predictions, Recipe
+from lenet_jax.train import Evaluation, Images, Metrics, Predictions, Recipe
 
 SPAWN = multiprocessing.get_context("spawn")
 """Fresh processes: JAX's threads don't survive a fork."""
@@ -61,7 +61,7 @@ class Share:
         """`population.train_epoch`."""
         return population.train_epoch(self.members)
 
-    def evaluate(self, split: range) -> Metrics:
+    def evaluate(self, split: range) -> Evaluation:
         """`population.evaluate`."""
         return population.evaluate(self.members, split)
 
@@ -172,22 +172,25 @@ class Workers:
             self._call("load", [(arrays,)] * len(self._processes))
             self._images = images
 
-    def prepare(self, recipes: Sequence[Recipe], members: int, images: Images) -> None:
-        """Compiles programs for the recipes to come, a recipe on each worker, unless the first is compiled already.
+    def prepare(self, jobs: Sequence[tuple[Recipe, int]], images: Images) -> None:
+        """Compiles programs for populations to come, one on each worker, unless the first is compiled already.
 
         Workers that all compiled the same programs would take as long as one alone.
+
+        Args:
+          jobs: recipe and number of members of each, in the order in which they will be needed.
+          images: what they train on.
         """
         self.load(images)
-        share = self._share(members)
 
-        def key(recipe: Recipe) -> tuple[Recipe, int, int]:
-            return recipe, share, len(images.labels)
+        def key(recipe: Recipe, members: int) -> tuple[Recipe, int, int]:
+            return recipe, self._share(members), len(images.labels)
 
-        waiting = [recipe for recipe in dict.fromkeys(recipes) if key(recipe) not in self._compiled]
-        if recipes[0] in waiting and len(waiting) > 1:
+        waiting = [job for job in dict.fromkeys(jobs) if key(*job) not in self._compiled]
+        if jobs[0] in waiting and len(waiting) > 1:
             batch = waiting[: len(self._processes)]
-            self._call("compile", [(recipe, share) for recipe in batch])
-            self._compiled.update(map(key, batch))
+            self._call("compile", [(recipe, self._share(members)) for recipe, members in batch])
+            self._compiled.update(key(*job) for job in batch)
 
     def create(
         self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe
@@ -212,10 +215,10 @@ class Workers:
         metrics: Metrics = self._gather("train_epoch", (), crowd)
         return metrics
 
-    def evaluate(self, crowd: Crowd, split: range) -> Metrics:
+    def evaluate(self, crowd: Crowd, split: range) -> Evaluation:
         """As `population.evaluate`."""
-        metrics: Metrics = self._gather("evaluate", (split,), crowd)
-        return metrics
+        evaluation: Evaluation = self._gather("evaluate", (split,), crowd)
+        return evaluation
 
     def predict(self, crowd: Crowd, split: range) -> Predictions:
         """As `population.predict`."""

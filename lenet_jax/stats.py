@@ -1,0 +1,251 @@
+"""Statistics over seeds: arrays in, numbers out.
+
+An arm's interval is a bootstrap's; what two arms differ by is judged seed by seed (paired), with Student's interval and
+a permutation test. `experiments/results/coverage` holds how often these intervals hold what they promise.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+CONFIDENCE = 0.95
+
+RESAMPLES = 9_999
+"""Of the bootstrap and of the permutation test, which is exact where there are no more permutations than this."""
+
+POWER = 0.8
+"""With which `seeds_needed` would show a difference."""
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), always with the same resamples.
+
+    Its quantiles are expanded for few seeds, as Student's t is wider than the normal distribution (Hesterberg
+    2015, "What teachers should know about the bootstrap"): of few seeds plain BCa covers the mean too seldom.
+
+    None for fewer than two values, where nothing can be said; both ends are the mean where all values are equal.
+    """
+    array = np.asarray(values, float)
+    count = len(array)
+    if count < 2 or not np.isfinite(array).all():
+        return None
+    if np.ptp(array) == 0:
+        return float(array[0]), float(array[0])
+    normal = scipy.stats.norm
+    tail = normal.cdf(math.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 - CONFIDENCE) / 2, count - 1))
+    tail = max(float(tail), 0.5 / RESAMPLES)  # no resample lies further out
+    bootstrap = scipy.stats.bootstrap((array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, rng=0)
+    low, high = (float(end) for end in bootstrap.confidence_interval)
+    # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
+    if math.isnan(low) or math.isnan(high):
+        low, high = (float(end) for end in np.quantile(bootstrap.bootstrap_distribution, [tail, 1 - tail]))
+    return low, high
+
+
+def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1), median, 95 % interval of the mean, the values; None where one isn't known."""
+    array = np.asarray(values, float)
+    ends = interval(array)
+
+    def known(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "mean": known(array.mean()),
+        "std": float(array.std(ddof=1)) if len(array) > 1 and np.isfinite(array).all() else None,
+        "median": known(float(np.median(array))),
+        "ci95": list(ends) if ends else None,
+        "per_seed": [known(value) for value in array],
+    }
+
+
+def student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of Student's 95 % interval of the mean along the last axis; the mean itself for a single value."""
+    count = values.shape[-1]
+    mean = values.mean(axis=-1)
+    if count < 2:
+        return mean, mean
+    reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) / math.sqrt(count)
+    return mean - reach, mean + reach
+
+
+class Contrast(NamedTuple):
+    """What a difference between arms, taken for each seed, comes to.
+
+    Attributes:
+      n: seeds.
+      mean: of the differences.
+      low, high: Student's 95 % interval of it.
+      p: two-sided, of the sign-flip permutation test that the differences lie around 0; at least `smallest_p(n)`.
+      effect_size: mean / standard deviation of the differences (Cohen's d_z); None where they don't vary.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    effect_size: float | None
+
+
+def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
+    """Tests each array of differences, [seeds] with at least two finite values, by itself; see `holm` for many."""
+    found: dict[int, Contrast] = {}
+    lengths = {len(values) for values in differences}
+    for length in lengths:  # those of equal length in one call
+        places = [place for place, values in enumerate(differences) if len(values) == length]
+        values = np.array([differences[place] for place in places], float)
+        low, high = student(values)
+        p = sign_flip(values)
+        for row, place in enumerate(places):
+            mean, std = float(values[row].mean()), float(values[row].std(ddof=1))
+            size = mean / std if np.ptp(values[row]) > 0 else None
+            found[place] = Contrast(length, mean, float(low[row]), float(high[row]), float(p[row]), size)
+    return [found[place] for place in range(len(differences))]
+
+
+def sign_flip(values: np.ndarray) -> np.ndarray:
+    """p-values of the two-sided permutation test that flips signs (Fisher 1935), along the last axis [..., seeds]."""
+    # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
+    scale = np.abs(values).max(axis=-1, keepdims=True)
+    whole = np.round(np.divide(values, scale, out=np.zeros_like(values), where=scale > 0) * 2**30)
+    test = scipy.stats.permutation_test(
+        (whole,),
+        lambda sample, axis: sample.sum(axis=axis),
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=500,
+        vectorized=True,
+        axis=-1,
+        rng=0,
+    )
+    p: np.ndarray = np.minimum(np.asarray(test.pvalue), 1.0)
+    return p
+
+
+def smallest_p(n: int) -> float:
+    """The smallest p-value that n pairs can have: all differences of one sign."""
+    return float(2 / min(2.0**n, RESAMPLES + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for the number of tests: the chance that any of them misleads stays below (Holm 1979)."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in corrected]
+
+
+def superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
+    """The chance that a run of one arm has a smaller value than a run of the other, ties counting half.
+
+    The Mann-Whitney statistic, as a share of all pairs; "probability of improvement" in Agarwal et al. 2021.
+    """
+    statistic = scipy.stats.mannwhitneyu(others, values, method="asymptotic").statistic
+    return float(statistic) / (len(values) * len(others))
+
+
+def power(n: int, effect_size: float) -> float:
+    """The chance that the paired t-test of n seeds, two-sided at 5 %, shows a true effect of this size (d_z)."""
+    edge = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    shift = abs(effect_size) * math.sqrt(n)
+    above = scipy.stats.nct.sf(edge, n - 1, shift)
+    below = scipy.stats.nct.cdf(-edge, n - 1, shift)
+    # Far out in a tail SciPy's noncentral t is NaN, where nothing is left of it.
+    return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
+
+
+def seeds_needed(difference: float, std: float) -> int | None:
+    """Seeds with which a true difference would be shown in 80 % of studies.
+
+    Args:
+      difference: true mean of the differences between two arms.
+      std: standard deviation of the differences between seeds.
+
+    Returns:
+      at least 2; None where the difference is 0, or more than a million seeds would be needed.
+    """
+    if difference == 0:
+        return None
+    if std == 0:
+        return 2
+    size = abs(difference) / std
+    low, high = 2, 2
+    while power(high, size) < POWER:
+        low, high = high, 2 * high
+        if high > 2**20:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle, size) >= POWER else (middle, high)
+    return high
+
+
+def detectable(n: int, std: float) -> float:
+    """The true difference that n seeds would show in 80 % of studies; `std` as in `seeds_needed`."""
+    return std * float(scipy.optimize.brentq(lambda size: power(n, size) - POWER, 1e-3, 1e3))
+
+
+Cell = tuple[Any, ...]
+"""A combination of values, one of each axis."""
+
+
+class Effect(NamedTuple):
+    """A main effect or an interaction of a factorial study.
+
+    Attributes:
+      axes: the axes that change: one, or two for an interaction.
+      changes: for each, (from, to).
+      over: the axes that it is a mean over.
+      differences: one a seed.
+    """
+
+    axes: tuple[str, ...]
+    changes: tuple[tuple[Any, Any], ...]
+    over: tuple[str, ...]
+    differences: np.ndarray
+
+
+def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[Cell, np.ndarray]) -> list[Effect]:
+    """Main effects and two-way interactions of a full factorial study.
+
+    A main effect is what changes with one axis' value, the mean over all combinations of the others; every value is
+    taken against the first one. An interaction is by how much one axis' main effect changes with another's value.
+
+    Args:
+      axes: axis -> its values, two or more.
+      cells: for each combination, values by seed [seeds]; the seeds are the same in all.
+    """
+    names = list(axes)
+    table = np.empty((*(len(values) for values in axes.values()), len(next(iter(cells.values())))))
+    for cell, values in cells.items():
+        table[tuple(axes[name].index(value) for name, value in zip(names, cell, strict=True))] = values
+
+    def effect(*changed: tuple[str, int]) -> Effect:
+        part: np.ndarray = table
+        for name, place in sorted(changed, key=lambda change: -names.index(change[0])):  # later axes keep their place
+            part = part.take(place, names.index(name)) - part.take(0, names.index(name))
+        over = tuple(name for name in names if name not in dict(changed))
+        return Effect(
+            axes=tuple(name for name, _ in changed),
+            changes=tuple((axes[name][0], axes[name][place]) for name, place in changed),
+            over=over,
+            differences=part.reshape(-1, part.shape[-1]).mean(axis=0),
+        )
+
+    places = {name: range(1, len(values)) for name, values in axes.items()}
+    main = [effect((name, place)) for name in names for place in places[name]]
+    pairs = [(first, second) for number, first in enumerate(names) for second in names[number + 1 :]]
+    two_way = [
+        effect((first, one), (second, other))
+        for first, second in pairs
+        for one in places[first]
+        for other in places[second]
+    ]
+    return main + two_way

@@ -1,0 +1,93 @@
+"""Nuisance tuning: which values of an arm's hyperparameters are tried, and which of them is taken.
+
+Every arm gets the same candidates and picks by its mean validation error; the test set plays no part.
+"""
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Values = dict[str, float]
+"""A value for each tuned hyperparameter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What is tried.
+
+    Attributes:
+      grid: hyperparameter -> rising values; all combinations are tried.
+      drawn: points of the hyperparameters that are drawn at random, each with every combination of the grid; one point
+        without any if none is.
+    """
+
+    grid: Mapping[str, tuple[float, ...]]
+    drawn: tuple[Values, ...] = ({},)
+
+    @property
+    def names(self) -> list[str]:
+        """The tuned hyperparameters."""
+        return [*self.grid, *self.drawn[0]]
+
+    def candidates(self) -> list[Values]:
+        """All combinations."""
+        products = itertools.product(*self.grid.values())
+        return [dict(zip(self.grid, values, strict=True)) | point for values in products for point in self.drawn]
+
+
+def log_uniform(name: str, low: float, high: float, count: int) -> list[float]:
+    """`count` values between `low` and `high`, uniform in their logarithm; always the same ones for a name."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    drawn = np.exp(rng.uniform(np.log(low), np.log(high), count))
+    return [min(max(float(f"{value:.3g}"), low), high) for value in drawn]
+
+
+def errors_by_candidate(table: pd.DataFrame, names: list[str]) -> pd.Series:
+    """Mean validation error over the tuning seeds at the last epoch, in the order of the candidates' values.
+
+    Args:
+      table: as in ``tuning.parquet``, of one arm.
+      names: tuned hyperparameters, the index of the result.
+    """
+    final = table[(table.epoch == table.epoch.max()) & (table.split == "validation") & (table.metric == "error")]
+    means: pd.Series = final.groupby(names).value.mean()
+    return means
+
+
+def choose(table: pd.DataFrame, names: list[str]) -> Values:
+    """The candidate with the smallest mean validation error; of equal ones that with the smallest values."""
+    best: Any = errors_by_candidate(table, names).idxmin()
+    return dict(zip(names, map(float, best if isinstance(best, tuple) else (best,)), strict=True))
+
+
+def at_edge(chosen: Values, table: pd.DataFrame) -> list[str]:
+    """Hyperparameters whose chosen value is the smallest or the largest tried, so that a better one may lie beyond.
+
+    0 is no edge: there is nothing below.
+    """
+    edges = []
+    for name, value in chosen.items():
+        tried = table[name].unique()
+        if len(tried) > 1 and value in (tried.min(), tried.max()) and value != 0:
+            edges.append(name)
+    return edges
+
+
+def beyond(tuning: Tuning, name: str, value: float) -> float | None:
+    """The value that continues a grid beyond its edge, in the ratio of the last two; None if there is no ratio."""
+    values = tuning.grid.get(name, ())
+    if len(values) < 2 or value not in (values[0], values[-1]):
+        return None
+    neighbour = values[1] if value == values[0] else values[-2]
+    return float(f"{value * value / neighbour:.6g}") if neighbour > 0 else None
+
+
+def widened(tuning: Tuning, name: str, value: float) -> tuple[Tuning, Tuning]:
+    """The tuning with one more value of a grid, and what of it is new."""
+    more = dataclasses.replace(tuning, grid={**tuning.grid, name: tuple(sorted({*tuning.grid[name], value}))})
+    return more, dataclasses.replace(tuning, grid={**tuning.grid, name: (value,)})

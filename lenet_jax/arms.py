@@ -261,7 +261,9 @@ def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
 def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[float]:
     """Values drawn for a hyperparameter, see `tuning.log_uniform`."""
     if set(values) != set(RANDOM_SET):
-        raise InputError(f"tune.{name}: a random set needs {', '.join(RANDOM_SET)}, but has {', '.join(values)}")
+        raise InputError(
+            f"tune.{name}: a random set needs {', '.join(RANDOM_SET)}, but has {', '.join(map(str, values)) or 'none'}"
+        )
     low, high = (check_value(name, values[end]) for end in ("low", "high"))
     count = values["count"]
     if not 0 < low < high:
@@ -273,7 +275,11 @@ def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[
 
 def in_order(mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
     """The keys as they were written: a ConfigDict made from a dict sorts them when it is iterated, but not as JSON."""
-    return list(json.loads(mapping.to_json_best_effort())) if isinstance(mapping, ConfigDict) else list(mapping)
+    names = list(json.loads(mapping.to_json_best_effort())) if isinstance(mapping, ConfigDict) else list(mapping)
+    for name in names:
+        if name not in mapping or not isinstance(name, str):  # JSON makes text of numbers
+            raise InputError(f"{name}: names are text; write {str(name)!r}")
+    return names
 
 
 def check_settings_once(axes: Mapping[str, list[Choice]], tuned: Collection[str]) -> None:

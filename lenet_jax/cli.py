@@ -23,8 +23,8 @@ HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
 
   lenet-jax run --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
       Trains every arm of an experiment over its seeds and writes a run folder.
-  lenet-jax compare RUN [RUN ...] [--metric=test_error] [--out=DIR]
-      Prints a table of the arms of finished runs and draws them.
+  lenet-jax compare RUN [RUN ...] [--metric=test_error] [--baseline=ARM] [--out=DIR]
+      Compares the arms of finished runs: statistics, figures, and a report.html.
 
 Examples:
   lenet-jax run --config=experiments/quickstart.py
@@ -96,6 +96,12 @@ def run_command(arguments: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
     )
+    flags.DEFINE_string(
+        "tracker",
+        "tensorboard",
+        "where curves go while it runs: tensorboard (files in the run folder), wandb, mlflow or none",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
     files = [argument.partition("=")[2] for argument in others if argument.startswith("--config=")]
     file = files[-1] if files else ""
@@ -115,7 +121,7 @@ def run_command(arguments: list[str]) -> None:
     from lenet_jax import compare, experiment
 
     workdir = Path(values.workdir or Path("runs") / Path(file.partition(":")[0]).stem)
-    run = experiment.run(config, workdir, command=shlex.join(["lenet-jax", "run", *arguments]))
+    run = experiment.run(config, workdir, shlex.join(["lenet-jax", "run", *arguments]), values.tracker)
     Console().print(compare.table(compare.statistics([run]), "test_error"))
     print(f"run folder: {workdir}\ndraw it:    lenet-jax compare {workdir}")
 
@@ -185,25 +191,47 @@ def with_keys(config: ConfigDict, arguments: list[str]) -> ConfigDict:
             raise InputError(f"{name}: {mapping!r} is no mapping; write config.{name}.FIELD = (first, second)")
         if "." in key:
             raise InputError(f"{path}: is no field")
-        try:
-            values = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
-            raise InputError(f"{path}: {text!r} is no Python tuple, as in \"{FIELD}sweep.loss=('mse',)\"") from error
         # Read as JSON it keeps its order, which iterating a ConfigDict doesn't.
         ordered = {known: mapping[known] for known in json.loads(mapping.to_json_best_effort())}
+        try:
+            values = ConfigDict(ordered | {key: ast.literal_eval(text)}, sort_keys=False)
+        except (ValueError, SyntaxError, TypeError) as error:  # TypeError: a key that can't be one
+            raise InputError(f"{path}: {text!r} is no Python tuple, as in \"{FIELD}sweep.loss=('mse',)\"") from error
         with changed.unlocked():
-            changed[name] = ConfigDict(ordered | {key: values}, sort_keys=False)
+            changed[name] = values
     return changed
 
 
 def compare_command(arguments: list[str]) -> None:
     """`lenet-jax compare`."""
     values = flags.FlagValues()
-    flags.DEFINE_string("metric", "test_error", "split and metric, as in test_error or train_loss", flag_values=values)
+    flags.DEFINE_string(
+        "metric",
+        "test_error",
+        "what is compared: a split and what was measured, as in test_error, validation_nll or train_loss; or "
+        "test_error_class_3, epochs_to_0.02, seconds, samples_per_second",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "out",
         None,
-        "folder for tables and figures; default: RUN/plots, or compare-A-B beside the runs",
+        "folder for tables, figures and report.html; default: RUN/plots (RUN/plots/METRIC for others than the test "
+        "error), or compare-A-B beside the runs",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "baseline",
+        "",
+        "arm that the others are taken against, or 'all' for every pair; default: the first arm, or with several runs "
+        "each arm's counterpart in the first run",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "difference",
+        None,
+        "difference, in the metric's unit (errors are fractions), for which the seeds needed are told; default: the "
+        "measured ones",
+        lower_bound=0.0,
         flag_values=values,
     )
     folders = [Path(folder) for folder in parse("compare", values, arguments)]
@@ -212,15 +240,28 @@ def compare_command(arguments: list[str]) -> None:
             "run: none is given; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart"
         )
 
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"run: a folder is named twice in {', '.join(map(str, folders))}")
+
     from rich.console import Console
 
-    from lenet_jax import compare
+    from lenet_jax import compare, report, results
 
-    # Several runs belong to none of them.
+    comparison = compare.analyse(
+        [results.load(folder) for folder in folders], values.metric, values.baseline, values.difference
+    )
+    out = Path(values.out) if values.out else default_out(folders, values.metric)
+    files = report.write(comparison, out)
+    compare.print_comparison(comparison, Console())
+    tables = [str(file) for file in files if file.suffix not in (".png", ".svg")]
+    print("written:", *tables, f"{out}{os.sep}*.png, *.svg", sep="\n  ")
+
+
+def default_out(folders: Sequence[Path], metric: str) -> Path:
+    """Where a comparison goes: into the run if it is of one alone."""
     together = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
-    out = Path(values.out) if values.out else folders[0] / "plots" if len(folders) == 1 else together
-    files = compare.compare(folders, values.metric, out, Console())
-    print("written:", *files, sep="\n  ")
+    place = folders[0] / "plots" if len(folders) == 1 else together
+    return place if metric == "test_error" else place / metric
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": run_command, "compare": compare_command}

@@ -1,8 +1,9 @@
-"""Comparing arms: statistics over seeds, as a table and as figures."""
+"""Comparing arms: statistics over seeds, differences between arms seed by seed, and what they come to in words."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lenet_jax import plots, results, stats
+from lenet_jax import metrics, stats
 from lenet_jax.errors import InputError, check_choice
-from lenet_jax.results import Run, format_value
+from lenet_jax.results import PACKAGES, Run, format_value
+
+ALL_PAIRS = "all"
+"""The baseline that stands for every arm in turn."""
+
+ALPHA = 1 - stats.CONFIDENCE
+"""A difference counts as shown when its corrected p-value is below."""
+
+FEW_SEEDS = 5
+"""With fewer, an arm's interval is only a hint: `experiments/results/coverage`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,75 +35,113 @@ class ArmStatistics:
       run: what tells its run from others; empty where only one is compared.
       arm: its name.
       axes: the values of the sweep's axes that make it.
+      chosen: tuned hyperparameters.
       n: members.
-      mean, std: over members; std with n - 1, None for one member.
+      mean, std, median: over members; std with n - 1. None where one isn't known, as for values that aren't finite.
       ci95: see `stats.interval`.
       best, worst: the smallest and the largest value.
       diverged: members whose loss was NaN or infinite at some epoch. They are part of all the statistics; a network
         whose outputs are not finite counts as all wrong.
-      per_seed: the values, by rising seed.
+      values: by rising seed, the index.
+      data: what tells whether another arm was measured on the same images.
     """
 
     run: str
     arm: str
     axes: dict[str, Any]
+    chosen: dict[str, float]
     n: int
     mean: float | None
     std: float | None
+    median: float | None
     ci95: tuple[float, float] | None
     best: float
     worst: float
     diverged: int
-    per_seed: tuple[float, ...]
+    values: pd.Series
+    data: tuple[Any, ...]
+
+    @property
+    def label(self) -> str:
+        """Its name among arms of several runs."""
+        return f"{self.run}: {self.arm}" if self.run else self.arm
 
 
-def metric_names(run: Run) -> list[str]:
-    """The metrics that a run has at its end: ``test_error``, ``train_loss``, ..."""
-    pairs = run.metrics[["split", "metric"]].drop_duplicates().itertuples(index=False)
-    return [f"{split}_{metric}" for split, metric in pairs]
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """A difference that was tested.
 
-
-def metric_rows(run: Run, metric: str) -> pd.DataFrame:
-    """The rows of `metrics.parquet` for a metric like ``test_error``.
-
-    Raises:
-      InputError: the run has no such metric.
+    Attributes:
+      kind: ``difference`` between two arms, ``main effect`` or ``interaction``.
+      name: what is taken against what.
+      contrast: paired by seed.
+      p_holm: the p-value, corrected for all that were tested together.
+      improvement: the chance that a run of the first arm is better than one of the second (`stats.superiority`); None
+        for effects.
+      seeds: that would show a difference of this size (or the size asked for) in 80 % of studies; None if none would.
     """
-    check_choice("metric", metric, metric_names(run))
-    split, _, name = metric.rpartition("_")
-    return run.metrics[(run.metrics.split == split) & (run.metrics.metric == name)]
+
+    kind: str
+    name: str
+    contrast: stats.Contrast
+    p_holm: float
+    improvement: float | None
+    seeds: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+      runs: compared.
+      metric: see `metrics`.
+      arms: of all runs.
+      judgements: differences, then main effects and interactions of a factorial sweep; all corrected together.
+      notes: what a reader has to know of it.
+    """
+
+    runs: tuple[Run, ...]
+    metric: str
+    arms: tuple[ArmStatistics, ...]
+    judgements: tuple[Judgement, ...]
+    notes: tuple[str, ...]
 
 
 def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStatistics]:
-    """Every arm of every run at its last epoch.
+    """Every arm of every run.
 
     Args:
       runs: as `results.load` returns them.
-      metric: split and metric, as in ``test_error`` or ``train_loss``.
+      metric: see `metrics`.
 
     Raises:
       InputError: a run has no such metric.
     """
     rows = []
     for run, name in zip(runs, run_names(runs), strict=True):
-        values = metric_rows(run, metric)
+        values = metrics.by_arm(run, metric)
         for arm in run.summary["arms"]:
-            of_arm = values[values.arm == arm["name"]]
-            per_seed = of_arm[of_arm.epoch == of_arm.epoch.max()].sort_values("seed").value.to_numpy()
-            summary = stats.summarize(per_seed)
+            of_arm = values[arm["name"]]
+            summary = stats.summarize(of_arm.to_numpy())
+            data = arm.get("dataset", run.summary["dataset"])
+            split = "validation" if metric.startswith("validation") else "test"
             rows.append(
                 ArmStatistics(
                     run=name,
                     arm=arm["name"],
                     axes=arm["axes"],
-                    n=len(per_seed),
+                    chosen=arm.get("chosen", {}),
+                    n=len(of_arm),
                     mean=summary["mean"],
                     std=summary["std"],
+                    median=summary["median"],
                     ci95=tuple(summary["ci95"]) if summary["ci95"] else None,
-                    best=float(per_seed.min()),
-                    worst=float(per_seed.max()),
+                    best=float(of_arm.min() if metrics.lower_is_better(metric) else of_arm.max()),
+                    worst=float(of_arm.max() if metrics.lower_is_better(metric) else of_arm.min()),
                     diverged=arm["diverged"],
-                    per_seed=tuple(per_seed.tolist()),
+                    values=of_arm,
+                    data=(data.get("fingerprint"), data.get(split)),
                 )
             )
     return rows
@@ -107,157 +155,348 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, runs, strict=True)]
 
 
-def label(run: str, arm: str) -> str:
-    """An arm's name in a figure: the axes below one another, the run above them where there are several."""
-    return "\n".join([run, *arm.split(",")]).strip()
+def analyse(
+    runs: Sequence[Run], metric: str = "test_error", baseline: str = "", difference: float | None = None
+) -> Comparison:
+    """Compares the arms of runs.
+
+    Args:
+      runs: as `results.load` returns them.
+      metric: see `metrics`.
+      baseline: the arm that all others are taken against, or ``all`` for every pair. By default, the first arm of a
+        single run; with several runs, each arm's namesake in the first run.
+      difference: for which the seeds needed are told, in the metric's unit; by default, the one that was measured.
+
+    Raises:
+      InputError: a run has no such metric, there is no such baseline, or nothing can be taken against it.
+    """
+    arms = statistics(runs, metric)
+    pairs, notes = pairs_of(runs, arms, baseline)
+    tested: list[tuple[str, str, np.ndarray, float | None]] = []
+    for arm, other in pairs:
+        found = paired(arm, other, metric)
+        if isinstance(found, str):
+            notes.append(found)
+            continue
+        shared = [one.values.loc[found.index] for one in (arm, other)]
+        improvement = stats.superiority(*(shared if metrics.lower_is_better(metric) else reversed(shared)))
+        tested.append(("difference", f"{arm.label} against {other.label}", found.to_numpy(), improvement))
+    if baseline and pairs and not tested:
+        raise InputError(f"baseline: nothing can be taken against {baseline!r}: {notes[-1]}")
+    if len(runs) == 1:
+        tested += [(effect_kind(effect), effect_name(effect), effect.differences, None) for effect in effects_of(arms)]
+    contrasts = stats.contrasts([values for _, _, values, _ in tested])
+    corrected = stats.holm([contrast.p for contrast in contrasts])
+    judgements = [
+        Judgement(
+            kind,
+            name,
+            contrast,
+            p_holm,
+            improvement,
+            stats.seeds_needed(contrast.mean if difference is None else difference, float(np.std(values, ddof=1))),
+        )
+        for (kind, name, values, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
+    ]
+    notes = [*warnings(runs), *notes, *cautions(runs, arms, judgements)]
+    return Comparison(tuple(runs), metric, tuple(arms), tuple(judgements), tuple(dict.fromkeys(notes)))
+
+
+Pairs = list[tuple[ArmStatistics, ArmStatistics]]
+
+
+def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) -> tuple[Pairs, list[str]]:
+    """Which arm is taken against which, and notes on those that have no partner."""
+    if baseline == ALL_PAIRS:
+        return [(second, first) for first, second in itertools.combinations(arms, 2)], []
+    if baseline:
+        named = [arm for arm in arms if baseline in (arm.arm, arm.label)]
+        if not named:
+            check_choice("baseline", baseline, [*dict.fromkeys(arm.label for arm in arms), ALL_PAIRS])
+        return [(arm, named[0]) for arm in arms if arm is not named[0]], []
+    if len(runs) == 1:
+        return [(arm, arms[0]) for arm in arms[1:]], []
+    return matched(runs, arms)
+
+
+def matched(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> tuple[Pairs, list[str]]:
+    """Arms of later runs, each with the arm of the first run that has the same values on all the runs' axes.
+
+    A run that doesn't sweep an axis has its config's value there.
+    """
+    axes = list(dict.fromkeys(axis for arm in arms for axis in arm.axes))
+    configs = {name: run.config for name, run in zip(run_names(runs), runs, strict=True)}
+    first = run_names(runs)[0]
+
+    def key(arm: ArmStatistics) -> tuple[str, ...]:
+        own = [repr(arm.axes.get(axis, configs[arm.run].get(axis))) for axis in axes]
+        return tuple(own or [arm.arm])  # named arms have no axes
+
+    partners = {key(arm): arm for arm in arms if arm.run == first}
+    pairs, notes = [], []
+    for arm in arms:
+        if arm.run != first:
+            partner = partners.get(key(arm))
+            if partner:
+                pairs.append((arm, partner))
+            else:
+                notes.append(f"{arm.label} has no counterpart in {first}; --baseline takes all against one arm")
+    return pairs, notes
+
+
+def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> pd.Series | str:
+    """The differences by seed, or why there are none."""
+    both = f"{arm.label} and {other.label} are not paired"
+    if metric in metrics.OF_ARM:
+        return f"{both}: {metric} is one number for an arm"
+    if arm.data != other.data:
+        return f"{both}: they were measured on different images"
+    seeds = arm.values.index.intersection(other.values.index)
+    if len(seeds) < 2:
+        return f"{both}: {'only one seed' if len(seeds) else 'no seed'} is common to them"
+    found: pd.Series = arm.values.loc[seeds] - other.values.loc[seeds]
+    if not np.isfinite(found).all():
+        return f"{both}: {int((~np.isfinite(found)).sum())} of {len(found)} differences are not finite"
+    return found
+
+
+def effects_of(arms: Sequence[ArmStatistics]) -> list[stats.Effect]:
+    """Main effects and interactions, if the arms are a full product of two or more axes with the same seeds."""
+    axes: dict[str, list[Any]] = {}
+    for arm in arms:
+        for axis, value in arm.axes.items():
+            if value not in axes.setdefault(axis, []):
+                axes[axis].append(value)
+    axes = {axis: values for axis, values in axes.items() if len(values) > 1}
+    cells = {tuple(arm.axes.get(axis) for axis in axes): arm for arm in arms}
+    whole = len(axes) > 1 and len(cells) == len(arms) == math.prod(map(len, axes.values()))
+    first = arms[0]
+    alike = all(arm.values.index.equals(first.values.index) and arm.data == first.data for arm in arms)
+    finite = all(np.isfinite(arm.values).all() for arm in arms)
+    if not (whole and alike and finite) or first.n < 2:
+        return []
+    return stats.effects(axes, {cell: arm.values.to_numpy() for cell, arm in cells.items()})
+
+
+def effect_kind(effect: stats.Effect) -> str:
+    """How a judgement calls it."""
+    return "main effect" if len(effect.axes) == 1 else "interaction"
+
+
+def effect_name(effect: stats.Effect) -> str:
+    """An effect in words."""
+    changes = [f"{format_value(new)} against {format_value(old)}" for old, new in effect.changes]
+    over = f", over {' and '.join(effect.over)}" if effect.over else ""
+    if len(effect.axes) == 1:
+        return f"{effect.axes[0]}: {changes[0]}{over}"
+    return " x ".join(f"{axis} ({change})" for axis, change in zip(effect.axes, changes, strict=True)) + over
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes runs hard to compare: different data, or other splits of them."""
-    used = {tuple(sorted({**run.summary["dataset"], "name": ""}.items())) for run in runs}
-    return ["the runs used different data sets or splits of them"] if len(used) > 1 else []
+    """What makes runs hard to compare: other data or splits, epochs, settings, versions."""
+    found = []
+
+    def differ(values: Sequence[Any]) -> bool:
+        return any(value != values[0] for value in values)
+
+    if differ([{**run.summary["dataset"], "name": ""} for run in runs]):
+        found.append("warning: the runs used different data sets or splits of them")
+    fields = [
+        field
+        for field in dict.fromkeys(field for run in runs for field in run.config)
+        if field not in ("sweep", "tune", "dataset", "data_dir", "seeds", "first_seed", "store_predictions")
+        and all(field in run.config for run in runs)
+        and differ([run.config[field] for run in runs])
+    ]
+    if "epochs" in fields:
+        found.append("warning: the runs trained for different numbers of epochs")
+    if set(fields) - {"epochs"}:
+        found.append(f"the runs' configs differ in {', '.join(fields)}")
+    versions = [run.provenance.get("versions", {}) for run in runs]
+    changed = [name for name in PACKAGES if differ([version.get(name) for version in versions])]
+    if changed:
+        found.append(f"warning: the runs were made with different versions of {', '.join(changed)}")
+    return found
 
 
-def cells(rows: Sequence[ArmStatistics], metric: str) -> tuple[list[str], list[list[str]]]:
-    """The comparison as text: names of the columns, and a list of cells a row. Errors are in percent.
+def cautions(runs: Sequence[Run], arms: Sequence[ArmStatistics], judgements: Sequence[Judgement]) -> list[str]:
+    """What limits the claims that can be made."""
+    found = []
+    fewest = min(arm.n for arm in arms)
+    if fewest < 2:
+        found.append("a single seed an arm shows nothing of how much results vary")
+    elif fewest < FEW_SEEDS:
+        found.append(f"{fewest} seeds are few: the intervals are rough")
+    if judgements:
+        seeds = min(judgement.contrast.n for judgement in judgements)
+        smallest = stats.smallest_p(seeds) * len(judgements)
+        if smallest >= ALPHA:
+            found.append(
+                f"{seeds} seeds are too few for a claim: with {len(judgements)} comparisons no corrected p-value can "
+                f"be below {min(smallest, 1.0):.2g}"
+            )
+    for run in runs:
+        for arm in run.summary["arms"]:
+            for name in arm.get("chosen_at_edge", []):
+                value = format_value(arm["chosen"][name])
+                found.append(f"{arm['name']} chose {name} {value}, the edge of what was tried: beyond may be better")
+        swept = {axis for arm in run.summary["arms"] for axis in arm["axes"]}
+        if len(run.summary["arms"]) > 1 and not run.config.get("tune") and "learning_rate" not in swept:
+            found.append("no hyperparameter was tuned: one that suits an arm better may be part of its difference")
+    return found
 
-    Axes that all arms have get a column each; otherwise an arm's name does.
-    """
+
+def summary(comparison: Comparison) -> str:
+    """What was found, in sentences."""
+    metric, arms = comparison.metric, [arm for arm in comparison.arms if arm.mean is not None]
+    if not arms:
+        return f"No arm has a finite mean {metrics.title(metric)}."
+    unit = " %" if metrics.is_percent(metric) else " s" if metric == "seconds" else ""
+    lower = metrics.lower_is_better(metric)
+    best = (min if lower else max)(arms, key=lambda arm: arm.mean or 0.0)
+    data = comparison.runs[0].summary["dataset"]
+
+    def show(value: float | None, sign: str = "") -> str:
+        return metrics.show(value, metric, sign)
+
+    ends = f" (95 % interval {show(best.ci95[0])} to {show(best.ci95[1])}, {best.n} seeds)" if best.ci95 else ""
+    place = f"On {data.get('name', 'the data')}, {best.label} has the {'lowest' if lower else 'highest'}"
+    name = metrics.title(metric) if len(arms) > 1 else f"mean {metrics.title(metric)}"
+    sentences = [f"{place} {name}: {show(best.mean)}{unit}{ends}."]
+    if len(arms) == 1:
+        sentences = [f"On {data.get('name', 'the data')}, the {name} is {show(best.mean)}{unit}{ends}."]
+    points = " percentage points" if metrics.is_percent(metric) else unit
+    differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
+    told = [judgement for judgement in differences if judgement.name.startswith(f"{best.label} against ")][:1]
+    if not told and differences:
+        shown = sum(judgement.p_holm < ALPHA for judgement in differences)
+        sentences.append(
+            f"{shown} of {len(differences)} differences are shown (p < {ALPHA:.2g} after Holm's correction)."
+        )
+    told += [judgement for judgement in comparison.judgements if judgement.kind == "main effect"][:3]
+    for judgement in told:
+        contrast = judgement.contrast
+        ends = f"({show(contrast.low, '+')} to {show(contrast.high, '+')}; p = {show_p(judgement.p_holm)})"
+        verdict = "" if judgement.p_holm < ALPHA else f", which {contrast.n} seeds don't show"
+        what = judgement.name.replace(" against ", " instead of ") + ("," if ", over" in judgement.name else "")
+        sentences.append(f"{what} changes it by {show(contrast.mean, '+')}{points} {ends}{verdict}.")
+    return " ".join(sentences)
+
+
+def show_p(p: float) -> str:
+    """A p-value as text."""
+    return f"{p:.2g}" if p >= 0.001 else "< 0.001"
+
+
+Cells = tuple[list[str], list[list[str]], int]
+"""A table as text: names of the columns, a list of cells a row, and how many columns at its end hold numbers."""
+
+
+def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
+    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does."""
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
-    percent = metric.endswith("_error")
-
-    def text(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}" if percent else f"{value:.4f}"
-
+    tuned = list(dict.fromkeys(name for row in rows for name in row.chosen))
     header = [*(["run"] if several else []), *(axes or ["arm"])]
-    header += ["n", "mean", "std", "95 % CI", "best", "worst", "diverged"]
+    numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", "diverged"]
     lines = []
     for row in rows:
         names = [format_value(row.axes[axis]) for axis in axes] or [row.arm]
-        ends = f"{text(row.ci95[0])} - {text(row.ci95[1])}" if row.ci95 else "-"
-        numbers = [str(row.n), text(row.mean), text(row.std), ends, text(row.best), text(row.worst), str(row.diverged)]
-        lines.append([*([row.run] if several else []), *names, *numbers])
-    return header, lines
+        chosen = [format_value(row.chosen[name]) if name in row.chosen else "-" for name in tuned]
+        ends = " - ".join(metrics.show(end, metric) for end in row.ci95) if row.ci95 else "-"
+        shown = [metrics.show(value, metric) for value in (row.mean, row.std, row.median)]
+        lines.append([*([row.run] if several else []), *names, *chosen, str(row.n), *shown, ends, str(row.diverged)])
+    return [*header, *numbers], lines, len(numbers)
 
 
-MAX_REJECTED = 0.1
-"""Share of the images that `reject_curve` ends at."""
+def judgement_cells(judgements: Sequence[Judgement], metric: str) -> Cells:
+    """The differences, in percentage points where the metric is in percent."""
+    numbers = ["mean", "95 % CI", "p", "p (Holm)", "effect size", "P(better)", "seeds for 80 %"]
+    lines = []
+    for judgement in judgements:
+        contrast = judgement.contrast
+        ends = " to ".join(metrics.show(end, metric, "+") for end in (contrast.low, contrast.high))
+        size = "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}"
+        better = "-" if judgement.improvement is None else f"{judgement.improvement:.2f}"
+        seeds = "-" if judgement.seeds is None else f"{judgement.seeds:,}"
+        mean = metrics.show(contrast.mean, metric, "+")
+        lines.append([judgement.name, mean, ends, show_p(contrast.p), show_p(judgement.p_holm), size, better, seeds])
+    return ["difference", *numbers], lines, len(numbers)
 
-NUMBERS = 7
-"""Columns at the end of `cells` that hold numbers."""
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """The comparison for a terminal."""
+    metric = comparison.metric
+    unit = f" ({metrics.unit(metric)})" if metrics.unit(metric) else ""
+    console.print(table(comparison.arms, metric))
+    if comparison.judgements:
+        points = " (percentage points)" if metrics.is_percent(metric) else unit
+        header, lines, _ = judgement_cells(comparison.judgements, metric)
+        chosen = [0, 1, 2, 4, 7]  # what 80 columns have room for; the files have all
+        kept = [[line[place] for place in chosen] for line in [header, *lines]]
+        title = f"differences in {metrics.title(metric)}{points}, paired by seed"
+        console.print(text_table(title, kept[0], kept[1:], len(chosen) - 1))
+    console.print(summary(comparison), highlight=False, markup=False)
+    for note in comparison.notes:
+        console.print(f"- {note}", highlight=False, markup=False)
 
 
 def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
-    """The comparison for a terminal."""
-    header, lines = cells(rows, metric)
-    unit = " %" if metric.endswith("_error") else ""
-    shown = Table(title=f"{metric.replace('_', ' ')}{unit}, at the last epoch", box=box.SIMPLE_HEAD, padding=0)
-    for name in header[:-NUMBERS]:
-        shown.add_column(name, overflow="fold")
-    for name in header[-NUMBERS:]:
-        shown.add_column(name, justify="right", no_wrap=True)
+    """The arms for a terminal."""
+    unit = f" {metrics.unit(metric)}" if metrics.unit(metric) else ""
+    header, lines, numbers = cells(rows, metric)
+    if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
+        header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
+    return text_table(f"{metrics.title(metric)}{unit}, at the last epoch", header, lines, numbers)
+
+
+def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> Table:
+    """A table for a terminal whose last so many columns hold numbers."""
+    shown = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
+    names = len(header) - numbers
+    for place, name in enumerate(header):
+        if place < names:
+            shown.add_column(Text(name), overflow="fold")
+        else:
+            width = max([len(line[place]) for line in lines], default=0)
+            shown.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
     for line in lines:
-        shown.add_row(*[Text(cell.replace(",", "\n")) for cell in line])
+        broken = [cell.replace(",", "\n") for cell in line[:names]]
+        shown.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
     return shown
 
 
 def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
-    """The comparison as a Markdown table."""
-    return markdown_table(*cells(rows, metric), NUMBERS)
+    """The arms as a Markdown table."""
+    return markdown_table(*cells(rows, metric))
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> str:
     """A Markdown table whose last so many columns hold numbers."""
     rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines]) + "\n"
 
+    def escaped(line: Sequence[str]) -> list[str]:
+        return [cell.replace("|", "\\|").replace("<", "&lt;") for cell in line]
 
-def curves(runs: Sequence[Run], metric: str) -> dict[str, pd.DataFrame]:
-    """Learning curves: arm -> one row an epoch, one column a seed."""
-    drawn = {}
-    for run, name in zip(runs, run_names(runs), strict=True):
-        rows = metric_rows(run, metric)
-        for arm in run.summary["arms"]:
-            of_arm = rows[rows.arm == arm["name"]]
-            drawn[label(name, arm["name"])] = of_arm.pivot(index="epoch", columns="seed", values="value")
-    return drawn
-
-
-def reject_curve(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The error on what isn't rejected, if those whose best score leads least are (LeCun et al. 1998, section III.C).
-
-    Args:
-      predictions: of one arm, see `results.Run`.
-
-    Returns:
-      a row for each share rejected (the index, of all images), a column a seed.
-    """
-    shares = np.linspace(0, MAX_REJECTED, 101)
-    columns = {}
-    for seed, of_seed in predictions.groupby("seed"):
-        surest_first = of_seed.sort_values(["margin", "image"], ascending=False, kind="stable")
-        wrong = (surest_first.label != surest_first.predicted).to_numpy()
-        kept = len(wrong) - np.floor(shares * len(wrong)).astype(int)
-        columns[seed] = np.cumsum(wrong)[kept - 1] / kept
-    return pd.DataFrame(columns, index=pd.Index(shares, name="rejected"))
-
-
-def compare(folders: Sequence[Path], metric: str, out: Path, console: Console) -> list[Path]:
-    """Prints the table of some runs, and writes it and the figures.
-
-    Args:
-      folders: run folders.
-      metric: split and metric, as in ``test_error``.
-      out: folder for `comparison.csv`, `comparison.md` and the PNG files; made if need be.
-      console: where the table goes.
-
-    Returns:
-      the files written.
-
-    Raises:
-      InputError: a folder holds no finished run, the metric is unknown, or `out` can't be written.
-    """
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"run: a folder is named twice in {', '.join(map(str, folders))}")
-    runs = [results.load(folder) for folder in folders]
-    rows = statistics(runs, metric)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        csv = out / "comparison.csv"
-        results.replace_file(csv, lambda partial: frame(rows, metric).to_csv(partial, index=False))
-        drawn = curves(runs, metric)
-        final = {label(row.run, row.arm): (row.per_seed, row.ci95) for row in rows}
-        figures = {
-            f"{metric}_learning_curves": plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
-            f"{metric}_final_values": plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
-        }
-        rejects = {
-            label(name, str(arm)): reject_curve(of_arm)
-            for run, name in zip(runs, run_names(runs), strict=True)
-            if run.predictions is not None
-            for arm, of_arm in run.predictions.groupby("arm", sort=False)
-        }
-        if rejects:
-            figures["reject_curves"] = plots.figure(lambda axes: plots.reject_curves(rejects, axes), rejects)
-        text = out / "comparison.md"
-        results.replace_file(text, lambda partial: partial.write_text(markdown(rows, metric)))
-        files = [csv, text]
-        for name, figure in figures.items():
-            files.append(out / f"{name}.png")
-            plots.save(figure, files[-1])
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
-    console.print(table(rows, metric))
-    for warning in warnings(runs):
-        console.print(f"warning: {warning}")
-    return files
+    return "\n".join(f"| {' | '.join(line)} |" for line in [escaped(header), rule, *map(escaped, lines)]) + "\n"
 
 
 def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:
-    """The statistics as a table of plain numbers, one row an arm."""
+    """The arms as plain numbers, one row an arm."""
     ends = [row.ci95 or (np.nan, np.nan) for row in rows]
-    table = pd.DataFrame([dataclasses.asdict(row) for row in rows])
-    table.insert(2, "metric", metric)
-    table["ci95_low"], table["ci95_high"] = zip(*ends, strict=True)
-    return table.drop(columns=["axes", "ci95", "per_seed"])
+    names = ("run", "arm", "n", "mean", "std", "median", "best", "worst", "diverged")
+    found = pd.DataFrame([{name: getattr(row, name) for name in names} | row.chosen for row in rows])
+    found.insert(2, "metric", metric)
+    found["ci95_low"], found["ci95_high"] = zip(*ends, strict=True)
+    return found
+
+
+def judgement_frame(judgements: Sequence[Judgement], metric: str) -> pd.DataFrame:
+    """The differences as plain numbers."""
+    found = [
+        {"kind": judgement.kind, "name": judgement.name, "metric": metric}
+        | judgement.contrast._asdict()
+        | {"p_holm": judgement.p_holm, "improvement": judgement.improvement, "seeds_for_80_percent": judgement.seeds}
+        for judgement in judgements
+    ]
+    return pd.DataFrame(found)

@@ -25,6 +25,9 @@ from lenet_jax.errors import InputError, check_choice
 IMAGE_SIZE = 32
 """LeNet-5 takes 32 x 32 images."""
 
+ARRAYS = "arrays.npz"
+"""File beside a prepared data set's records that holds it whole."""
+
 DOWNLOADED = ("mnist", "fashion_mnist", "kmnist")
 DATASETS = ("mnist5k", *DOWNLOADED, "idx:FOLDER", "tfds:NAME")
 
@@ -105,6 +108,17 @@ def load(name: str, data_dir: str = "") -> Dataset:
     raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")
 
 
+def at_hand(name: str, data_dir: str = "") -> Dataset | None:
+    """The data set, if it can be loaded at once: nothing is downloaded or prepared."""
+    with contextlib.suppress(InputError):
+        if name in DOWNLOADED:
+            kept = sorted(tfds_folder(data_dir).glob(f"*/{name}/*/{ARRAYS}"))
+            return read_arrays(name, kept[-1]) if kept else None
+        if not name.startswith("tfds:"):
+            return load(name, data_dir)
+    return None
+
+
 def tfds_folder(data_dir: str) -> Path:
     """The folder that TFDS keeps its data sets in."""
     return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
@@ -181,7 +195,7 @@ def load_prepared(name: str, folder: Path) -> Dataset:
 
     with tfds_errors(f"dataset: {name!r} can't be prepared in or read from {str(folder)!r}"):
         builder = builders.LenetJaxDigits(config=name, data_dir=folder, file_format="array_record")
-        kept = Path(builder.data_dir) / "arrays.npz"
+        kept = Path(builder.data_dir) / ARRAYS
         dataset = read_arrays(name, kept)
         if dataset is None:
             builders.prepare(builder)
@@ -304,10 +318,11 @@ def pad(images: np.ndarray, padding: str) -> np.ndarray:
 def with_noise(labels: np.ndarray, share: float, classes: int) -> np.ndarray:
     """Labels [N] of which about a share is wrong: each another class, all equally likely.
 
-    Always the same ones; those that are wrong at a smaller share are wrong in the same way at a larger one.
+    Always the same ones, also where more labels follow; those that are wrong at a smaller share are wrong in the same
+    way at a larger one.
     """
-    rng = np.random.default_rng(0)
-    place, shift = rng.random(len(labels)), rng.integers(1, classes, len(labels))
+    place = np.random.default_rng(0).random(len(labels))
+    shift = np.random.default_rng(1).integers(1, max(classes, 2), len(labels))
     return np.where(place < share, (labels + shift) % classes, labels).astype(labels.dtype)
 
 

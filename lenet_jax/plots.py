@@ -1,6 +1,7 @@
 """Figures from results. Each function draws into axes and returns them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,18 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 STYLES = ("-", "--", ":", "-.")
 
+INK = "#262626"
+"""Of text and axes."""
+
 RC: dict[Any, Any] = {
     "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.parse_math": False,  # names of arms are no mathematics
+    "svg.hashsalt": "lenet_jax",  # the same figure is the same file
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titleweight": "bold",
@@ -29,19 +40,26 @@ RC: dict[Any, Any] = {
 }
 
 
+def styled() -> AbstractContextManager[None]:
+    """How all figures are drawn and saved."""
+    return matplotlib.rc_context(RC)
+
+
 def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure:
     """A figure of its own for one function that draws into axes, high enough for `labels` below one another."""
     lines = sum(label.count("\n") + 1.5 for label in labels)
-    with matplotlib.rc_context(RC):
+    with styled():
         made = Figure(figsize=(8.0, max(4.4, 1.0 + 0.19 * lines)), layout="constrained")
         draw(made.add_subplot())
     return made
 
 
 def save(made: Figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    with matplotlib.rc_context(RC):
-        results.replace_file(path, lambda partial: made.savefig(partial, format="png", dpi=150))
+    """Writes a PNG or an SVG, after the path's suffix, whole or not at all."""
+    kind = path.suffix[1:]
+    metadata = {"Date": None} if kind == "svg" else None
+    with styled():
+        results.replace_file(path, lambda partial: made.savefig(partial, format=kind, dpi=150, metadata=metadata))
 
 
 def style(arm: int) -> dict[str, Any]:
@@ -73,6 +91,15 @@ def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) 
     axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0)
 
 
+def error_ticks(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten on a logarithmic value axis."""
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    ticks = [tick for power in range(-4, 1) for tick in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_ylim(low, high)
+
+
 def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:
     """Mean over seeds and its 95 % interval against the epoch, an arm a colour; every seed as a thin line.
 
@@ -84,14 +111,12 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes)
     for place, (arm, curve) in enumerate(curves.items()):
         # A seed that diverges ends there; the mean goes on over the others.
         finite = curve.where(np.isfinite(curve)).dropna(how="all")
-        axes.plot(finite.index, finite.to_numpy(), color=style(place)["color"], linewidth=0.5, alpha=0.35)
+        # As pixels: thousands of seeds would be megabytes of vectors.
+        faint: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.35, "rasterized": True}
+        axes.plot(finite.index, finite.to_numpy(), color=style(place)["color"], **faint)
         mean_and_interval(finite, arm, place, axes)
     axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    ticks = [tick for power in range(-4, 1) for tick in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
-    low, high = axes.get_ylim()
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axes.set_ylim(low, high)
+    error_ticks(axes)
     axes.set_ylabel(value_axis(axes.yaxis, metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
@@ -154,10 +179,108 @@ def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
     return axes
 
 
+def forest(
+    rows: Mapping[str, tuple[float, float, float, bool]], title: str, label: str, axes: Axes, percent: bool = False
+) -> Axes:
+    """Differences and their 95 % intervals, a row each, against the line of no difference.
+
+    Args:
+      rows: name -> mean, low, high, and whether it is shown; filled if so.
+      title: of the figure.
+      label: of the value axis.
+      axes: drawn into.
+      percent: whether values are fractions to be shown in percent.
+    """
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for row, (mean, low, high, shown) in enumerate(rows.values()):
+        color = COLORS[0] if shown else "#767676"
+        axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot(mean, row, "o", color=color, markerfacecolor=color if shown else "white", markersize=7)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    if percent:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, axes: Axes) -> Axes:
+    """Validation error against a tuned hyperparameter: mean over the tuning seeds, their range, and the choice.
+
+    Args:
+      curves: arm -> a row for each value of the hyperparameter (the index), a column a tuning seed; and the choice.
+      name: of the hyperparameter.
+      axes: drawn into.
+    """
+    for place, (arm, (curve, chosen)) in enumerate(curves.items()):
+        color = style(place)["color"]
+        axes.plot(curve.index, curve.mean(axis=1), label=arm, linewidth=1.5, marker=".", **style(place))
+        axes.fill_between(curve.index, curve.min(axis=1), curve.max(axis=1), color=color, alpha=0.15, linewidth=0)
+        if chosen in curve.index:
+            axes.plot(chosen, curve.loc[chosen].mean(), "*", color=color, markersize=14, markeredgecolor="white")
+    positive = all((curve.index > 0).all() for curve, _ in curves.values())
+    axes.set_xscale("log" if positive else "linear")
+    tried = sorted({value for curve, _ in curves.values() for value in curve.index})
+    axes.set_xticks(tried, [f"{value:g}" for value in tried], rotation=0 if len(tried) < 10 else 60)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")
+    error_ticks(axes)
+    axes.set_xlabel(name.replace("_", " "))
+    axes.set_ylabel(value_axis(axes.yaxis, "validation_error"))
+    axes.grid(alpha=0.25)
+    axes.set_title("Tuning: mean over seeds and their range; the star is the choice", fontsize=10)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
+    return axes
+
+
+def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
+    """How often each class is taken for each other one: a matrix an arm, mean over seeds, in percent of the class.
+
+    Args:
+      matrices: arm -> as `metrics.confusion` returns it.
+    """
+    columns = min(2, len(matrices))
+    rows = -(-len(matrices) // columns)
+    lines = max(arm.count("\n") + 1 for arm in matrices)
+    with styled():
+        made = Figure(figsize=(5.0 * columns, (4.4 + 0.16 * lines) * rows), layout="constrained")
+        grid = made.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid[len(matrices) :]:
+            axes.set_axis_off()
+        for axes, (arm, matrix) in zip(grid, matrices.items(), strict=False):
+            percent = 100 * matrix.to_numpy()
+            wrong = np.where(matrix.index.to_numpy()[:, None] == matrix.columns.to_numpy()[None, :], np.nan, percent)
+            largest = max(float(np.nanmax(wrong)), 1e-9)
+            axes.imshow(wrong, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="white"), vmin=0, vmax=largest)
+            for row, column in np.ndindex(percent.shape):
+                value = percent[row, column]
+                dark = not np.isnan(wrong[row, column]) and value > 0.6 * largest
+                text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+                axes.text(
+                    column,
+                    row,
+                    text if value else "",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "#222222",
+                )
+            axes.set_xticks(
+                range(matrix.shape[1]), [{"-1": "none"}.get(str(label), str(label)) for label in matrix.columns]
+            )
+            axes.set_yticks(range(matrix.shape[0]), list(matrix.index))
+            axes.set_xlabel("taken for")
+            axes.set_ylabel("class")
+            axes.set_title(arm, fontsize=9)
+    return made
+
+
 def digits(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Figure:
     """Images in rows, black on white, each with its caption below."""
     rows = -(-len(images) // columns)
-    with matplotlib.rc_context(RC):
+    with styled():
         made = Figure(figsize=(0.8 * columns, 0.95 * rows), layout="constrained")
         grid = made.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:

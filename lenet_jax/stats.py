@@ -5,6 +5,7 @@ a permutation test. `experiments/results/coverage` holds how often these interva
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,11 @@ POWER = 0.8
 """With which `seeds_needed` would show a difference."""
 
 
+def vary(values: np.ndarray) -> bool:
+    """Whether values differ by more than rounding, as 0.3 and 0.1 + 0.2 do."""
+    return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
+
+
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), always with the same resamples.
 
@@ -33,12 +39,16 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None
     count = len(array)
     if count < 2 or not np.isfinite(array).all():
         return None
-    if np.ptp(array) == 0:
+    if not vary(array):
         return float(array[0]), float(array[0])
     normal = scipy.stats.norm
     tail = normal.cdf(math.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 - CONFIDENCE) / 2, count - 1))
     tail = max(float(tail), 0.5 / RESAMPLES)  # no resample lies further out
-    bootstrap = scipy.stats.bootstrap((array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, rng=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what the next lines mend
+        bootstrap = scipy.stats.bootstrap(
+            (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, rng=0
+        )
     low, high = (float(end) for end in bootstrap.confidence_interval)
     # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
     if math.isnan(low) or math.isnan(high):
@@ -103,19 +113,18 @@ def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
         p = sign_flip(values)
         for row, place in enumerate(places):
             mean, std = float(values[row].mean()), float(values[row].std(ddof=1))
-            size = mean / std if np.ptp(values[row]) > 0 else None
+            size = mean / std if vary(values[row]) else None
             found[place] = Contrast(length, mean, float(low[row]), float(high[row]), float(p[row]), size)
     return [found[place] for place in range(len(differences))]
 
 
 def sign_flip(values: np.ndarray) -> np.ndarray:
     """p-values of the two-sided permutation test that flips signs (Fisher 1935), along the last axis [..., seeds]."""
-    # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
     scale = np.abs(values).max(axis=-1, keepdims=True)
-    whole = np.round(np.divide(values, scale, out=np.zeros_like(values), where=scale > 0) * 2**30)
     test = scipy.stats.permutation_test(
-        (whole,),
-        lambda sample, axis: sample.sum(axis=axis),
+        (np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0),),
+        # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
+        lambda sample, axis: np.round(sample.sum(axis=axis) * 2**30),
         permutation_type="samples",
         n_resamples=RESAMPLES,
         batch=500,
@@ -129,7 +138,7 @@ def sign_flip(values: np.ndarray) -> np.ndarray:
 
 def smallest_p(n: int) -> float:
     """The smallest p-value that n pairs can have: all differences of one sign."""
-    return float(2 / min(2.0**n, RESAMPLES + 1))
+    return float(2 / min(2 ** int(n), RESAMPLES + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -79,15 +79,31 @@ def at_edge(chosen: Values, table: pd.DataFrame) -> list[str]:
 
 
 def beyond(tuning: Tuning, name: str, value: float) -> float | None:
-    """The value that continues a grid beyond its edge, in the ratio of the last two; None if there is no ratio."""
+    """The value that continues a grid beyond its edge, in the ratio of the last two; None if there is none."""
     values = tuning.grid.get(name, ())
     if len(values) < 2 or value not in (values[0], values[-1]):
         return None
     neighbour = values[1] if value == values[0] else values[-2]
-    return float(f"{value * value / neighbour:.6g}") if neighbour > 0 else None
+    further = float(f"{value * value / neighbour:.6g}") if neighbour > 0 else value
+    return further if further not in values else None
 
 
 def widened(tuning: Tuning, name: str, value: float) -> tuple[Tuning, Tuning]:
     """The tuning with one more value of a grid, and what of it is new."""
     more = dataclasses.replace(tuning, grid={**tuning.grid, name: tuple(sorted({*tuning.grid[name], value}))})
     return more, dataclasses.replace(tuning, grid={**tuning.grid, name: (value,)})
+
+
+def curve(table: pd.DataFrame, name: str, names: list[str]) -> pd.DataFrame:
+    """Validation error against one hyperparameter, at the best values of the others: a row a value, a column a seed.
+
+    Args:
+      table: as in ``tuning.parquet``, of one arm.
+      name: of the hyperparameter.
+      names: of all that were tuned.
+    """
+    final = table[(table.epoch == table.epoch.max()) & (table.split == "validation") & (table.metric == "error")]
+    best = errors_by_candidate(table, names).reset_index().sort_values("value", kind="stable").drop_duplicates(name)
+    kept = final.merge(best[names], on=names)
+    found: pd.DataFrame = kept.pivot(index=name, columns="seed", values="value").sort_index()
+    return found

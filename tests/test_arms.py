@@ -7,8 +7,10 @@ import pytest
 from lenet_jax.experiments import ablation, base, quickstart
 from ml_collections import ConfigDict
 
+from lenet_jax import tuning
 from lenet_jax.arms import FIELDS, describe, expand
 from lenet_jax.errors import InputError
+from lenet_jax.tuning import Tuning
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if path.stem not in ("__init__", "base", "stored"))
@@ -27,7 +29,7 @@ def with_sweep(config, **axes):
 
 
 def test_every_field_has_a_check_and_every_check_a_field():
-    assert {*FIELDS, "sweep"} == set(base.get_config())
+    assert {*FIELDS, "sweep", "tune"} == set(base.get_config())
 
 
 def test_arms_are_the_product_of_the_axes_in_their_order():
@@ -108,6 +110,7 @@ def test_shipped_experiments_are_two_by_two(module):
         ({"order": "sorted"}, "order: 'sorted' is not one of 'fresh', 'constant', 'stored'"),
         ({"mu": 0.0}, "mu: 0.0 is out of range; allowed is more than 0"),
         ({"map_constant": 0.0}, "map_constant: 0.0 is out of range"),
+        ({"label_noise": 1.1}, "label_noise: 1.1 is out of range; allowed is at least 0 and at most 1"),
     ],
 )
 def test_bad_values_are_refused_by_field(fields, message):
@@ -119,8 +122,8 @@ def test_bad_values_are_refused_by_field(fields, message):
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"hinge": (1, 2)}, r"sweep\.hinge: is no field; allowed are dataset"),
-        ({"sweep": (1, 2)}, r"sweep\.sweep: is no field"),
+        ({"hinge": (1, 2)}, r"sweep\.hinge: 'hinge' is no field; allowed are dataset"),
+        ({"sweep": (1, 2)}, r"sweep\.sweep: 'sweep' is no field"),
         ({"loss": ("mse", "hinge")}, "loss: 'hinge' is not one of"),
         ({"epochs": (1, "2")}, "epochs: '2' is of type str; allowed is int"),
         ({"store_predictions": (True, 1)}, "store_predictions: 1 is of type int; allowed is bool"),
@@ -135,11 +138,183 @@ def test_bad_values_are_refused_by_field(fields, message):
         ({"era": {"old": {"loss": "map"}, "new": {"los": "mse"}}}, r"sweep\.era\.new: 'los' is no field; allowed are"),
         ({"era": {"old": {"epochs": 1.5}}}, "epochs: 1.5 is of type float; allowed is int"),
         ({"era": {"old": {"loss": "map"}}, "loss": ("mse",)}, r"sweep\.loss: sets 'loss', which sweep\.era sets too"),
+        ({"era": {1998: {"loss": "map"}}}, "1998: names are text; write '1998'"),
+        ({"loss,hinge": (("mse", 1),)}, r"sweep\.loss,hinge: 'hinge' is no field; allowed are dataset"),
+        ({"epochs, seeds": ((1, 2),)}, r"sweep\.epochs, seeds: ' seeds' is no field"),
+        ({"epochs,seeds,epochs": ((1, 2, 3),)}, r"sweep\.epochs,seeds,epochs: names a field twice"),
+        ({"epochs,seeds": ((1, 2), (3,))}, r"sweep\.epochs,seeds: \(3,\) is no list of 2 values, one for each field"),
+        ({"epochs,seeds": ((1, 2, 3),)}, r"sweep\.epochs,seeds: \(1, 2, 3\) is no list of 2 values"),
+        ({"epochs,seeds": (1, 2)}, r"sweep\.epochs,seeds: 1 is no list of 2 values"),
+        ({"epochs,seeds": ()}, r"sweep\.epochs,seeds: \(\) is no list of values"),
+        ({"epochs,seeds": ((1, 0),)}, "seeds: 0 is out of range"),
+        ({"epochs,seeds": ((1, 2.0),)}, "seeds: 2.0 is of type float; allowed is int"),
+        ({"epochs,seeds": ((1, 2), (2, 1), (1, 2))}, r"sweep\.epochs,seeds: .* names a value twice"),
+        ({"epochs,seeds": ((1, 2),), "seeds": (3,)}, r"sweep\.seeds: sets 'seeds', which sweep\.epochs,seeds sets too"),
+        ({"arm": ("mse",)}, r"sweep\.arm: 'arm' is no field"),
+        ({"arm": {}}, r"sweep\.arm: is empty"),
+        ({"arm": {"a": {}}, "loss": ("mse",)}, r"sweep\.arm: named arms stand alone; for a product give that axis ano"),
+        ({"arm": {"a": {"los": "mse"}}}, r"sweep\.arm\.a: 'los' is no field"),
     ],
 )
 def test_bad_axes_are_refused(axes, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as refusal:
         expand(with_sweep(small(), **axes))
+    assert "\n" not in str(refusal.value)
+
+
+def test_fields_under_several_names_change_together():
+    config = with_sweep(small(), **{"batch_size,learning_rate": ((16, 0.5), [8, 1])}, loss=("mse", "cross_entropy"))
+    arms = expand(config)
+    assert [arm.name for arm in arms] == [
+        "batch_size=16,learning_rate=0.5,loss=mse",
+        "batch_size=16,learning_rate=0.5,loss=cross_entropy",
+        "batch_size=8,learning_rate=1,loss=mse",
+        "batch_size=8,learning_rate=1,loss=cross_entropy",
+    ]
+    assert arms[3].axes == {"batch_size": 8, "learning_rate": 1.0, "loss": "cross_entropy"}
+    assert {field: arms[3].settings[field] for field in arms[3].axes} == arms[3].axes
+    assert expand(ConfigDict(describe(config))) == arms, "as read from config.json"
+
+
+def test_named_arms_have_their_bare_names():
+    groups = {"now": {}, "<script>": {"loss": "cross_entropy", "seeds": 5}, "1998": {"output": "rbf", "loss": "map"}}
+    arms = expand(with_sweep(small(), arm=groups))
+    assert [arm.name for arm in arms] == list(groups), "as written, not sorted"
+    assert [arm.axes for arm in arms] == [{}, {}, {}]
+    chosen = [[arm.settings[field] for field in ("output", "loss", "seeds")] for arm in arms]
+    assert chosen == [["softmax", "mse", 3], ["softmax", "cross_entropy", 5], ["rbf", "map", 3]]
+
+
+def tunable(**tune):
+    """A config that may tune these."""
+    config = small(validation_size=100)
+    config.tune.update(tune)
+    return config
+
+
+def test_every_arm_tries_the_same_values():
+    config = with_sweep(tunable(learning_rate=[0.1, 1, 0.01], momentum=(0.0, 0.9)), loss=("mse", "cross_entropy"))
+    one, other = expand(config)
+    assert one.tuning == other.tuning == Tuning({"learning_rate": (0.01, 0.1, 1.0), "momentum": (0.0, 0.9)})
+    assert one.axes == {"loss": "mse"}
+    assert expand(ConfigDict(describe(config))) == [one, other], "as read from config.json"
+    assert expand(small(validation_size=100))[0].tuning is None
+
+
+def test_random_sets_are_drawn_together_and_go_with_a_grid():
+    spread = {"low": 1e-6, "high": 1e-2, "count": 4}
+    config = tunable(weight_decay=spread, momentum=(0.5, 0.9), learning_rate={"low": 0.01, "high": 1, "count": 4})
+    found = expand(config)[0].tuning
+    assert found.grid == {"momentum": (0.5, 0.9)}
+    assert [point["weight_decay"] for point in found.drawn] == tuning.log_uniform("weight_decay", 1e-6, 1e-2, 4)
+    assert [point["learning_rate"] for point in found.drawn] == tuning.log_uniform("learning_rate", 0.01, 1.0, 4)
+
+
+RATES = {"learning_rate": (0.01, 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("tune", "fields", "axes", "message"),
+    [
+        (
+            {"batch_size": (16, 32)},
+            {},
+            {},
+            r"tune\.batch_size: can't be tuned; allowed are learning_rate, momentum, weig",
+        ),
+        ({"rate": (16, 32)}, {}, {}, r"tune\.rate: can't be tuned"),
+        ({"learning_rate": ()}, {}, {}, r"tune\.learning_rate: \(\) is no list of values; write tune\.learning_rate="),
+        ({"learning_rate": 0.1}, {}, {}, r"tune\.learning_rate: 0\.1 is no list of values"),
+        ({"learning_rate": "0.1"}, {}, {}, r"tune\.learning_rate: '0\.1' is no list of values"),
+        ({"learning_rate": (0.1, 1, 1.0)}, {}, {}, r"tune\.learning_rate: \(0\.1, 1, 1\.0\) names a value twice"),
+        ({"learning_rate": (0.1, 0.0)}, {}, {}, r"learning_rate: 0\.0 is out of range; allowed is more than 0"),
+        ({"learning_rate": (0.1, "1")}, {}, {}, r"learning_rate: '1' is of type str; allowed is float"),
+        ({"momentum": (0.9, 1.0)}, {}, {}, r"momentum: 1\.0 is out of range"),
+        ({"mu": {"low": 1, "high": 2}}, {}, {}, r"tune\.mu: a random set needs low, high, count, but has high, low$"),
+        ({"mu": {"low": 1, "high": 2, "count": 3, "x": 4}}, {}, {}, r"tune\.mu: a random set needs low, high, count"),
+        ({"mu": {1: 2}}, {}, {}, r"tune\.mu: a random set needs low, high, count, but has 1"),
+        ({"mu": {}}, {}, {}, r"tune\.mu: a random set needs low, high, count, but has none"),
+        (
+            {"mu": {"low": 2, "high": 1, "count": 3}},
+            {},
+            {},
+            r"tune\.mu: low 2\.0 and high 1\.0; needed is 0 < low < high",
+        ),
+        ({"mu": {"low": 1, "high": 1, "count": 3}}, {}, {}, r"tune\.mu: low 1\.0 and high 1\.0"),
+        ({"weight_decay": {"low": 0, "high": 1, "count": 3}}, {}, {}, r"tune\.weight_decay: low 0\.0 and high 1\.0"),
+        ({"mu": {"low": 1, "high": float("inf"), "count": 3}}, {}, {}, "mu: inf is out of range"),
+        ({"mu": {"low": 1, "high": 2, "count": 0}}, {}, {}, r"tune\.mu: count 0; allowed is a whole number from 1 on"),
+        ({"mu": {"low": 1, "high": 2, "count": 2.0}}, {}, {}, r"tune\.mu: count 2\.0; allowed is a whole number"),
+        ({"mu": {"low": 1, "high": 2, "count": True}}, {}, {}, r"tune\.mu: count True"),
+        (
+            {"mu": {"low": 1, "high": 2, "count": 2}, "learning_rate": {"low": 1, "high": 2, "count": 3}},
+            {},
+            {},
+            "tune: .*mu.* are drawn together; count must be the same",
+        ),
+        (
+            RATES,
+            {},
+            {"learning_rate": (1, 2)},
+            r"sweep\.learning_rate: sets 'learning_rate', which tune\.learning_rate s",
+        ),
+        (
+            RATES,
+            {},
+            {"learning_rate,epochs": ((1, 2),)},
+            r"sweep\.learning_rate,epochs: sets 'learning_rate', which tune\.learning_rate sets too",
+        ),
+        (
+            RATES,
+            {},
+            {"arm": {"a": {"learning_rate": 1.0}}},
+            r"sweep\.arm: sets 'learning_rate', which tune\.learning_rat",
+        ),
+        (RATES, {"validation_size": 0}, {}, "validation_size: 0 leaves nothing to tune on; set it to a number of"),
+        (RATES, {}, {"validation_size": (10, 0)}, "validation_size: 0 leaves nothing to tune on"),
+        (RATES, {"tune_seeds": 0}, {}, "tune_seeds: 0 is out of range; allowed is at least 1"),
+        (RATES, {"tune_widenings": -1}, {}, "tune_widenings: -1 is out of range"),
+        (RATES, {"tune_first_seed": 2**32}, {}, "tune_first_seed: 4294967296 is out of range"),
+        (
+            RATES,
+            {"tune_first_seed": 2**32 - 2},
+            {},
+            r"tune_seeds: 3 from tune_first_seed 4294967294 on pass 2\*\*32 - 1",
+        ),
+        (RATES, {"refit": True, "train_size": 50}, {}, "refit: True needs train_size 0, but it is 50"),
+        ({}, {"refit": True}, {}, "refit: True needs fields to tune; name some in tune, or set validation_size to 0"),
+    ],
+)
+def test_bad_tuning_is_refused_by_field(tune, fields, axes, message):
+    config = with_sweep(tunable(**tune), **axes)
+    config.update(fields)
+    with pytest.raises(InputError, match=message) as refusal:
+        expand(config)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "allowed"),
+    [(8, 2, True), (8, 3, False), (9, 9, False), (10, 1, False), (11, 1, False), (12, 2, False), (13, 2, True)],
+)
+def test_tuning_needs_other_seeds_than_testing(first, count, allowed):
+    """Tested are 10, 11 and 12."""
+    config = tunable(**RATES)
+    config.update({"first_seed": 10, "tune_first_seed": first, "tune_seeds": count})
+    if allowed:
+        assert expand(config)[0].tuning
+    else:
+        with pytest.raises(
+            InputError, match=rf"tune_first_seed: seeds {first} to {first + count - 1} meet .* 10 to 12"
+        ):
+            expand(config)
+
+
+def test_a_tune_that_is_no_mapping_is_refused():
+    with pytest.raises(
+        InputError, match=r"tune: \(0\.1,\) is no mapping; write config\.tune\.FIELD = \(first, second\)"
+    ):
+        expand(ConfigDict({"tune": (0.1,)}))
 
 
 def test_a_group_of_fields_is_one_value_of_an_axis():

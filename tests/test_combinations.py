@@ -18,6 +18,7 @@ from lenet_jax.layers import ACTIVATIONS
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CHOICES = {
+    "label_noise": (0.0, 0.5),
     "normalization": data.NORMALIZATIONS,
     "activation": ACTIVATIONS,
     "connectivity": model.CONNECTIVITIES,

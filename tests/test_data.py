@@ -9,6 +9,7 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.stats
 import tensorflow_datasets as tfds
 
 from lenet_jax import data
@@ -256,6 +257,37 @@ class TestNormalization:
 
     def test_hundredth(self):
         assert data.NORMALIZATIONS["hundredth"](np.zeros((1, 28, 28), np.uint8)) == (0.01, 0.0)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+    def test_share_and_no_right_label_among_the_wrong(self, mnist5k, share):
+        labels = mnist5k.train_labels
+        noisy = data.with_noise(labels, share, 10)
+        assert noisy.dtype == labels.dtype
+        assert (noisy != labels).mean() == pytest.approx(share, abs=0.02)
+        assert ((noisy != labels).sum() == 4000) == (share == 1)
+        np.testing.assert_array_equal(data.with_noise(labels, share, 10), noisy)
+
+    def test_every_other_class_is_as_likely(self, mnist5k):
+        labels = mnist5k.train_labels.astype(int)
+        shifts = np.bincount((data.with_noise(labels, 1.0, 10) - labels) % 10, minlength=10)
+        assert shifts[0] == 0
+        assert scipy.stats.chisquare(shifts[1:]).pvalue > 0.01
+
+    def test_smaller_shares_are_part_of_larger_ones(self, mnist5k):
+        labels = mnist5k.train_labels
+        some, more = data.with_noise(labels, 0.2, 10), data.with_noise(labels, 0.6, 10)
+        wrong = some != labels
+        np.testing.assert_array_equal(more[wrong], some[wrong])
+        assert (more != labels).sum() > 2 * wrong.sum()
+
+    def test_more_labels_change_none_of_the_first(self, mnist5k):
+        labels = mnist5k.train_labels
+        np.testing.assert_array_equal(data.with_noise(labels[:777], 0.6, 10), data.with_noise(labels, 0.6, 10)[:777])
+
+    def test_a_single_class_without_noise(self):
+        np.testing.assert_array_equal(data.with_noise(np.zeros(5, np.uint8), 0.0, 1), np.zeros(5))
 
 
 def png(image):

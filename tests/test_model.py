@@ -204,6 +204,18 @@ def test_predict_scores(output):
     np.testing.assert_allclose(model.predict_scores(outputs, Architecture(output=output)), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("output", model.PROBABILISTIC)
+def test_log_probabilities(output):
+    outputs = np.random.default_rng(8).normal(scale=30, size=(4, 10)).astype(np.float32)
+    likelihoods = np.exp(np.float64(-outputs if output == "rbf" else outputs))
+    expected = np.log(likelihoods / likelihoods.sum(axis=1, keepdims=True))
+    found = model.log_probabilities(jnp.asarray(outputs), Architecture(output=output))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (
+        found.argmax(axis=1) == model.predict_scores(jnp.asarray(outputs), Architecture(output=output)).argmax(1)
+    ).all()
+
+
 @pytest.mark.parametrize(
     ("field", "choices"),
     [

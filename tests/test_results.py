@@ -1,54 +1,12 @@
-"""Tests of the run folder and of the numbers in it."""
+"""Tests of the run folder."""
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from lenet_jax import results
 from lenet_jax.errors import InputError
-
-
-def test_summary_of_values_known_by_hand():
-    summary = results.summarize([0.1, 0.2, 0.3])
-    assert summary["mean"] == pytest.approx(0.2)
-    assert summary["std"] == pytest.approx(0.1)
-    assert summary["per_seed"] == [0.1, 0.2, 0.3]
-    low, high = summary["ci95"]
-    assert 0.1 <= low < 0.2 < high <= 0.3
-
-
-def test_interval_covers_the_mean_as_often_as_it_says():
-    # 200 samples of 30 normal numbers: a 95 % interval holds the true mean in 95 % of them, +-3 standard errors.
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        low, high = results.interval(rng.normal(1.0, 0.3, 30))
-        covered += low <= 1.0 <= high
-    assert 0.88 <= covered / 200 <= 0.995
-
-
-def test_interval_is_the_same_every_time():
-    values = np.random.default_rng(1).normal(size=8)
-    assert results.interval(values) == results.interval(values)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"), [([0.5], None), ([], None), ([0.5, 0.5, 0.5], (0.5, 0.5)), ([0.1, float("nan")], None)]
-)
-def test_interval_where_there_is_little_to_say(values, expected):
-    assert results.interval(values) == expected
-
-
-def test_diverged_values_become_null_in_json():
-    summary = results.summarize([0.1, float("nan")])
-    assert json.loads(json.dumps(summary, allow_nan=False)) == {
-        "mean": None,
-        "std": None,
-        "ci95": None,
-        "per_seed": [0.1, None],
-    }
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

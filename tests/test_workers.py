@@ -73,7 +73,7 @@ def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
         return {path.name for path in tmp_path.rglob("*-cache")}
 
     with Workers(2) as crew:
-        crew.prepare(recipes, len(SEEDS), images)
+        crew.prepare([(recipe, len(SEEDS)) for recipe in recipes], images)
         prepared = kept()
         assert len(prepared) >= 2
         for recipe in recipes:

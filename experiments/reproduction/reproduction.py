@@ -22,7 +22,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from lenet_jax import arms, compare, data, distortions, experiment, model, optim, plots, population, results, train
+from lenet_jax import (
+    arms,
+    compare,
+    data,
+    distortions,
+    experiment,
+    metrics,
+    model,
+    optim,
+    plots,
+    population,
+    results,
+    stats,
+    train,
+)
 from lenet_jax.results import Run
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +84,7 @@ def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
     """The error of the first arm less that of the second, seed by seed: mean and interval."""
     pairs = zip(first[metric]["per_seed"], second[metric]["per_seed"], strict=True)
-    return results.summarize([one - other for one, other in pairs])
+    return stats.summarize([one - other for one, other in pairs])
 
 
 def errors_table(runs: Path) -> str:
@@ -96,7 +110,7 @@ def errors_table(runs: Path) -> str:
 def passes_table(runs: Path) -> str:
     """Pass by pass."""
     run = results.load(runs / "lenet5_1998")
-    tables = [compare.metric_rows(run, metric) for metric in ("test_error", "running_error")]
+    tables = [metrics.rows(run, metric) for metric in ("test_error", "running_error")]
     test, training = (100 * table.groupby("epoch").value.mean() for table in tables)
     rows = []
     for epoch in range(1, run.config["epochs"] + 1):
@@ -197,7 +211,7 @@ def curves(runs: Path, axes: Axes) -> Axes:
     run = results.load(runs / "lenet5_1998")
     shown = {"test": ("test_error", TEST_CURVE, "s"), "training, while training": ("running_error", TRAIN_CURVE, "o")}
     for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
-        rows = compare.metric_rows(run, metric)
+        rows = metrics.rows(run, metric)
         table = rows[rows.epoch > 0].pivot(index="epoch", columns="seed", values="value") * 100
         plots.mean_and_interval(table, f"ours, {label}", place, axes)
         axes.plot(range(1, len(paper) + 1), paper, marker, label=f"paper, {label}", **PAPER_STYLE)
@@ -245,7 +259,7 @@ def rejects(runs: Path, axes: Axes) -> Axes:
     for name in ("lenet5_1998", "lenet5_1998_distorted"):
         run = results.load(runs / name)
         assert run.predictions is not None
-        drawn[name] = compare.reject_curve(run.predictions)
+        drawn[name] = metrics.reject_curve(run.predictions)
     axes = plots.reject_curves(drawn, axes)
     axes.plot(*LENET4_REJECTS, "D", label="paper, LeNet-4", **PAPER_STYLE)
     axes.legend()

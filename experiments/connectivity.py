@@ -1,0 +1,16 @@
+"""What is C3's connection table worth: its 60 connections, or all 96?
+
+LeCun et al. 1998 (section II.B) broke the symmetry with it and kept the number of connections down.
+
+Command: lenet-jax run --config=experiments/connectivity.py
+"""
+
+from lenet_jax.experiments import tuned
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """2 connectivities."""
+    config = tuned.get_config(arg)
+    config.sweep.connectivity = ("table", "full")
+    return config

@@ -1,0 +1,21 @@
+"""Which loss: squared error on softmax or on linear outputs, with targets 0/1 or +-1, or cross-entropy?
+
+Textbooks and libraries mean different things by "MSE"; each is an arm, with a learning rate of its own.
+
+Command: lenet-jax run --config=experiments/loss_function.py
+"""
+
+from lenet_jax.experiments import tuned
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """4 criteria."""
+    config = tuned.get_config(arg)
+    config.sweep.criterion = {
+        "MSE on softmax": {"loss": "mse", "mse_point": "softmax"},
+        "MSE on linear (0/1)": {"loss": "mse", "output": "linear", "mse_point": "linear"},
+        "MSE on linear (+-1)": {"loss": "mse", "output": "linear", "mse_point": "linear", "target_code": "+-1"},
+        "cross-entropy": {"loss": "cross_entropy"},
+    }
+    return config

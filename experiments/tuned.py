@@ -1,0 +1,24 @@
+"""LeNet-5 with tanh and cross-entropy on 4,000 real digits, its learning rate tuned; the studies start from it.
+
+Six learning rates, and up to three beyond an edge, are tried with three seeds on a validation split of 1,000 digits;
+the best trains anew on all 4,000 with 20 seeds of its own, and only that is tested.
+
+Command: lenet-jax run --config=experiments/tuned.py
+"""
+
+from lenet_jax.experiments import base
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """One arm; studies add their axis."""
+    config = base.get_config(arg)
+    config.activation = "tanh"
+    config.loss = "cross_entropy"
+    config.seeds = 20
+    config.validation_size = 1000
+    config.tune.learning_rate = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    config.tune_seeds = 3
+    config.tune_widenings = 3
+    config.refit = True
+    return config

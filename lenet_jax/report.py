@@ -1,0 +1,358 @@
+"""A comparison as files: tables, figures, and one HTML page that holds it all and needs no network."""
+
+import base64
+import functools
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib.image
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from lenet_jax import __version__, compare, data, metrics, plots, results, stats, tuning
+from lenet_jax.compare import Comparison, Judgement
+from lenet_jax.errors import InputError
+from lenet_jax.results import Run
+
+MANY = 12
+"""So many arms get a confusion matrix or a reject curve each; more would not be looked at."""
+
+DIGITS = 24
+"""Images of a kind that are shown."""
+
+
+class Picture(NamedTuple):
+    """A figure of the report.
+
+    Attributes:
+      figure: drawn.
+      heading: of its section.
+      text: what it shows, for those who see it and those who don't.
+    """
+
+    figure: Figure
+    heading: str
+    text: str
+
+
+class Digit(NamedTuple):
+    """A test image of the report.
+
+    Attributes:
+      image: its place in the test set.
+      source: as a data URI.
+      label: its class.
+      taken_for: the class that it is taken for most often, if not its own.
+      shares: of each arm's networks, how many get it wrong.
+    """
+
+    image: int
+    source: str
+    label: int
+    taken_for: int
+    shares: dict[str, float]
+
+
+def write(comparison: Comparison, out: Path) -> list[Path]:
+    """Writes `comparison.csv`, `differences.csv`, `comparison.md`, the figures (PNG, SVG) and `report.html`.
+
+    Args:
+      comparison: as `compare.analyse` returns it.
+      out: folder; made if need be.
+
+    Returns:
+      the files written.
+
+    Raises:
+      InputError: `out` can't be written.
+    """
+    pictures = pictures_of(comparison)
+    texts = {"comparison.md": markdown(comparison), "report.html": html(comparison, pictures)}
+    tables = {"comparison.csv": compare.frame(comparison.arms, comparison.metric)}
+    if comparison.judgements:
+        tables["differences.csv"] = compare.judgement_frame(comparison.judgements, comparison.metric)
+    files = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            results.replace_file(out / name, lambda partial, table=table: table.to_csv(partial, index=False))
+        for name, text in texts.items():
+            results.replace_file(out / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+        files = [out / name for name in (*tables, *texts)]
+        for name, picture in pictures.items():
+            for kind in ("png", "svg"):
+                files.append(out / f"{name}.{kind}")
+                plots.save(picture.figure, files[-1])
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
+    return files
+
+
+def lines(label: str) -> str:
+    """An arm's name in a figure: run and axes below one another."""
+    return "\n".join(part for part in re.split(r",|: ", label) if part)
+
+
+def markdown(comparison: Comparison) -> str:
+    """The comparison as Markdown."""
+    parts = [compare.summary(comparison).replace("<", "&lt;"), compare.markdown(comparison.arms, comparison.metric)]
+    if comparison.judgements:
+        parts.append(compare.markdown_table(*compare.judgement_cells(comparison.judgements, comparison.metric)))
+    if comparison.notes:
+        parts.append("\n".join(f"- {note}" for note in comparison.notes).replace("<", "&lt;") + "\n")
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def pictures_of(comparison: Comparison) -> dict[str, Picture]:
+    """The figures that the comparison has something for, by file name."""
+    metric, named = comparison.metric, metrics.title(comparison.metric)
+    pictures: dict[str, Picture] = {}
+    final = {lines(arm.label): (arm.values.to_list(), arm.ci95) for arm in comparison.arms}
+    if all(np.isfinite(values).all() for values, _ in final.values()):
+        pictures[f"{metric}_final_values"] = Picture(
+            plots.figure(lambda axes: plots.final_values(final, metric, axes), final),
+            "Every seed",
+            f"Each dot is the {named} of one seed, a row an arm; the bar is the 95 % interval of the mean.",
+        )
+    for kind, heading, file in (
+        ("difference", "Differences", "differences"),
+        ("effect", "Effects", "effects"),
+    ):
+        chosen = [
+            judgement
+            for judgement in comparison.judgements
+            if (judgement.kind == "difference") == (kind == "difference")
+        ]
+        if chosen:
+            pictures[f"{metric}_{file}"] = forest_of(chosen, metric, heading)
+    if all(metrics.has_curve(run, metric) for run in comparison.runs):
+        drawn = {lines(name): curve for name, curve in by_label(comparison, lambda run: metrics.curves(run, metric))}
+        pictures[f"{metric}_learning_curves"] = Picture(
+            plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
+            "Learning curves",
+            f"The {named} after each epoch: mean over seeds with its 95 % interval, and every seed as a thin line.",
+        )
+    pictures |= tuning_pictures(comparison)
+    predictions = dict(predictions_of(comparison))
+    if 0 < len(predictions) <= MANY:
+        matrices = {lines(name): metrics.confusion(table) for name, table in predictions.items()}
+        pictures["confusion"] = Picture(
+            plots.confusions(matrices),
+            "Confusions",
+            "Of each class (row), the percentage that is taken for each class (column), mean over seeds.",
+        )
+        rejects = {lines(name): metrics.reject_curve(table) for name, table in predictions.items()}
+        pictures["reject_curves"] = Picture(
+            plots.figure(lambda axes: plots.reject_curves(rejects, axes), rejects),
+            "Reject curves",
+            "The error on the images that are left, if those whose best score leads least are rejected.",
+        )
+    return pictures
+
+
+def forest_of(judgements: Sequence[Judgement], metric: str, heading: str) -> Picture:
+    """Differences or effects as a forest plot."""
+    rows = {
+        re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", judgement.name): (
+            judgement.contrast.mean,
+            judgement.contrast.low,
+            judgement.contrast.high,
+            judgement.p_holm < compare.ALPHA,
+        )
+        for judgement in judgements
+    }
+    percent = metrics.is_percent(metric)
+    named = metrics.title(metric)
+    label = f"difference in {named}" + (" (percentage points)" if percent else "")
+    title = "Mean, 95 % interval; filled: corrected p < 0.05"
+    return Picture(
+        plots.figure(lambda axes: plots.forest(rows, title, label, axes, percent), rows),
+        heading,
+        f"Difference in {named}, seed by seed: mean and 95 % interval; filled where it is shown (corrected p < 0.05).",
+    )
+
+
+def by_label(comparison: Comparison, of_run: Any) -> list[tuple[str, Any]]:
+    """What `of_run` makes of each run, arm -> value, under the labels of the comparison's arms."""
+    found = []
+    for run, name in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
+        for arm, value in of_run(run).items():
+            found.append((f"{name}: {arm}" if name else arm, value))
+    return found
+
+
+def predictions_of(comparison: Comparison) -> list[tuple[str, pd.DataFrame]]:
+    """Predictions by arm, of those runs that have them."""
+
+    def of_run(run: Run) -> dict[str, pd.DataFrame]:
+        if run.predictions is None:
+            return {}
+        return {str(arm): table for arm, table in run.predictions.groupby("arm", sort=False)}
+
+    return by_label(comparison, of_run)
+
+
+def tuning_pictures(comparison: Comparison) -> dict[str, Picture]:
+    """Validation error against each tuned hyperparameter, at the best of the others."""
+    curves: dict[str, dict[str, tuple[pd.DataFrame, float]]] = {}
+    for run, prefix in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
+        if run.tuning is None:
+            continue
+        tables = dict(iter(run.tuning.groupby("arm", sort=False)))
+        for arm in run.summary["arms"]:
+            label = lines(f"{prefix}: {arm['name']}" if prefix else arm["name"])
+            for name, value in arm["chosen"].items():
+                curve = tuning.curve(tables[arm["name"]], name, list(arm["chosen"]))
+                curves.setdefault(name, {})[label] = curve, value
+    return {
+        f"tuning_{name}": Picture(
+            plots.figure(functools.partial(plots.tuning_curves, arms, name), arms),
+            f"Tuning: {name.replace('_', ' ')}",
+            f"Mean validation error over the tuning seeds against {name.replace('_', ' ')}; the star is the choice.",
+        )
+        for name, arms in curves.items()
+    }
+
+
+def html(comparison: Comparison, pictures: Mapping[str, Picture]) -> str:
+    """The comparison as one page: no script, no network; for screens light and dark, and for screen readers."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    agreed, disputed, missing = digits_of(comparison)
+    return environment.get_template("report.html.jinja").render(
+        title=", ".join(run.folder.resolve().name for run in comparison.runs),
+        version=__version__,
+        metric=metrics.title(comparison.metric),
+        percent=metrics.is_percent(comparison.metric),
+        summary=compare.summary(comparison),
+        notes=comparison.notes,
+        arms=compare.cells(comparison.arms, comparison.metric),
+        judgements=compare.judgement_cells(comparison.judgements, comparison.metric) if comparison.judgements else None,
+        power=power_cells(comparison),
+        pictures=[
+            {"id": name, "svg": Markup(inline_svg(picture.figure, f"f{number}")), **picture._asdict()}
+            for number, (name, picture) in enumerate(pictures.items())
+        ],
+        overview=overview_cells(comparison),
+        classes=class_cells(comparison),
+        agreed=agreed,
+        disputed=disputed,
+        missing=missing,
+        runs=[
+            {
+                "folder": str(run.folder),
+                "command": run.provenance.get("command", ""),
+                "config": json.dumps(run.config, indent=2),
+                "provenance": json.dumps(run.provenance, indent=2),
+            }
+            for run in comparison.runs
+        ],
+    )
+
+
+def inline_svg(figure: Figure, prefix: str) -> str:
+    """A figure as an SVG element whose ink takes the page's colour and whose names are its own on the page."""
+    stream = io.StringIO()
+    with plots.styled():
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace(plots.INK, "currentColor").replace("#000000", "currentColor")
+    width = float(svg.split('width="', 1)[1].split("pt", 1)[0])
+    # Named by the figure around it; as wide as its drawing at most.
+    return svg.replace("<svg ", f'<svg aria-hidden="true" style="max-width: {width * 4 / 3:.0f}px" ', 1)
+
+
+def overview_cells(comparison: Comparison) -> compare.Cells:
+    """The mean of every metric that all arms have, a row an arm."""
+    shared = [name for name in metrics.names(comparison.runs[0]) if not name.startswith(metrics.CLASS_ERROR)]
+    columns: dict[str, dict[str, pd.Series]] = {}
+    for name in shared:
+        try:
+            columns[name] = dict(by_label(comparison, lambda run, name=name: metrics.by_arm(run, name)))
+        except InputError:
+            continue  # another run doesn't have it
+    header = [metrics.title(name) + (f" ({metrics.unit(name)})" if metrics.unit(name) else "") for name in columns]
+    rows = []
+    for arm in comparison.arms:
+        found = [of_arm.get(arm.label) for of_arm in columns.values()]
+        shown = [
+            "-" if values is None else metrics.show(float(values.mean()), name)
+            for name, values in zip(columns, found, strict=True)
+        ]
+        rows.append([arm.label, *shown])
+    return ["arm", *header], rows, len(header)
+
+
+def class_cells(comparison: Comparison) -> compare.Cells | None:
+    """Test error by class, mean over seeds, a row an arm."""
+    rows: list[list[str]] = []
+    labels: list[Any] = []
+    for name, table in predictions_of(comparison):
+        errors = (table.label != table.predicted).groupby(table.label).mean()
+        labels = labels or list(errors.index)
+        rows.append([name, *(f"{100 * errors.get(label, np.nan):.2f}" for label in labels)])
+    return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
+
+
+def power_cells(comparison: Comparison) -> compare.Cells | None:
+    """What so many seeds would show, from the variance that was measured."""
+    counts = (5, 10, 20, 50)
+    rows = []
+    for judgement in comparison.judgements:
+        size = judgement.contrast.effect_size
+        if size is not None and judgement.kind == "difference":
+            std = abs(judgement.contrast.mean / size) if size else 0.0
+            found = [metrics.show(stats.detectable(count, std), comparison.metric) for count in counts]
+            rows.append([judgement.name, *found])
+    return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
+
+
+def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
+    """The test images that all arms get wrong most, those that they disagree on most, and why there are none."""
+    predictions = predictions_of(comparison)
+    fingerprints = {arm.data for arm in comparison.arms}
+    if not predictions:
+        return [], [], "The runs stored no predictions (store_predictions=False)."
+    if len(fingerprints) > 1:
+        return [], [], "The arms were tested on different images."
+    config, (fingerprint, _) = comparison.runs[0].config, next(iter(fingerprints))
+    dataset = data.at_hand(config.get("dataset", ""), config.get("data_dir", ""))
+    if dataset is None or dataset.fingerprint != fingerprint:
+        return [], [], f"The images of {config.get('dataset')} are not at hand here."
+    names = [name for name, _ in predictions]
+    shares = metrics.share_wrong([table for _, table in predictions]).set_axis(names, axis=1)
+    least, most = shares.min(axis=1), shares.max(axis=1)
+    agreed = ranked(least[least >= 0.5])
+    disputed = ranked((most - least)[most > least])
+    together = pd.concat([table for _, table in predictions], ignore_index=True)
+    wrong = together[together.image.isin([*agreed, *disputed]) & (together.label != together.predicted)]
+    taken = wrong.groupby("image").predicted.agg(lambda found: found.mode().iloc[0])
+
+    def digit(place: int) -> Digit:
+        shown = dict(zip(names, shares.loc[place].to_numpy(float).tolist(), strict=True))
+        image = dataset.test_images[place]
+        return Digit(place, data_uri(image), int(dataset.test_labels[place]), int(taken[place]), shown)
+
+    return [digit(place) for place in agreed], [digit(place) for place in disputed], ""
+
+
+def ranked(values: pd.Series) -> list[int]:
+    """The images with the largest values."""
+    return [int(place) for place in values.sort_values(ascending=False, kind="stable").index[:DIGITS]]
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A grey image [rows, columns] as a PNG in a data URI, dark on light as it would be written."""
+    stream = io.BytesIO()
+    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,512 @@
+"""The statistics against SciPy, statsmodels, textbooks and explicit enumeration; and what is stored about them."""
+
+import importlib.util
+import itertools
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from lenet_jax import stats
+
+ROOT = Path(__file__).parents[1]
+STORED = ROOT / "experiments" / "results" / "coverage"
+
+# Fisher (1935, "The Design of Experiments"): Darwin's cross- minus self-fertilized maize, eighths of an inch.
+DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], float)
+
+
+def enumerated_p(values, places=9):
+    """Share of all 2^n flips of signs whose sum lies as far from 0 as the observed one, for decimal numbers."""
+    signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    sums = np.abs(np.round(signs @ np.asarray(values, float), places))
+    return np.mean(sums >= sums[0])
+
+
+# Summaries and intervals of a mean.
+
+
+def test_summary_of_values_known_by_hand():
+    summary = stats.summarize([0.1, 0.2, 0.6])
+    assert summary["mean"] == pytest.approx(0.3)
+    assert summary["median"] == 0.2
+    assert summary["std"] == pytest.approx(math.sqrt(0.07))
+    assert summary["per_seed"] == [0.1, 0.2, 0.6]
+    low, high = summary["ci95"]
+    assert 0.1 <= low < 0.3 < high <= 0.6
+
+
+def test_diverged_values_become_null_in_json():
+    summary = stats.summarize([0.1, float("nan")])
+    assert json.loads(json.dumps(summary, allow_nan=False)) == {
+        "mean": None,
+        "std": None,
+        "median": None,
+        "ci95": None,
+        "per_seed": [0.1, None],
+    }
+
+
+# The level in closed form. t_0.975 is 12.706 with one degree of freedom, tan(0.475 pi); with two,
+# 0.95 sqrt(2 / (1 - 0.95^2)) = 4.303; with four, as tables have it, 2.776. Phi(-x) = erfc(x / sqrt 2) / 2.
+@pytest.mark.parametrize(
+    ("n", "t"),
+    [(2, math.tan(0.475 * math.pi)), (3, 0.95 * math.sqrt(2 / (1 - 0.95**2))), (5, 2.7764451), (30, 2.04523)],
+)
+def test_interval_is_scipys_bca_at_hesterbergs_level(n, t):
+    values = np.random.default_rng(n).lognormal(size=n)
+    tail = max(math.erfc(math.sqrt(n / (n - 1)) * t / math.sqrt(2)) / 2, 0.5 / stats.RESAMPLES)
+    reference = scipy.stats.bootstrap(
+        (values,), np.mean, method="BCa", confidence_level=1 - 2 * tail, n_resamples=9999, rng=0
+    )
+    assert stats.interval(values) == pytest.approx(tuple(reference.confidence_interval), rel=1e-6)
+
+
+def test_interval_of_many_values_is_hardly_expanded():
+    values = np.random.default_rng(0).normal(size=300)
+    plain = scipy.stats.bootstrap((values,), np.mean, confidence_level=0.95, n_resamples=9999, rng=0)
+    assert stats.interval(values) == pytest.approx(tuple(plain.confidence_interval), abs=0.005)
+
+
+def test_interval_is_wider_than_plain_bca_of_few_values():
+    values = np.random.default_rng(0).normal(size=8)
+    plain = scipy.stats.bootstrap((values,), np.mean, confidence_level=0.95, n_resamples=9999, rng=0)
+    low, high = stats.interval(values)
+    assert low < plain.confidence_interval.low < plain.confidence_interval.high < high
+
+
+def test_interval_is_the_same_every_time():
+    values = np.random.default_rng(1).normal(size=8)
+    assert stats.interval(values) == stats.interval(list(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], None),
+        ([0.5], None),
+        ([0.1, float("nan")], None),
+        ([0.1, 0.2, float("inf")], None),
+        ([0.5, 0.5, 0.5], (0.5, 0.5)),
+        ([0.0, 0.0], (0.0, 0.0)),
+        ([1.0, 1.0 + 2e-16, 1.0], (1.0, 1.0)),  # equal but for rounding: BCa's jackknife is 0 / 0
+        ([0.1, 0.2], (0.1, 0.2)),  # resamples have no other ends
+    ],
+)
+def test_interval_where_there_is_little_to_say(values, expected):
+    assert stats.interval(values) == expected
+
+
+def test_interval_of_a_run_that_failed():
+    low, high = stats.interval([0.9, 0.9, 0.9, 0.9, 0.1])
+    assert 0.1 < low < 0.74 < high <= 0.9
+
+
+def test_interval_where_bca_has_no_answer_is_the_percentile_bootstraps():
+    """Squares of these numbers are 0 in floating point, and with them BCa's jackknife."""
+    values = [1e-200, 2e-200, 4e-200]
+    assert stats.interval(values) == (1e-200, 4e-200)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=12))
+def test_interval_of_any_error_rates_holds_the_mean(counts):
+    values = np.array(counts) / 10_000
+    low, high = stats.interval(values)
+    assert values.min() <= low <= high <= values.max()
+    assert low - 1e-12 <= values.mean() <= high + 1e-12
+
+
+def test_student_is_scipys_one_sample_t_test():
+    values = np.random.default_rng(0).normal(size=(3, 4, 7))
+    low, high = stats.student(values)
+    reference = scipy.stats.ttest_1samp(values, 0, axis=-1).confidence_interval(0.95)
+    np.testing.assert_allclose(low, reference.low, rtol=1e-12)
+    np.testing.assert_allclose(high, reference.high, rtol=1e-12)
+
+
+def test_student_of_single_values_is_the_values():
+    low, high = stats.student(np.array([[0.5], [0.7]]))
+    assert low.tolist() == high.tolist() == [0.5, 0.7]
+
+
+# Differences between arms.
+
+
+def test_contrast_is_scipys_paired_t_test_and_permutation_test():
+    rng = np.random.default_rng(0)
+    for n in (3, 8, 12):
+        first, second = rng.normal(size=(2, n)) + np.array([[0.7], [0.0]])
+        (contrast,) = stats.contrasts([first - second])
+        interval = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
+        permutation = scipy.stats.permutation_test(
+            (first, second), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+        )
+        assert (contrast.low, contrast.high) == pytest.approx(tuple(interval))
+        assert contrast.p == pytest.approx(permutation.pvalue)
+        assert (contrast.n, contrast.mean) == (n, pytest.approx(np.mean(first - second)))
+        # d_z is t / sqrt(n).
+        t = scipy.stats.ttest_rel(first, second).statistic
+        assert contrast.effect_size == pytest.approx(t / math.sqrt(n))
+
+
+def test_fishers_randomization_test_of_darwins_maize():
+    """The one-sided p is 863 / 32,768 (Fisher 1935, section 21).
+
+    15 pairs are more than are enumerated. p is twice the smaller of two tails, each counted in 9,999 flips: the
+    standard error of a tail is sqrt(0.0263 (1 - 0.0263) / 9999) = 0.0016; four of them, twice.
+    """
+    exact = enumerated_p(DARWIN)
+    assert exact == 2 * 863 / 32_768
+    (contrast,) = stats.contrasts([DARWIN])
+    assert contrast.p == pytest.approx(exact, abs=2 * 4 * 0.0016)
+    assert contrast.p != exact  # it was estimated
+    assert contrast.mean == pytest.approx(20.933, abs=5e-4)
+    # Student's t is 2.148 with 14 degrees of freedom, and t_0.975 2.145 (Fisher): the interval hardly leaves out 0.
+    assert contrast.effect_size * math.sqrt(15) == pytest.approx(2.148, abs=5e-4)
+    assert contrast.low == pytest.approx(20.933 * (1 - 2.145 / 2.148), abs=0.03)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-40, 40), min_size=2, max_size=9), st.sampled_from([1000, 10_000, 7]))
+def test_p_equals_an_enumeration_of_all_flips_with_ties(counts, images):
+    """Of differences of error rates: many sums are equal in theory, and differ by rounding."""
+    errors = 0.1 + np.array(counts) / images - 0.1
+    assert stats.contrasts([errors])[0].p == pytest.approx(enumerated_p(errors))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    # Sums of 6 or more: all but the 14 of 32 flips that sum to 0, 2 or 4. The others' sum is 0: any flip is as far.
+    [([6, 1, 1, 1, -3], 18 / 32), ([-4, -5, 4, 5], 1.0), ([7, -2, 2, -3, -2], None)],
+)
+def test_p_counts_flips_that_are_equal_but_for_rounding(counts, expected):
+    """SciPy's own permutation test, or rounding the values before they are summed, misses some of these ties."""
+    p = stats.sign_flip(np.array([counts]) / 1000)[0]
+    assert p == pytest.approx(enumerated_p(np.array(counts)))
+    assert expected is None or p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_p_is_smallest_where_all_seeds_agree(sign):
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 13, 40):
+        (contrast,) = stats.contrasts([sign * rng.uniform(1, 2, size=n)])
+        assert contrast.p == pytest.approx(stats.smallest_p(n))
+
+
+def test_smallest_p():
+    assert [stats.smallest_p(n) for n in (1, 2, 5, 6, 13)] == [1.0, 0.5, 0.0625, 0.03125, 2**-12]
+    # With more seeds p is estimated: (0 + 1) / (9,999 + 1) on each side.
+    assert stats.smallest_p(14) == stats.smallest_p(5000) == pytest.approx(2 / 10_000)
+
+
+def test_differences_of_zero():
+    (none, zeros) = stats.contrasts([np.zeros(4), np.array([0.0, 0.0, 0.0, 2.0])])
+    assert none == stats.Contrast(4, 0.0, 0.0, 0.0, 1.0, None)
+    assert zeros.p == 1.0
+    assert zeros.effect_size == pytest.approx(0.5)
+
+
+def test_equal_differences_have_no_effect_size_though_they_are_rounded():
+    assert stats.contrasts([np.array([0.0123 - 0.0113, 0.0119 - 0.0109])])[0].effect_size is None
+
+
+def test_contrasts_keep_their_order():
+    rng = np.random.default_rng(0)
+    differences = [rng.normal(size=n) for n in (5, 3, 5, 9, 3, 14)]
+    together = stats.contrasts(differences)
+    assert [contrast.n for contrast in together] == [5, 3, 5, 9, 3, 14]
+    for contrast, values in zip(together[:5], differences, strict=False):
+        assert contrast == stats.contrasts([values])[0]
+    assert together[5].mean == differences[5].mean()
+    assert stats.contrasts([]) == []
+
+
+# Many tests.
+
+
+@settings(max_examples=10, deadline=None)  # statsmodels takes 0.1 s
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_equals_statsmodels(p_values):
+    from statsmodels.stats.multitest import multipletests
+
+    np.testing.assert_allclose(stats.holm(p_values), multipletests(p_values, method="holm")[1], rtol=1e-12)
+
+
+def test_holm_by_hand():
+    """Four p-values times 4, 3, 2, 1 from the smallest on, and none smaller than one before."""
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.5, 0.6]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+# Power.
+
+
+def statsmodels_power(**known):
+    from statsmodels.stats.power import TTestPower
+
+    with warnings.catch_warnings():  # its solver says when it failed, which isn't tested here
+        warnings.simplefilter("ignore")
+        return TTestPower().solve_power(alpha=0.05, alternative="two-sided", **known)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 34, 200, 1000])
+@pytest.mark.parametrize("size", [0.01, 0.1, 0.5, -0.5, 1.0])
+def test_power_equals_statsmodels(n, size):
+    assert stats.power(n, size) == pytest.approx(statsmodels_power(nobs=n, effect_size=size, power=None), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "size"), [(2, 1.0), (3, 10.0), (10, 3.0), (10, 10.0), (100, 3.0), (1000, 100.0), (6, 0.0)]
+)
+def test_power_equals_the_integral_over_all_standard_deviations(n, size):
+    """Also where SciPy's noncentral t, and with it statsmodels, is NaN."""
+    edge, shift = scipy.stats.t.ppf(0.975, n - 1), size * math.sqrt(n)
+
+    def shown(std):
+        normal = scipy.stats.norm
+        given_std = normal.sf(edge * std - shift) + normal.cdf(-edge * std - shift)
+        return given_std * scipy.stats.chi.pdf(std * math.sqrt(n - 1), n - 1) * math.sqrt(n - 1)
+
+    expected, _ = quad(shown, 0, 12, points=[0.5, 1, 1.5], limit=500)
+    assert stats.power(n, size) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_textbook_has_34_pairs_for_a_medium_effect():
+    """Cohen's d_z = 0.5, power 0.8, two-sided 5 %: 34 pairs (Faul et al. 2007, G*Power)."""
+    assert stats.seeds_needed(0.5, 1.0) == 34
+    assert stats.seeds_needed(-0.005, 0.01) == 34
+    assert stats.power(33, 0.5) < 0.8 <= stats.power(34, 0.5)
+
+
+@pytest.mark.parametrize("size", [0.02, 0.15, 0.3, 0.8, 1.5, 3.0])
+def test_seeds_needed_equals_statsmodels(size):
+    assert stats.seeds_needed(size, 1.0) == math.ceil(statsmodels_power(effect_size=size, power=0.8))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.01, 30))
+def test_seeds_needed_is_the_least_number(size):
+    n = stats.seeds_needed(size, 1.0)
+    assert stats.power(n, size) >= 0.8
+    assert n == 2 or stats.power(n - 1, size) < 0.8
+
+
+def test_seeds_needed_at_its_ends():
+    assert stats.seeds_needed(0.0, 0.1) is None
+    assert stats.seeds_needed(0.0, 0.0) is None
+    assert stats.seeds_needed(1e-9, 0.0) == 2
+    assert stats.seeds_needed(1.0, 1e-12) == 2
+    assert stats.seeds_needed(1e-6, 1.0) is None
+
+
+@pytest.mark.parametrize("n", [*range(2, 20), 34, 100, 333, 1000])
+def test_detectable_is_what_power_detects(n):
+    assert stats.power(n, stats.detectable(n, 2.0) / 2.0) == pytest.approx(0.8, abs=1e-9)
+    if n > 2:  # where statsmodels' solver gives up
+        assert stats.detectable(n, 0.5) == pytest.approx(0.5 * statsmodels_power(nobs=n, power=0.8), rel=1e-4)
+
+
+# Two arms, run against run.
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_superiority_is_a_count_of_all_pairs(first, second):
+    first, second = [value / 1000 for value in first], [value / 1000 for value in second]
+    wins = sum((one < other) + 0.5 * (one == other) for one in first for other in second)
+    assert stats.superiority(first, second) == pytest.approx(wins / (len(first) * len(second)))
+
+
+def test_superior_is_the_arm_with_fewer_errors():
+    assert stats.superiority([0.01, 0.02], [0.03, 0.04, 0.05]) == 1.0
+    assert stats.superiority([0.03, 0.04], np.array([0.01])) == 0.0
+    assert stats.superiority([0.01, 0.01], [0.01]) == 0.5
+
+
+# Factorial studies.
+
+
+def test_effects_of_two_by_two_by_hand():
+    """Yates's layout: (1) = 20, a = 30, b = 40, ab = 52: A = 11, B = 21, and A is 2 more at high b than at low b."""
+    cells = {(0, 0): [20.0, 1.0], (1, 0): [30.0, 2.0], (0, 1): [40.0, 3.0], (1, 1): [52.0, 3.0]}
+    first, second, both = stats.effects({"a": [0, 1], "b": [0, 1]}, {key: np.array(row) for key, row in cells.items()})
+    assert (first.axes, first.changes, first.over) == (("a",), ((0, 1),), ("b",))
+    assert (second.axes, second.changes, second.over) == (("b",), ((0, 1),), ("a",))
+    assert (both.axes, both.changes, both.over) == (("a", "b"), ((0, 1), (0, 1)), ())
+    assert first.differences.tolist() == [11.0, 0.5]
+    assert second.differences.tolist() == [21.0, 1.5]
+    assert both.differences.tolist() == [2.0, -1.0]
+
+
+def test_effects_of_two_by_three_against_formulas():
+    """Axes not in alphabetical order, of values that aren't sorted either."""
+    axes = {"loss": ["mse", "cross_entropy"], "activation": ["tanh", "sigmoid", "relu"]}
+    rng = np.random.default_rng(0)
+    cells = {cell: rng.normal(size=4) for cell in itertools.product(*axes.values())}
+    cells = dict(reversed(cells.items()))  # their order doesn't matter
+    mse, cross = ({act: cells[loss, act] for act in axes["activation"]} for loss in axes["loss"])
+    expected = [
+        ((("mse", "cross_entropy"),), np.mean([cross[act] - mse[act] for act in mse], axis=0)),
+        ((("tanh", "sigmoid"),), np.mean([of["sigmoid"] - of["tanh"] for of in (mse, cross)], axis=0)),
+        ((("tanh", "relu"),), np.mean([of["relu"] - of["tanh"] for of in (mse, cross)], axis=0)),
+        *(
+            (
+                (("mse", "cross_entropy"), ("tanh", other)),
+                (cross[other] - cross["tanh"]) - (mse[other] - mse["tanh"]),
+            )
+            for other in ("sigmoid", "relu")
+        ),
+    ]
+    found = stats.effects(axes, cells)
+    assert [effect.axes for effect in found] == [
+        ("loss",),
+        ("activation",),
+        ("activation",),
+        ("loss", "activation"),
+        ("loss", "activation"),
+    ]
+    for effect, (changes, differences) in zip(found, expected, strict=True):
+        assert effect.changes == changes
+        np.testing.assert_allclose(effect.differences, differences, rtol=1e-12)
+
+
+def test_effects_of_two_by_two_by_two_against_formulas():
+    axes = {"c": [0, 1], "a": [0, 1], "b": [0, 1]}
+    y = np.random.default_rng(1).normal(size=(2, 2, 2, 5))
+    found = {effect.axes: effect for effect in stats.effects(axes, {cell: y[cell] for cell in np.ndindex(2, 2, 2)})}
+    assert list(found) == [("c",), ("a",), ("b",), ("c", "a"), ("c", "b"), ("a", "b")]
+    assert found["c", "b"].over == ("a",)
+    assert found["a",].over == ("c", "b")
+    expected = {
+        ("c",): (y[1] - y[0]).mean(axis=(0, 1)),
+        ("a",): (y[:, 1] - y[:, 0]).mean(axis=(0, 1)),
+        ("b",): (y[:, :, 1] - y[:, :, 0]).mean(axis=(0, 1)),
+        ("c", "a"): ((y[1, 1] - y[1, 0]) - (y[0, 1] - y[0, 0])).mean(axis=0),
+        ("c", "b"): ((y[1, :, 1] - y[1, :, 0]) - (y[0, :, 1] - y[0, :, 0])).mean(axis=0),
+        ("a", "b"): ((y[:, 1, 1] - y[:, 1, 0]) - (y[:, 0, 1] - y[:, 0, 0])).mean(axis=0),
+    }
+    for names, differences in expected.items():
+        np.testing.assert_allclose(found[names].differences, differences, rtol=1e-12)
+
+
+def test_effects_equal_statsmodels_regression_on_sum_coding():
+    """With levels coded as -1 and 1, a main effect is 2 and a two-way interaction 4 coefficients."""
+    import statsmodels.api as sm
+
+    axes = {"c": [0, 1], "a": [0, 1], "b": [0, 1]}
+    y = np.random.default_rng(2).normal(size=(2, 2, 2, 6))
+    codes = np.stack(np.meshgrid(*[[-1, 1]] * 3, range(6), indexing="ij")[:3], axis=-1).reshape(-1, 3)
+    columns = [*codes.T, *(codes[:, i] * codes[:, j] for i, j in itertools.combinations(range(3), 2)), codes.prod(1)]
+    fitted = sm.OLS(y.ravel(), sm.add_constant(np.stack(columns, axis=1))).fit()
+    found = stats.effects(axes, {cell: y[cell] for cell in np.ndindex(2, 2, 2)})
+    means = [effect.differences.mean() for effect in found]
+    np.testing.assert_allclose(means, fitted.params[1:7] * [2, 2, 2, 4, 4, 4], rtol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(2, 3), min_size=2, max_size=3))
+def test_effects_of_arms_that_add_up_have_no_interaction(seed, sizes):
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=size) for size in sizes]
+    assume(all(np.ptp(part) > 1e-6 for part in parts))
+    axes = {name: list(range(size)) for name, size in zip("zxy", sizes, strict=False)}
+    cells = {
+        cell: np.full(2, sum(part[place] for part, place in zip(parts, cell, strict=True)))
+        for cell in np.ndindex(*sizes)
+    }
+    for effect in stats.effects(axes, cells):
+        if len(effect.axes) == 1:
+            part, ((_, place),) = parts["zxy".index(effect.axes[0])], effect.changes
+            np.testing.assert_allclose(effect.differences, part[place] - part[0], atol=1e-12)
+        else:
+            np.testing.assert_allclose(effect.differences, 0, atol=1e-12)
+
+
+# The simulated studies.
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """experiments/benchmarks/coverage.py; by its path, as there is a package of that name."""
+    path = ROOT / "experiments" / "benchmarks" / "coverage.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return json.loads((STORED / "coverage.json").read_text())
+
+
+def test_stored_intervals_of_paired_differences_hold_the_truth(stored):
+    assert stored["studies"] >= 2000
+    rows = {(row["setting"], row["n"]): row for row in stored["coverage"]}
+    assert {n for _, n in rows} == {5, 10, 20}
+    assert len(stored["realistic"]) == 3
+    for setting in stored["realistic"]:
+        for n in (10, 20):
+            assert rows[setting, n]["studies"] >= 2000
+            assert 0.93 <= rows[setting, n]["paired_student"] <= 0.97, (setting, n)
+
+
+def test_stored_studies_without_a_difference_seldom_find_one(stored):
+    assert {row["n"] for row in stored["family_wise"]} == {10, 20}
+    for row in stored["family_wise"]:
+        assert row["studies"] >= 2000
+        assert row["comparisons"] == 6
+        assert row["family_wise_error"] <= 0.06
+        assert row["family_wise_error_uncorrected"] > 0.1  # or there was nothing to correct
+
+
+def test_stored_studies_of_the_detectable_difference_show_it(stored):
+    """The permutation test of 10 seeds or more has about the t-test's power; that of 5 can't reach 5 %."""
+    for row in stored["power"]:
+        assert row["power_student"] == pytest.approx(0.8, abs=0.04)
+        assert row["power_permutation"] == (0 if row["n"] == 5 else pytest.approx(0.8, abs=0.04))
+
+
+def test_the_stored_page_is_that_of_the_stored_numbers(benchmark, stored):
+    assert benchmark.table(stored) == (STORED / "coverage.md").read_text()
+
+
+def test_the_simulation_gives_what_is_stored(benchmark, stored):
+    few = benchmark.simulate(3)
+    for part in ("coverage", "family_wise", "power"):
+        of_few = [(row["setting"], row["n"]) for row in few[part]]
+        assert of_few == [(row["setting"], row["n"]) for row in stored[part]]
+        assert all(row.keys() == other.keys() for row, other in zip(few[part], stored[part], strict=True))
+    for row, other in zip(few["power"], stored["power"], strict=True):
+        assert row["effect_size"] == pytest.approx(other["effect_size"], rel=1e-6)
+    assert "| skewed | 20 |" in benchmark.table(few)
+
+
+def test_simulated_arms_are_what_their_truth_says(benchmark):
+    """Means within 4 standard errors, standard deviations and correlations within 2 %, of 200,000 seeds."""
+    for name, setting in benchmark.SETTINGS.items():
+        first, second = setting.draw(np.random.default_rng(0), (200_000,))
+        mean, difference, std = setting.truth()
+        assert first.mean() == pytest.approx(mean, abs=4 * first.std() / math.sqrt(200_000))
+        assert (second - first).mean() == pytest.approx(difference, abs=4 * std / math.sqrt(200_000)), name
+        assert (second - first).std() == pytest.approx(std, rel=0.02), name
+        if name in benchmark.REALISTIC:
+            assert np.corrcoef(first, second)[0, 1] == pytest.approx(0.5, abs=0.1), name
+
+
+def test_a_simulated_family_has_three_arms_and_three_effects(benchmark):
+    cells = np.array([[1.0, 2.0], [2.0, 2.0], [4.0, 2.0], [9.0, 2.0]])
+    differences = [values.tolist() for values in benchmark.family(cells)]
+    assert differences == [[1, 0], [3, 0], [8, 0], [5, 0], [3, 0], [4, 0]]

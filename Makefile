@@ -21,7 +21,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' --numprocesses=2 --dist=loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow

@@ -178,7 +178,7 @@ def analyse(
         if isinstance(found, str):
             notes.append(found)
             continue
-        shared = [one.values.loc[found.index] for one in (arm, other)]
+        shared = [one.values.loc[found.index].to_numpy() for one in (arm, other)]
         improvement = stats.superiority(*(shared if metrics.lower_is_better(metric) else reversed(shared)))
         tested.append(("difference", f"{arm.label} against {other.label}", found.to_numpy(), improvement))
     if baseline and pairs and not tested:
@@ -361,10 +361,16 @@ def summary(comparison: Comparison) -> str:
 
     ends = f" (95 % interval {show(best.ci95[0])} to {show(best.ci95[1])}, {best.n} seeds)" if best.ci95 else ""
     place = f"On {data.get('name', 'the data')}, {best.label} has the {'lowest' if lower else 'highest'}"
-    name = metrics.title(metric) if len(arms) > 1 else f"mean {metrics.title(metric)}"
+    several = len(comparison.arms) > 1
+    name = metrics.title(metric) if several else f"mean {metrics.title(metric)}"
     sentences = [f"{place} {name}: {show(best.mean)}{unit}{ends}."]
-    if len(arms) == 1:
+    if not several:
         sentences = [f"On {data.get('name', 'the data')}, the {name} is {show(best.mean)}{unit}{ends}."]
+    left_out = len(comparison.arms) - len(arms)
+    if left_out:
+        sentences.append(
+            f"{left_out} of {len(comparison.arms)} arms {'has' if left_out == 1 else 'have'} no finite mean."
+        )
     points = " percentage points" if metrics.is_percent(metric) else unit
     differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
     told = [judgement for judgement in differences if judgement.name.startswith(f"{best.label} against ")][:1]

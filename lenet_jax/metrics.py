@@ -5,6 +5,7 @@ last epoch), ``test_error_class_3``, ``epochs_to_0.02`` (passes until the test e
 ``samples_per_second`` (of an arm as a whole).
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -89,6 +90,12 @@ def rows(run: Run, metric: str) -> pd.DataFrame:
     return found
 
 
+def at_end(run: Run) -> Run:
+    """The run with the last epoch of its arms alone, in which metrics of the end are found sooner."""
+    last = run.metrics.groupby("arm").epoch.transform("max")
+    return dataclasses.replace(run, metrics=run.metrics[run.metrics.epoch == last])
+
+
 def has_curve(run: Run, metric: str) -> bool:
     """Whether the metric was measured at every epoch."""
     split, _, name = metric.rpartition("_")
@@ -116,9 +123,9 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
             raise InputError(f"metric: {metric!r} is not one of {', '.join(names(run))} (run {str(run.folder)!r})")
         values = (of_class.label != of_class.predicted).groupby([of_class.arm, of_class.seed]).mean()
     else:
-        every = rows(run, metric)
-        last = every.groupby("arm").epoch.transform("max")
-        values = every[every.epoch == last].groupby(["arm", "seed"]).value.first(skipna=False)
+        values = rows(at_end(run), metric).groupby(["arm", "seed"]).value.first(skipna=False)
+        if is_percent(metric):
+            values = values.round(7)  # fractions of a count, measured in single precision: equal ones shall be equal
     by_name = dict(iter(values.groupby(level="arm", sort=False)))
     return {
         arm["name"]: by_name[arm["name"]].droplevel("arm").sort_index()

@@ -20,11 +20,15 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 STYLES = ("-", "--", ":", "-.")
 
+MANY = 12
+"""With more arms, a figure leaves out what nobody could make out."""
+
 INK = "#262626"
 """Of text and axes."""
 
 RC: dict[Any, Any] = {
     "font.size": 10,
+    "axes.facecolor": "none",
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -87,8 +91,8 @@ def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) 
     """
     rows = [row[np.isfinite(row)] for row in values.to_numpy()]
     low, high = zip(*(stats.student(row) for row in rows), strict=True)
-    axes.plot(values.index, [row.mean() for row in rows], label=label, linewidth=2, **style(place))
-    axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0)
+    axes.plot(values.index, [row.mean() for row in rows], label=label, linewidth=2, zorder=3, **style(place))
+    axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0, zorder=2)
 
 
 def error_ticks(axes: Axes) -> None:
@@ -101,19 +105,21 @@ def error_ticks(axes: Axes) -> None:
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:
-    """Mean over seeds and its 95 % interval against the epoch, an arm a colour; every seed as a thin line.
+    """Mean over seeds and its 95 % interval against the epoch, an arm a colour; of few arms every seed as a thin line.
 
     Args:
       curves: arm -> one row an epoch (the index), one column a seed.
       metric: for the labels, as in ``test_error``.
       axes: drawn into; the value axis is logarithmic.
     """
+    every_seed = len(curves) <= MANY
     for place, (arm, curve) in enumerate(curves.items()):
         # A seed that diverges ends there; the mean goes on over the others.
         finite = curve.where(np.isfinite(curve)).dropna(how="all")
-        # As pixels: thousands of seeds would be megabytes of vectors.
-        faint: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.35, "rasterized": True}
-        axes.plot(finite.index, finite.to_numpy(), color=style(place)["color"], **faint)
+        if every_seed:
+            # In pixels: many seeds would be megabytes of vectors. Below all else, so that the pixels are one image.
+            faint: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.35, "rasterized": True, "zorder": 1}
+            axes.plot(finite.index, finite.to_numpy(), color=style(place)["color"], **faint)
         mean_and_interval(finite, arm, place, axes)
     axes.set_yscale("log")
     error_ticks(axes)
@@ -122,7 +128,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes)
     axes.set_xlabel("epoch")
     axes.grid(axis="y", alpha=0.25)
     seeds = max((curve.shape[1] for curve in curves.values()), default=0)
-    title = f"{metric.replace('_', ' ')}: mean over {seeds} seeds, 95 % interval, every seed"
+    title = f"{metric.replace('_', ' ')}: mean over {seeds} seeds, 95 % interval" + ", every seed" * every_seed
     axes.set_title(title.capitalize(), fontsize=10)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
     return axes

@@ -21,9 +21,6 @@ from lenet_jax.compare import Comparison, Judgement
 from lenet_jax.errors import InputError
 from lenet_jax.results import Run
 
-MANY = 12
-"""So many arms get a confusion matrix or a reject curve each; more would not be looked at."""
-
 DIGITS = 24
 """Images of a kind that are shown."""
 
@@ -74,25 +71,22 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
       InputError: `out` can't be written.
     """
     pictures = pictures_of(comparison)
-    texts = {"comparison.md": markdown(comparison), "report.html": html(comparison, pictures)}
     tables = {"comparison.csv": compare.frame(comparison.arms, comparison.metric)}
     if comparison.judgements:
         tables["differences.csv"] = compare.judgement_frame(comparison.judgements, comparison.metric)
-    files = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            results.replace_file(out / name, lambda partial, table=table: table.to_csv(partial, index=False))
+        drawn = [out / f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]
+        for file in drawn:
+            plots.save(pictures[file.stem].figure, file)
+        svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in pictures}
+        texts = {name: table.to_csv(index=False) for name, table in tables.items()}
+        texts |= {"comparison.md": markdown(comparison), "report.html": html(comparison, pictures, svgs)}
         for name, text in texts.items():
-            results.replace_file(out / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
-        files = [out / name for name in (*tables, *texts)]
-        for name, picture in pictures.items():
-            for kind in ("png", "svg"):
-                files.append(out / f"{name}.{kind}")
-                plots.save(picture.figure, files[-1])
+            results.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:
         raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
-    return files
+    return [*(out / name for name in texts), *drawn]
 
 
 def lines(label: str) -> str:
@@ -137,11 +131,12 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
         pictures[f"{metric}_learning_curves"] = Picture(
             plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
             "Learning curves",
-            f"The {named} after each epoch: mean over seeds with its 95 % interval, and every seed as a thin line.",
+            f"The {named} after each epoch: mean over seeds with its 95 % interval"
+            + (", and every seed as a thin line." if len(drawn) <= plots.MANY else "."),
         )
     pictures |= tuning_pictures(comparison)
     predictions = dict(predictions_of(comparison))
-    if 0 < len(predictions) <= MANY:
+    if 0 < len(predictions) <= plots.MANY:
         matrices = {lines(name): metrics.confusion(table) for name, table in predictions.items()}
         pictures["confusion"] = Picture(
             plots.confusions(matrices),
@@ -221,8 +216,14 @@ def tuning_pictures(comparison: Comparison) -> dict[str, Picture]:
     }
 
 
-def html(comparison: Comparison, pictures: Mapping[str, Picture]) -> str:
-    """The comparison as one page: no script, no network; for screens light and dark, and for screen readers."""
+def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[str, str]) -> str:
+    """The comparison as one page: no script, no network; for screens light and dark, and for screen readers.
+
+    Args:
+      comparison: see `compare.analyse`.
+      pictures: by name.
+      svgs: the pictures' SVG.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -238,7 +239,7 @@ def html(comparison: Comparison, pictures: Mapping[str, Picture]) -> str:
         judgements=compare.judgement_cells(comparison.judgements, comparison.metric) if comparison.judgements else None,
         power=power_cells(comparison),
         pictures=[
-            {"id": name, "svg": Markup(inline_svg(picture.figure, f"f{number}")), **picture._asdict()}
+            {"id": name, "svg": Markup(inline_svg(svgs[name], f"f{number}")), **picture._asdict()}
             for number, (name, picture) in enumerate(pictures.items())
         ],
         overview=overview_cells(comparison),
@@ -258,14 +259,11 @@ def html(comparison: Comparison, pictures: Mapping[str, Picture]) -> str:
     )
 
 
-def inline_svg(figure: Figure, prefix: str) -> str:
-    """A figure as an SVG element whose ink takes the page's colour and whose names are its own on the page."""
-    stream = io.StringIO()
-    with plots.styled():
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    svg = stream.getvalue()
+def inline_svg(svg: str, prefix: str) -> str:
+    """A figure's SVG as an element whose ink takes the page's colour and whose names are its own on the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("fill: #ffffff", "fill: none", 1)  # the paper
     svg = svg.replace(plots.INK, "currentColor").replace("#000000", "currentColor")
     width = float(svg.split('width="', 1)[1].split("pt", 1)[0])
     # Named by the figure around it; as wide as its drawing at most.
@@ -274,11 +272,16 @@ def inline_svg(figure: Figure, prefix: str) -> str:
 
 def overview_cells(comparison: Comparison) -> compare.Cells:
     """The mean of every metric that all arms have, a row an arm."""
+
+    def of_run(run: Run, name: str) -> dict[str, pd.Series]:
+        return metrics.by_arm(run if name.startswith(metrics.EPOCHS_TO) else ends[run.folder], name)
+
     shared = [name for name in metrics.names(comparison.runs[0]) if not name.startswith(metrics.CLASS_ERROR)]
+    ends = {run.folder: metrics.at_end(run) for run in comparison.runs}
     columns: dict[str, dict[str, pd.Series]] = {}
     for name in shared:
         try:
-            columns[name] = dict(by_label(comparison, lambda run, name=name: metrics.by_arm(run, name)))
+            columns[name] = dict(by_label(comparison, lambda run, name=name: of_run(run, name)))
         except InputError:
             continue  # another run doesn't have it
     header = [metrics.title(name) + (f" ({metrics.unit(name)})" if metrics.unit(name) else "") for name in columns]

@@ -4,6 +4,7 @@ An arm's interval is a bootstrap's; what two arms differ by is judged seed by se
 a permutation test. `experiments/results/coverage` holds how often these intervals hold what they promise.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -76,11 +77,11 @@ def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 def student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of Student's 95 % interval of the mean along the last axis; the mean itself for a single value."""
     count = values.shape[-1]
-    mean = values.mean(axis=-1)
+    mean = np.asarray(values.mean(axis=-1))
     if count < 2:
         return mean, mean
     reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) / math.sqrt(count)
-    return mean - reach, mean + reach
+    return np.asarray(mean - reach), np.asarray(mean + reach)
 
 
 class Contrast(NamedTuple):
@@ -198,7 +199,13 @@ def seeds_needed(difference: float, std: float) -> int | None:
 
 def detectable(n: int, std: float) -> float:
     """The true difference that n seeds would show in 80 % of studies; `std` as in `seeds_needed`."""
-    return std * float(scipy.optimize.brentq(lambda size: power(n, size) - POWER, 1e-3, 1e3))
+    return std * detectable_size(n)
+
+
+@functools.cache
+def detectable_size(n: int) -> float:
+    """The effect size (d_z) that n seeds would show in 80 % of studies."""
+    return float(scipy.optimize.brentq(lambda size: power(n, size) - POWER, 1e-3, 1e3, rtol=1e-9))
 
 
 Cell = tuple[Any, ...]

@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from lenet_jax.experiments import base
 
-from lenet_jax import results
+from lenet_jax import cli, results
+from lenet_jax.arms import expand
+from lenet_jax.tuning import Tuning, log_uniform
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 QUICK = [
@@ -79,19 +82,53 @@ def test_compare_writes_pictures_and_names_them(finished):
     folder, _ = finished
     result = lenet_jax(folder, "compare", "runs/quick")
     assert result.returncode == 0, result.stderr
-    named = [Path(folder / line.strip()) for line in result.stdout.splitlines() if line.strip().endswith(".png")]
-    assert len(named) == 2
-    assert all(path.is_file() for path in named)
+    plots = folder / "runs/quick/plots"
+    assert "runs/quick/plots/report.html" in result.stdout
+    assert (plots / "report.html").is_file()
+    assert list(plots.glob("*.png"))
 
 
 def test_an_axis_can_be_replaced_and_added(tmp_path):
     arguments = ["--config.sweep.loss=('mse',)", "--config.sweep.activation=('tanh',)"]
-    arguments.append("--config.sweep.batch_size=(20,40)")
+    arguments.append("--config.sweep.batch_size,epochs=((20,1),(40,2))")
+    arguments += ["--config.tune.learning_rate=(0.001,0.1)", "--config.tune_seeds=1"]
     result = lenet_jax(tmp_path, "run", *QUICK, *arguments)
     assert result.returncode == 0, result.stderr
-    summary = json.loads((tmp_path / "runs/quickstart/summary.json").read_text())
-    names = [arm["name"] for arm in summary["arms"]]
-    assert names == ["loss=mse,activation=tanh,batch_size=20", "loss=mse,activation=tanh,batch_size=40"]
+    run = results.load(tmp_path / "runs/quickstart")
+    names = ["loss=mse,activation=tanh,batch_size=20,epochs=1", "loss=mse,activation=tanh,batch_size=40,epochs=2"]
+    assert [arm["name"] for arm in run.summary["arms"]] == names
+    assert run.tuning.groupby("arm").epoch.max().to_dict() == dict(zip(names, (1, 2), strict=True))
+    for arm in run.summary["arms"]:
+        assert f"{arm['name']}: learning_rate {arm['chosen']['learning_rate']:g} of 2 tried" in result.stderr
+
+
+def with_keys(*arguments):
+    """The arms of a config with a sweep and a tune of its own, changed by arguments."""
+    config = base.get_config()
+    config.validation_size = 100
+    config.sweep.loss = ("mse", "cross_entropy")
+    config.sweep.pooling = {"lenet": {}, "average": {"subsampling": "average"}}
+    config.sweep.activation = ("tanh",)
+    config.tune.momentum = (0.9,)
+    config.tune.learning_rate = (0.1,)
+    return expand(cli.with_keys(config, list(arguments)))
+
+
+def test_keys_of_a_mapping_keep_their_order():
+    arms = with_keys("--config.sweep.batch_size=(16,)", "--config.sweep.loss=('map',)", "--config.tune.mu=(2,1)")
+    assert [arm.name for arm in arms] == [
+        "loss=map,pooling=lenet,activation=tanh,batch_size=16",
+        "loss=map,pooling=average,activation=tanh,batch_size=16",
+    ]
+    assert arms[0].tuning == Tuning({"momentum": (0.9,), "learning_rate": (0.1,), "mu": (1.0, 2.0)})
+    assert list(arms[0].tuning.grid) == ["momentum", "learning_rate", "mu"]
+
+
+def test_a_random_set_and_named_arms_can_be_written_as_dicts():
+    arms = with_keys("--config.tune.learning_rate={'low': 0.01, 'high': 1, 'count': 3}")
+    assert [point["learning_rate"] for point in arms[0].tuning.drawn] == log_uniform("learning_rate", 0.01, 1.0, 3)
+    arms = expand(cli.with_keys(base.get_config(), ["--config.sweep.arm={'b': {'loss': 'mse'}, 'a': {'epochs': 2}}"]))
+    assert [(arm.name, arm.settings["epochs"]) for arm in arms] == [("b", 10), ("a", 2)]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +140,8 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
         (["--config.epochs=0"], ["epochs: 0", "at least 1"]),
         (["--config.seeds=-1"], ["seeds: -1", "at least 1"]),
         (["--config.epoch=1"], ["epoch: is no field", "epochs"]),
-        (["--config.sweep.hinge=(1,)"], ["sweep.hinge: is no field"]),
+        (["--config.sweep.hinge=(1,)"], ["sweep.hinge: 'hinge' is no field"]),
+        (["--config.tune_seeds=0"], ["tune_seeds: 0", "at least 1"]),
         (["--config.sweep.loss=mse"], ["sweep.loss: 'mse' is no Python tuple"]),
         (["--config.sweep.loss=('hinge',)"], ["loss: 'hinge'"]),
         (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist5k'"]),
@@ -111,14 +149,41 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
         (["--config.batch_size=4001"], ["batch_size: 4001"]),
         (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run'"]),
         (["--nosuch=1"], ["nosuch"]),
+        (["--tracker=visdom"], ["tracker: 'visdom' is not one of"]),
         (["stray"], ["argument: 'stray'"]),
-        (["--config.sweep=x"], ["sweep: set one axis at a time"]),
+        (["--config.sweep=x"], ["sweep: set one key at a time"]),
         (["--config.loss", "hinge"], ["loss: 'hinge'"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, parts):
     result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/quickstart.py", *arguments)
     assert_refused(result, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.sweep.loss,seeds=(('mse',1),('map',))", "sweep.loss,seeds: ('map',) is no list of 2 values"),
+        ("--config.sweep.arm={'a': {}}", "sweep.arm: named arms stand alone"),
+        ("--config.tune.learning_rate=(0.01,0.1)", "validation_size: 0 leaves nothing to tune on"),
+        ("--config.tune.batch_size=(16,32)", "tune.batch_size: can't be tuned; allowed are learning_rate"),
+        ("--config.tune.mu={'low': 1}", "tune.mu: a random set needs low, high, count"),
+        ("--config.tune.mu={[1]: 1}", "tune.mu: '{[1]: 1}' is no Python tuple"),
+        ("--config.tune.mu={'a.b': 1}", "tune.mu: \"{'a.b': 1}\" is no Python tuple"),
+        ("--config.tune=(0.1,)", "tune: set one key at a time"),
+    ],
+)
+def test_bad_keys_are_refused_in_one_line(tmp_path, monkeypatch, capsys, argument, message):
+    """In this process: each of its own takes a second to start."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(["run", f"--config={EXPERIMENTS}/quickstart.py", argument])
+    assert refusal.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"lenet-jax: {message}")
+    assert told.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +234,7 @@ def test_the_same_command_again_does_nothing_and_shows_the_table(finished):
         ([], ["run: none is given"]),
         (["nowhere"], ["run: 'nowhere' is not a folder"]),
         (["."], ["config.json' is missing"]),
-        (["runs/quick", "--metric=accuracy"], ["metric: 'accuracy'", "'test_error'"]),
+        (["runs/quick", "--metric=accuracy"], ["metric: 'accuracy'", "test_error"]),
     ],
 )
 def test_compare_refuses_bad_input(finished, arguments, parts):

@@ -55,7 +55,8 @@ COMBINATIONS = st.fixed_dictionaries({field: st.sampled_from(list(values)) for f
 def arm_of(combination):
     """The arm of a sweep that has these values."""
     config = base.get_config()
-    config.update({"train_size": 2 * combination["batch_size"], "epochs": 1, "seeds": 2, "learning_rate": 1e-4})
+    size = 2 * combination["batch_size"]
+    config.update({"train_size": size, "curvature_patterns": size, "epochs": 1, "seeds": 2, "learning_rate": 1e-4})
     config.sweep.combination = ConfigDict({"plain": {}, "drawn": combination}, sort_keys=False)
     return expand(config)[1]
 

@@ -77,8 +77,10 @@ def test_a_run_leaves_what_the_design_says(finished):
         "config.json",
         "provenance.json",
         "metrics.parquet",
+        "predictions.parquet",
         "summary.json",
     }
+    assert run.tuning is None
     data = run.summary["dataset"]
     assert (data["name"], data["train"], data["validation"], data["test"]) == ("mnist5k", 300, 3700, 1000)
     assert data["fingerprint"].startswith("sha256:")
@@ -86,7 +88,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     assert arm["name"] == "weight_decay=0"
     assert arm["axes"] == {"weight_decay": 0.0}
     assert (arm["seeds"], arm["diverged"], arm["parameters"]) == (3, 0, 60850)
-    assert set(arm["test_error"]) == {"mean", "std", "ci95", "per_seed"}
+    assert set(arm["test_error"]) == {"mean", "std", "median", "ci95", "per_seed"}
     assert arm["test_error"]["mean"] == pytest.approx(np.mean(arm["test_error"]["per_seed"]))
     assert 0 < arm["train_error"]["mean"] < 0.9
     assert arm["seconds"] > 0
@@ -101,8 +103,10 @@ def test_metrics_hold_every_number_in_long_form(finished):
     run, _, _ = finished
     assert list(run.metrics.columns) == ["arm", "weight_decay", "seed", "epoch", "split", "metric", "value"]
     counts = run.metrics.groupby("split").size().to_dict()
-    # 2 arms x 3 seeds x 2 metrics, times the epochs at which a split is measured.
-    assert counts == {"running": 24, "validation": 36, "test": 36, "train": 12}
+    # 2 arms x 3 seeds, times metrics and the epochs at which a split is measured.
+    assert counts == {"running": 6 * 2 * 2, "validation": 6 * 5 * 3, "test": 6 * 5 * 3, "train": 6 * 5}
+    assert set(run.metrics[run.metrics.split == "test"].metric) == {"loss", "error", "nll", "brier", "ece"}
+    assert set(run.metrics[run.metrics.split == "running"].metric) == {"loss", "error"}
     of_arm = run.metrics[(run.metrics.weight_decay == 0) & (run.metrics.metric == "error")]
     final = of_arm[(of_arm.split == "test") & (of_arm.epoch == 2)].sort_values("seed")
     assert final.value.tolist() == run.summary["arms"][0]["test_error"]["per_seed"]
@@ -113,6 +117,8 @@ def test_diverged_members_are_counted_and_stay_in_the_mean(finished):
     diverged = run.summary["arms"][1]
     assert diverged["diverged"] == 3
     assert diverged["test_error"]["per_seed"] == [1.0, 1.0, 1.0]
+    of_arm = run.metrics[(run.metrics.weight_decay == 1e30) & (run.metrics.epoch == 2) & (run.metrics.split == "test")]
+    assert not np.isfinite(of_arm[of_arm.metric != "error"].value).any()
 
 
 def test_the_run_equals_a_population_trained_by_hand(finished):
@@ -162,8 +168,9 @@ def test_an_arm_is_traced_once(tmp_path, monkeypatch):
 
 
 def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
-    config = with_sweep(small(seeds=3, epochs=1, store_predictions=True), weight_decay=(0.0, 0.1))
-    tables, predictions = {}, {}
+    config = with_sweep(small(seeds=3, epochs=1, tune_seeds=2), weight_decay=(0.0, 0.1))
+    config.tune.learning_rate = (0.002, 0.05)
+    tables, predictions, tuning = {}, {}, {}
     for name, worth, memory in (
         ("one process", 1e9, 2**40),
         ("workers", 0, 2**40),
@@ -172,10 +179,15 @@ def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(experiment, "WORTH_WORKERS", worth)
         monkeypatch.setattr(population, "memory_for_members", lambda memory=memory: memory)
         run = experiment.run(config, tmp_path / name, "test")
-        tables[name], predictions[name] = run.metrics, run.predictions
+        tables[name], predictions[name], tuning[name] = run.metrics, run.predictions, run.tuning
+        assert [arm["chosen"] for arm in run.summary["arms"]] == [{"learning_rate": 0.05}] * 2
         assert [arm["predicted_memory"] > 0 for arm in run.summary["arms"]] == [True, True]
     expected = tables.pop("one process")
     for table in tables.values():
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+    expected = tuning.pop("one process")
+    assert expected.groupby(["learning_rate", "seed"]).ngroups == 4
+    for table in tuning.values():
         pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
     expected = predictions.pop("one process")
     assert expected.seed.drop_duplicates().tolist() == [0, 1, 2]
@@ -193,10 +205,50 @@ def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
     # Parameters and momentum, in float32, before and after an update; key and counters are a few bytes more.
     assert population.member_memory(recipe) == pytest.approx(2 * 2 * 4 * 60_850, rel=0.001)
     monkeypatch.setattr(population, "memory_for_members", lambda: 4.5 * population.member_memory(recipe))
-    assert [len(chunk) for chunk in experiment.chunks_of(range(10, 20), recipe)] == [4, 4, 2]
-    assert [seed for chunk in experiment.chunks_of(range(10, 20), recipe) for seed in chunk] == list(range(10, 20))
+    members = experiment.Members(list(range(10, 20)), {"momentum": [seed / 20 for seed in range(10, 20)]})
+    chunks = experiment.chunks_of(members, recipe)
+    assert [len(chunk.seeds) for chunk in chunks] == [4, 4, 2]
+    assert [seed for chunk in chunks for seed in chunk.seeds] == members.seeds
+    assert [value for chunk in chunks for value in chunk.tuned["momentum"]] == members.tuned["momentum"]
     monkeypatch.setattr(population, "memory_for_members", lambda: 1)
-    assert experiment.chunks_of(range(3), recipe) == [range(1), range(1, 2), range(2, 3)]
+    alone = experiment.chunks_of(experiment.Members([0, 1, 2], {}), recipe)
+    assert [chunk.seeds for chunk in alone] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("output", "loss", "measured"),
+    [
+        ("softmax", "mse", ["loss", "error", "nll", "brier", "ece"]),
+        ("rbf", "map", ["loss", "error", "nll", "brier", "ece"]),
+        ("linear", "map", ["loss", "error"]),
+        ("squashed", "map", ["loss", "error"]),
+    ],
+)
+def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
+    recipe = recipe_for(small(output=output, loss=loss))
+    found = train.Evaluation(*np.arange(10, dtype=np.float32).reshape(5, 2))
+    members = experiment.Members([7, 8], {"mu": [0.1, 0.2]})
+    table = experiment.long_form({"test": found}, 3, members, recipe)
+    assert list(table.columns) == ["mu", "seed", "epoch", "split", "metric", "value"]
+    assert table.metric.drop_duplicates().tolist() == measured
+    assert table.value.tolist() == list(range(2 * len(measured)))
+    assert table[["mu", "seed"]].drop_duplicates().to_numpy().tolist() == [[0.1, 7], [0.2, 8]]
+
+
+def test_only_labels_that_are_trained_on_are_noisy():
+    noisy, clean = (expand(small(validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0))
+    dataset = experiment.load_data([clean])[experiment.data_key(clean)]
+    before = dataset.train_labels.copy()
+    found, expected = (np.asarray(experiment.images_of(dataset, arm).labels) for arm in (noisy, clean))
+    assert (found[:3000] != expected[:3000]).mean() == pytest.approx(0.3, abs=0.02)
+    np.testing.assert_array_equal(found[3000:], expected[3000:], "validation and test labels stay right")
+    np.testing.assert_array_equal(expected, [*dataset.train_labels, *dataset.test_labels])
+    np.testing.assert_array_equal(dataset.train_labels, before, "the data set itself isn't changed")
+    # Images that train_size leaves out aren't trained on. The others' labels are those of the whole set.
+    part = expand(small(validation_size=1000, label_noise=0.3, train_size=500))[0]
+    of_part = np.asarray(experiment.images_of(dataset, part).labels)
+    np.testing.assert_array_equal(of_part, [*found[:500], *expected[500:]])
+    assert experiment.image_key(noisy) != experiment.image_key(clean), "images are made anew between such arms"
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):
@@ -262,7 +314,7 @@ def test_a_run_of_an_older_version_is_its_own(finished, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(folder, old)
     stored_config = json.loads((old / "config.json").read_text())
-    for field in ("mu", "augmentation", "store_predictions"):
+    for field in ("mu", "augmentation", "store_predictions", "label_noise", "tune", "tune_seeds", "refit"):
         del stored_config[field]
     (old / "config.json").write_text(json.dumps(stored_config))
     assert experiment.run(config, old, "again").provenance["command"] == "lenet-jax run test"

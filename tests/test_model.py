@@ -210,7 +210,7 @@ def test_log_probabilities(output):
     likelihoods = np.exp(np.float64(-outputs if output == "rbf" else outputs))
     expected = np.log(likelihoods / likelihoods.sum(axis=1, keepdims=True))
     found = model.log_probabilities(jnp.asarray(outputs), Architecture(output=output))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert (
         found.argmax(axis=1) == model.predict_scores(jnp.asarray(outputs), Architecture(output=output)).argmax(1)
     ).all()

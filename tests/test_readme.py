@@ -1,12 +1,16 @@
 """Tests that the README says what is stored."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lenet_jax import compare, results
+from lenet_jax import arms, compare, results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,6 +33,14 @@ def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):
     assert not stored["failures"]
 
 
+def test_what_the_readme_says_of_coverage_is_stored():
+    """The ranges, of settings with 10 and 20 seeds, are those of the stored page's first sentence."""
+    text = (ROOT / "experiments" / "results" / "coverage" / "coverage.md").read_text()
+    low, high, errs = re.search(r"in ([\d.]+) to ([\d.]+) % of studies.* at most ([\d.]+) %", text).groups()
+    assert f"{low} to {high} % at the error rates of digits" in README
+    assert f"errs in at most {errs} %" in README
+
+
 def test_there_are_tables_and_every_link_leads_somewhere():
     assert {"quickstart", "initializer"} <= set(BLOCKS)
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
@@ -42,7 +54,36 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
     (tmp_path / "runs" / "quickstart").symlink_to(ROOT / "experiments" / "results" / "quickstart")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+        if "get_config" in names:
+            assert arms.expand(names["get_config"]())
+
+
+def test_the_new_ablation_of_contributing_is_an_entry_and_a_file(tmp_path):
+    """In a copy of the package: nothing else is edited."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    parts = re.findall(r"<!-- (entry|file):(\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert [kind for kind, _, _ in parts] == ["entry", "file"]
+    (_, table, entry), (_, config, content) = parts
+    shutil.copytree(ROOT / "lenet_jax", tmp_path / "lenet_jax")
+    shutil.copytree(ROOT / "experiments", tmp_path / "lenet_jax" / "experiments", ignore=lambda *_: ["results"])
+    module = (tmp_path / table).read_text()
+    opening = re.search(r"^ACTIVATIONS.*= \{\n", module, re.MULTILINE).end()
+    (tmp_path / table).write_text(module[:opening] + entry + module[opening:])
+    (tmp_path / "softsign.py").write_text(content)
+    assert Path(config).name == "softsign.py"
+    small = ["seeds=2", "epochs=1", "tune_seeds=1", "tune_widenings=0", "tune.learning_rate=(0.01,0.03)"]
+    lenet_jax = [sys.executable, "-c", "from lenet_jax import cli; cli.main()"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for command in (
+        ["run", "--config=softsign.py", *(f"--config.{field}" for field in small)],
+        ["compare", "runs/softsign"],
+    ):
+        subprocess.run([*lenet_jax, *command], check=True, cwd=tmp_path, env=environment, capture_output=True)
+    summary = json.loads((tmp_path / "runs" / "softsign" / "summary.json").read_text())
+    assert [arm["name"] for arm in summary["arms"]] == ["activation=tanh", "activation=softsign"]
+    assert "activation=softsign" in (tmp_path / "runs" / "softsign" / "plots" / "report.html").read_text()
 
 
 def test_every_config_field_in_the_readme_exists():
@@ -58,8 +99,8 @@ def test_what_the_readme_says_of_learning_rates_is_stored():
     run = results.load(ROOT / "experiments" / "results" / "learning_rate")
     rows = compare.statistics([run], "validation_error")
     means = {(row.axes["loss"], row.axes["activation"], row.axes["learning_rate"]): row.mean for row in rows}
-    arms = {key[:2] for key in means}
-    best = {arm: min((means[key], key[2]) for key in means if key[:2] == arm)[1] for arm in arms}
+    pairs = {key[:2] for key in means}
+    best = {pair: min((means[key], key[2]) for key in means if key[:2] == pair)[1] for pair in pairs}
     assert best == {
         ("mse", "sigmoid"): 0.03,
         ("mse", "tanh"): 0.1,

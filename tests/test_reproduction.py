@@ -103,4 +103,4 @@ def test_effective_rates_are_between_none_and_all_curvature(reproduction):
 def test_the_interval_of_a_difference_is_that_of_pairs(reproduction):
     first, second = ({"test_error": {"per_seed": errors}} for errors in ([0.03, 0.05, 0.07], [0.02, 0.04, 0.06]))
     assert reproduction.difference(first, second)["mean"] == pytest.approx(0.01)
-    assert reproduction.difference(first, second)["std"] == pytest.approx(0, abs=1e-12)
+    assert reproduction.difference(first, second)["ci95"] == pytest.approx([0.01, 0.01])

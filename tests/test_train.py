@@ -142,13 +142,79 @@ def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
     np.testing.assert_allclose(metrics.error, (outputs.argmax(axis=1) != labels).mean(), rtol=1e-6)
 
 
+def calibration_error(probabilities, labels):
+    """Expected calibration error with 15 bins (k / 15, (k + 1) / 15], one after the other."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    total, filled = 0.0, 0
+    for place in range(15):
+        inside = (confidence > place / 15) & (confidence <= (place + 1) / 15)
+        if inside.any():
+            filled += 1
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert filled >= 8, "confidences are spread"
+    return total
+
+
+@pytest.mark.parametrize(("output", "loss", "sign", "spread"), [("softmax", "mse", 1, 25), ("rbf", "map", -1, 2)])
+def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, images, evaluate):
+    recipe = dataclasses.replace(
+        RECIPE, architecture=Architecture("tanh", output=output, initializer="glorot"), loss=Loss(loss)
+    )
+    params = train.init(jnp.uint32(0), HYPER, recipe).params
+    # Larger weights of the last layer that has some make the network surer.
+    last = "output" if output == "softmax" else "f6"
+    params = params.replace(**{last: jax.tree.map(lambda leaf: spread * leaf, getattr(params, last))})
+    forward = jax.jit(jax.vmap(lambda image: model.forward(params, image, recipe.architecture)))
+    outputs = sign * np.float64(forward(np.asarray(images.pixels[17:380]) / np.float32(255)))
+    metrics = evaluate(params, images, jnp.int32(17), jnp.int32(380), recipe=recipe)
+    assert 363 % train.EVALUATION_CHUNK, "the last chunk isn't full"
+    weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels[17:380])
+    of_right = probabilities[np.arange(363), labels]
+    np.testing.assert_allclose(metrics.nll, -np.log(of_right).mean(), rtol=1e-4)
+    brier = np.mean([((row - np.eye(10)[label]) ** 2).sum() for row, label in zip(probabilities, labels, strict=True)])
+    np.testing.assert_allclose(metrics.brier, brier, rtol=1e-4)
+    np.testing.assert_allclose(metrics.ece, calibration_error(probabilities, labels), rtol=1e-4)
+    assert metrics.ece > 0.05
+
+
+@pytest.mark.parametrize("output", ["linear", "squashed"])
+def test_scores_that_are_no_probabilities_are_not_measured_as_such(output):
+    recipe = dataclasses.replace(
+        RECIPE, architecture=Architecture("tanh", output=output), loss=Loss("mse", mse_point="linear")
+    )
+    found, _ = train.measure(jnp.eye(10)[:4], jnp.arange(4), recipe)
+    assert np.isfinite(found.loss).all()
+    np.testing.assert_array_equal(found.error, 0)
+    assert all(np.isnan(values).all() for values in (found.nll, found.brier, found.ece))
+
+
+@pytest.mark.parametrize(("right", "expected"), [(8, 0.0), (10, 0.2), (3, 0.5)])
+def test_a_network_that_is_right_as_often_as_it_says_is_calibrated(right, expected):
+    """Ten samples, each given 80 % for class 3."""
+    outputs = jnp.stack([jnp.log(jnp.where(jnp.arange(10) == 3, 0.8, 0.2 / 9))] * 10)
+    labels = jnp.where(jnp.arange(10) < right, 3, 4)
+    found, gaps = train.measure(outputs, labels, RECIPE)
+    assert gaps.shape == (10, train.CALIBRATION_BINS)
+    assert float(found.ece.mean() + jnp.abs(gaps.sum(axis=0)).sum() / 10) == pytest.approx(expected, abs=1e-6)
+    assert float(found.error.mean()) == pytest.approx(1 - right / 10)
+
+
+def test_bins_of_confidence_that_err_in_opposite_ways_do_not_make_up_for_each_other():
+    sure, unsure = (jnp.log(jnp.where(jnp.arange(10) == 3, p, (1 - p) / 9)) for p in (0.9, 0.5))
+    _, gaps = train.measure(jnp.stack([sure, unsure]), jnp.array([4, 3]), RECIPE)
+    np.testing.assert_allclose(jnp.abs(gaps.sum(axis=0)).sum(), 0.9 + 0.5, rtol=1e-6)
+    assert np.flatnonzero(gaps[0]) == [13], "0.9 is in (13/15, 14/15]"
+    assert np.flatnonzero(gaps[1]) == [7], "0.5 is in (7/15, 8/15]"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_diverged_network_classifies_none_right(value, start, images, evaluate):
     bias = start.params.output.bias.at[0].set(value)
     params = start.params.replace(output=start.params.output.replace(bias=bias))
     metrics = evaluate(params, images, jnp.int32(20), jnp.int32(320), recipe=RECIPE)
     assert metrics.error == 1
-    assert not np.isfinite(metrics.loss)
+    assert not any(np.isfinite(value) for value in (metrics.loss, metrics.nll, metrics.brier, metrics.ece))
 
 
 @pytest.fixture

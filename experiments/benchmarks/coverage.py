@@ -136,7 +136,7 @@ SETTINGS: dict[str, Setting] = {
 """Two arms each, of which the second is compared with the first."""
 
 REALISTIC = tuple(name for name in SETTINGS if name != "skewed")
-"""For which the README promises coverage; the skewed one is there to see what breaks."""
+"""For which coverage is promised; the skewed one is there to see what breaks."""
 
 EQUAL: dict[str, Setting] = {"normal": Normal((0.010,) * 4, 0.001), "errors of 1 %": Errors((0.010,) * 4)}
 """Four arms without any difference."""
@@ -284,7 +284,7 @@ def table(results: dict[str, Any]) -> str:
         "- `normal`: normal values; half of an arm's variance is its seeds', alike in both arms.\n"
         f"- `errors of ...`: shares of {IMAGES:,} test images, binomial around an error rate that varies lognormally "
         f"between seeds (standard deviations of its logarithm: {Errors(()).shared:g} alike in both arms, "
-        f"{Errors(()).own:g} in each). Around 1 % counting is as large a part as that.\n"
+        f"{Errors(()).own:g} in each). At 1 %, counting alone varies by another 0.1 of the rate.\n"
         f"- `skewed`: lognormal (sigma {Skewed().sigma:g}), and so is the difference: further from normal than errors "
         "of networks that learn. It is no part of the promise.\n",
         "## Coverage\n",

@@ -83,8 +83,8 @@ def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
     """The error of the first arm less that of the second, seed by seed: mean and interval."""
-    pairs = zip(first[metric]["per_seed"], second[metric]["per_seed"], strict=True)
-    return stats.summarize([one - other for one, other in pairs])
+    contrast = stats.contrasts([np.subtract(first[metric]["per_seed"], second[metric]["per_seed"])])[0]
+    return {"mean": contrast.mean, "ci95": [contrast.low, contrast.high]}
 
 
 def errors_table(runs: Path) -> str:

@@ -1,0 +1,68 @@
+"""Run folders with known numbers."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from lenet_jax import results
+
+ERRORS = {("mse", "tanh"): [0.05, 0.07, 0.06], ("cross_entropy", "tanh"): [0.03, 0.03, 0.06]}
+AXES = ("loss", "activation")
+
+
+def write_run(
+    folder,
+    errors=ERRORS,
+    axes=AXES,
+    fingerprint="sha256:0",
+    diverged=0,
+    first_seed=0,
+    config=None,
+    versions=None,
+    chosen=None,
+    names=None,
+    test=1000,
+):
+    """A run folder whose arms have these errors at the last of two epochs, and twice as much at the first.
+
+    Args:
+      folder: to be made.
+      errors: values of the axes -> error of each seed; arms may have different numbers of seeds.
+      axes: their names.
+      fingerprint, test: of the data set.
+      diverged: of each arm's members, says the summary.
+      first_seed: of all arms, or by arm.
+      config, versions: as stored.
+      chosen: by arm, tuned hyperparameters, and those of them at an edge.
+      names: of named arms, which have no axes.
+    """
+    arms, tables = [], []
+    for place, (values, of_seeds) in enumerate(errors.items()):
+        shown = {} if names else dict(zip(axes, values, strict=True))
+        name = names[place] if names else ",".join(f"{axis}={value}" for axis, value in shown.items())
+        picked, edge = (chosen or {}).get(values, ({}, []))
+        arm = {"name": name, "axes": shown, "diverged": diverged, "chosen": picked, "chosen_at_edge": edge}
+        arms.append(arm | {"seconds": 2.0 + place, "samples_per_second": 1000.0})
+        first = first_seed[values] if isinstance(first_seed, dict) else first_seed
+        for epoch, split in itertools.product((1, 2), ("train", "test")):
+            columns = {"arm": name, **shown, "epoch": epoch, "split": split}
+            seeds = {"seed": range(first, first + len(of_seeds))}
+            error = np.array(of_seeds, float) * (3 - epoch)
+            for metric, value in (("error", error), ("loss", 10 * error)):
+                tables.append(pd.DataFrame(columns | seeds | {"metric": metric, "value": value}))
+    folder.mkdir(parents=True)
+    results.write_table(folder / results.METRICS, pd.concat(tables, ignore_index=True))
+    data = {"name": "mnist5k", "fingerprint": fingerprint, "test": test}
+    results.write_json(folder / results.SUMMARY, {"dataset": data, "arms": arms})
+    results.write_json(folder / results.CONFIG, config or {})
+    results.write_json(
+        folder / results.PROVENANCE, {"versions": versions or {}, "command": "lenet-jax run --config=x.py"}
+    )
+    return folder
+
+
+def predictions(margins, wrong, seed=0, arm="loss=mse,activation=tanh"):
+    """A table like a run's: label 1, and 2 predicted where it is wrong."""
+    columns = {"arm": arm, "seed": seed, "image": range(len(margins)), "label": 1}
+    return pd.DataFrame(columns | {"predicted": 1 + np.array(wrong, int), "margin": margins})

@@ -1,0 +1,127 @@
+"""Tests of the metrics of a run, on runs with known numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import predictions, write_run
+
+from lenet_jax import metrics, results
+from lenet_jax.errors import InputError
+
+
+@pytest.fixture
+def run(tmp_path):
+    return results.load(write_run(tmp_path / "run"))
+
+
+def with_predictions(tmp_path, *tables):
+    folder = write_run(tmp_path / "run")
+    results.write_table(folder / results.PREDICTIONS, pd.concat(tables, ignore_index=True))
+    return results.load(folder)
+
+
+def test_values_by_seed_at_the_last_epoch(run):
+    values = metrics.by_arm(run, "test_error")
+    assert list(values) == ["loss=mse,activation=tanh", "loss=cross_entropy,activation=tanh"]
+    assert values["loss=mse,activation=tanh"].to_dict() == {0: 0.05, 1: 0.07, 2: 0.06}
+    assert metrics.by_arm(run, "train_loss")["loss=mse,activation=tanh"].tolist() == pytest.approx([0.5, 0.7, 0.6])
+
+
+def test_errors_of_single_precision_are_equal_where_counts_are(tmp_path):
+    """Differences of float32 errors aren't equal where those of the counts of wrong images are."""
+    noisy = np.array([0.0095, 0.0096, 0.0097, 0.0098], np.float32)
+    run = results.load(write_run(tmp_path / "run", {("mse", "tanh"): noisy.astype(float)}))
+    values = metrics.by_arm(run, "test_error")["loss=mse,activation=tanh"]
+    assert values.tolist() == [0.0095, 0.0096, 0.0097, 0.0098]
+
+
+def test_a_member_that_diverged_keeps_its_place(tmp_path):
+    folder = write_run(tmp_path / "run", {("mse", "tanh"): [0.1, np.nan, 0.3]})
+    values = metrics.by_arm(results.load(folder), "test_loss")["loss=mse,activation=tanh"]
+    assert list(values.index) == [0, 1, 2]
+    assert np.isnan(values[1])
+
+
+def test_epochs_to_an_error(tmp_path):
+    """Errors are 0.1, 0.08, 0.2 at the first epoch and half of it at the second."""
+    run = results.load(write_run(tmp_path / "run", {("mse", "tanh"): [0.05, 0.04, 0.1]}))
+    assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
+    assert metrics.title("epochs_to_0.09") == "epochs to a test error of 9 %"
+
+
+@pytest.mark.parametrize("metric", ["epochs_to_", "epochs_to_2", "epochs_to_0", "epochs_to_x", "epochs_to_-0.1"])
+def test_an_error_that_is_no_fraction_is_refused(run, metric):
+    with pytest.raises(InputError, match=f"metric: '{metric}'; needed is an error between 0 and 1"):
+        metrics.by_arm(run, metric)
+
+
+def test_numbers_of_an_arm_as_a_whole(run):
+    assert [values.tolist() for values in metrics.by_arm(run, "seconds").values()] == [[2.0], [3.0]]
+
+
+def test_error_of_a_class(tmp_path):
+    run = with_predictions(tmp_path, *(predictions(np.ones(4), [1, 0, 0, seed], seed) for seed in (0, 1)))
+    assert metrics.by_arm(run, "test_error_class_1")["loss=mse,activation=tanh"].to_dict() == {0: 0.25, 1: 0.5}
+    assert "test_error_class_1" in metrics.names(run)
+    with pytest.raises(InputError, match="metric: 'test_error_class_7' is not one of"):
+        metrics.by_arm(run, "test_error_class_7")
+
+
+def test_what_needs_predictions_says_so(run):
+    with pytest.raises(
+        InputError, match=r"metric: 'test_error_class_1' needs predictions, but .* store_predictions=False"
+    ):
+        metrics.by_arm(run, "test_error_class_1")
+
+
+def test_unknown_metrics_are_refused(run):
+    with pytest.raises(InputError, match=r"metric: 'accuracy' is not one of test_error, test_loss, .*seconds"):
+        metrics.by_arm(run, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "text"),
+    [
+        (0.0123, "test_error", "1.23"),
+        (0.0123, "test_error_class_3", "1.23"),
+        (0.0123, "test_nll", "0.0123"),
+        (12345.6, "samples_per_second", "12,346"),
+        (12.34, "seconds", "12.3"),
+        (np.inf, "epochs_to_0.02", "-"),
+        (None, "test_error", "-"),
+    ],
+)
+def test_values_as_text(value, metric, text):
+    assert metrics.show(value, metric) == text
+
+
+def test_curves_have_a_column_a_seed(run):
+    curve = metrics.curves(run, "test_error")["loss=mse,activation=tanh"]
+    np.testing.assert_allclose(curve.to_numpy(), [[0.1, 0.14, 0.12], [0.05, 0.07, 0.06]])
+    assert metrics.has_curve(run, "test_error")
+    assert not metrics.has_curve(run, "seconds")
+
+
+def test_confusion_is_a_share_of_the_class():
+    table = pd.DataFrame({"label": [0, 0, 0, 0, 1, 1], "predicted": [0, 0, 0, 1, 1, -1]})
+    found = metrics.confusion(table)
+    assert found.loc[0].to_dict() == {-1: 0.0, 0: 0.75, 1: 0.25}
+    assert found.loc[1].to_dict() == {-1: 0.5, 0: 0.0, 1: 0.5}
+
+
+def test_share_wrong_by_image():
+    first = pd.concat([predictions([1, 1], [1, 0], seed) for seed in (0, 1)])
+    second = pd.concat([predictions([1, 1], [seed, 0], seed) for seed in (0, 1)])
+    np.testing.assert_allclose(metrics.share_wrong([first, second]), [[1.0, 0.5], [0.0, 0.0]])
+
+
+def test_the_least_sure_are_rejected_first():
+    """Of 100 images the two least sure are wrong, and the surest."""
+    margins, wrong = np.arange(100) / 100, np.isin(np.arange(100), [0, 1, 99])
+    curve = metrics.reject_curve(pd.concat([predictions(margins, wrong), predictions(margins, ~wrong, seed=1)]))
+    assert list(curve.columns) == [0, 1]
+    expected = {0.0: 0.03, 0.01: 2 / 99, 0.019: 2 / 99, 0.02: 1 / 98, 0.1: 1 / 90}
+    for share, error in expected.items():
+        row = np.abs(curve.index - share).argmin()
+        assert curve[0].iloc[row] == pytest.approx(error)
+        assert curve[1].iloc[row] == pytest.approx(1 - error)

@@ -1,0 +1,275 @@
+"""Tests of a comparison's files, the page among them in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import predictions, write_run
+
+from lenet_jax import compare, data, report, results
+from lenet_jax.errors import InputError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+SCRIPT = "<script>document.title='broken'</script>"
+ERRORS = {
+    (loss, activation): 0.02 + 0.01 * place + np.random.default_rng(place).normal(0, 1e-3, 8)
+    for place, (loss, activation) in enumerate(
+        [("mse", "sigmoid"), ("mse", "tanh"), ("cross_entropy", "sigmoid"), ("cross_entropy", "tanh")]
+    )
+}
+
+
+def tuning_table(arm):
+    """Two learning rates, two seeds; 0.1 is better."""
+    rows = [
+        {"arm": arm, "learning_rate": rate, "seed": seed, "epoch": 2, "split": "validation", "metric": "error"}
+        | {"value": 0.1 / rate + 0.01 * seed}
+        for rate in (0.01, 0.1)
+        for seed in (100, 101)
+    ]
+    return pd.DataFrame(rows)
+
+
+def full_run(folder, names=None):
+    """A run with tuning and predictions on the embedded digits: of images 0 to 9, 3 is always wrong, 5 in one arm."""
+    dataset = data.load("mnist5k")
+    chosen = {values: ({"learning_rate": 0.1}, ["learning_rate"]) for values in ERRORS}
+    config = {"dataset": "mnist5k", "data_dir": "", "tune": {"learning_rate": [0.01, 0.1]}}
+    write_run(folder, ERRORS, chosen=chosen, config=config, fingerprint=dataset.fingerprint, names=names)
+    arms = [arm["name"] for arm in results.load(folder).summary["arms"]]
+    tables = []
+    for place, arm in enumerate(arms):
+        for seed in range(8):
+            wrong = np.isin(np.arange(10), [3, 5] if place == 1 else [3])
+            tables.append(predictions(np.ones(10), wrong, seed, arm).assign(label=dataset.test_labels[:10]))
+            tables[-1]["predicted"] = (tables[-1].label + wrong) % 10
+    results.write_table(folder / results.PREDICTIONS, pd.concat(tables, ignore_index=True))
+    results.write_table(folder / results.TUNING, pd.concat(map(tuning_table, arms), ignore_index=True))
+    return results.load(folder)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(comparison, its folder) of four arms, one with a script in its name."""
+    folder = tmp_path_factory.mktemp("report")
+    run = full_run(folder / "run", names=["first", SCRIPT, "with $dollars$ & ampersand", "last"])
+    comparison = compare.analyse([run])
+    report.write(comparison, folder / "out")
+    return comparison, folder / "out"
+
+
+def test_all_files_are_written(written):
+    _, out = written
+    figures = ["final_values", "differences", "learning_curves"]
+    names = [f"test_error_{name}" for name in figures] + ["tuning_learning_rate", "confusion", "reject_curves"]
+    expected = {"comparison.csv", "differences.csv", "comparison.md", "report.html"}
+    expected |= {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {path.name for path in out.iterdir()} == expected
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+    assert len(pd.read_csv(out / "comparison.csv")) == 4
+    assert len(pd.read_csv(out / "differences.csv")) == 3
+
+
+def test_a_factorial_sweep_has_effects(tmp_path):
+    files = report.write(compare.analyse([full_run(tmp_path / "run")]), tmp_path / "deep" / "out")
+    assert "test_error_effects.svg" in [file.name for file in files]
+    assert pd.read_csv(tmp_path / "deep" / "out" / "differences.csv").kind.value_counts().to_dict() == {
+        "difference": 3,
+        "main effect": 2,
+        "interaction": 1,
+    }
+
+
+def test_the_markdown_holds_the_whole_comparison(written):
+    comparison, out = written
+    text = (out / "comparison.md").read_text()
+    assert "<script" not in text
+    assert "| arm | learning_rate | n | mean |" in text
+    assert "p (Holm)" in text
+    assert text.startswith("On mnist5k, first has the lowest test error")
+    assert all(note.replace("<", "&lt;") in text for note in comparison.notes)
+
+
+def test_digits_that_arms_agree_and_disagree_on(written):
+    agreed, disputed, missing = report.digits_of(written[0])
+    labels = data.load("mnist5k").test_labels
+    assert missing == ""
+    assert [digit.image for digit in agreed] == [3]
+    assert [digit.image for digit in disputed] == [5]
+    assert (agreed[0].label, agreed[0].taken_for) == (labels[3], (labels[3] + 1) % 10)
+    assert list(disputed[0].shares.values()) == [0, 1, 0, 0]
+
+
+def test_digits_of_other_data_are_not_shown(tmp_path):
+    run = full_run(tmp_path / "run")
+    run.config["dataset"] = "idx:nowhere"
+    assert report.digits_of(compare.analyse([run])) == ([], [], "The images of idx:nowhere are not at hand here.")
+
+
+def test_a_run_without_predictions_has_a_report(tmp_path):
+    run = results.load(write_run(tmp_path / "run"))
+    report.write(compare.analyse([run]), tmp_path / "out")
+    assert "stored no predictions" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_metric_without_curves_has_a_report(tmp_path):
+    run = results.load(write_run(tmp_path / "run"))
+    files = report.write(compare.analyse([run], "seconds"), tmp_path / "out")
+    assert "seconds_learning_curves.png" not in [file.name for file in files]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match=r"out: .* can't be written"):
+        report.write(compare.analyse([results.load(write_run(tmp_path / "run"))]), tmp_path / "out")
+
+
+def test_names_stay_text(written):
+    text = (written[1] / "report.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text).replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (on Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser, written):
+    """The page, opened from disk; `page.said` are messages and errors, `page.asked` is what it asked for."""
+    opened = browser.new_page(viewport={"width": 1100, "height": 900})
+    opened.said, opened.asked = [], []
+    opened.on("console", lambda message: opened.said.append(message.text))
+    opened.on("pageerror", lambda error: opened.said.append(str(error)))
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.goto((written[1] / "report.html").as_uri())
+    yield opened
+    opened.close()
+
+
+def test_the_page_opens_without_errors_or_requests(page, written):
+    assert page.said == []
+    # The page itself, and pictures that are in it.
+    asked = [url for url in page.asked if not url.startswith("data:")]
+    assert asked == [(written[1] / "report.html").as_uri()]
+    assert page.title() == "run: test error"
+
+
+def test_names_with_markup_are_text_in_the_page(page):
+    assert page.locator("script").count() == 0
+    assert page.get_by_role("rowheader", name=SCRIPT, exact=True).first.is_visible()
+
+
+def test_the_page_is_dark_or_light(page):
+    colors = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        color = "getComputedStyle(document.querySelector('figure svg')).color"
+        colors[scheme] = page.evaluate(f"[getComputedStyle(document.body).backgroundColor, {color}]")
+    brightness = {scheme: [sum(map(int, re.findall(r"\d+", c)[:3])) for c in pair] for scheme, pair in colors.items()}
+    assert brightness["light"][0] > 700 > 100 > brightness["light"][1]
+    assert brightness["dark"][0] < 150 < 600 < brightness["dark"][1]
+
+
+def test_the_page_can_be_used_with_the_keyboard(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")
+    details = page.locator("details").last
+    details.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert details.get_attribute("open") is not None
+
+
+def test_a_screen_reader_finds_its_way(page):
+    """Every picture, table and region has a name, headings form an outline, and no id is there twice."""
+    assert page.get_by_role("main").count() == 1
+    assert page.get_by_role("heading", level=1).count() == 1
+    assert page.locator("table:not(:has(caption))").count() == 0
+    assert page.locator("img:not([alt])").count() == 0
+    assert page.locator("figure:not([aria-label])").count() == 0
+    assert page.locator("figure > svg:not([aria-hidden])").count() == 0
+    assert page.locator("th:not([scope])").count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))
+    links = page.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')].map(link => link.getAttribute('href').slice(1))"
+    )
+    assert set(links) <= set(ids)
+    name = "document.getElementById(section.getAttribute('aria-labelledby'))?.textContent"
+    names = page.evaluate(f"[...document.querySelectorAll('section')].map(section => {name})")
+    assert all(names)
+
+
+def test_the_page_fits_a_phone(page):
+    page.set_viewport_size({"width": 375, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def big_run(folder, arms=50, seeds=100, epochs=50):
+    """5 losses x 10 learning rates."""
+    rng = np.random.default_rng(0)
+    tables, rows = [], []
+    for arm in range(arms):
+        axes = {"loss": f"loss{arm // 10}", "learning_rate": float(arm % 10)}
+        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in axes.items())
+        for split, names in (("running", ("loss", "error")), ("test", ("loss", "error", "nll", "brier", "ece"))):
+            numbers = np.arange(split == "running", epochs + 1)
+            places = {"epoch": np.repeat(numbers, seeds), "seed": np.tile(np.arange(seeds), len(numbers))}
+            for metric in names:
+                noise = rng.normal(0, 1e-3, len(places["seed"]))
+                value = np.abs(0.02 + 1e-4 * arm + 0.5 * np.exp(-places["epoch"]) + noise)
+                tables.append(
+                    pd.DataFrame({"arm": name, **axes, **places, "split": split, "metric": metric, "value": value})
+                )
+        rows.append(
+            {"name": name, "axes": axes, "diverged": 0, "chosen": {}, "seconds": 1.0, "samples_per_second": 1.0}
+        )
+    folder.mkdir()
+    results.write_table(folder / results.METRICS, pd.concat(tables, ignore_index=True))
+    summary = {"dataset": {"name": "mnist5k", "fingerprint": "sha256:0", "test": 1000}, "arms": rows}
+    results.write_json(folder / results.SUMMARY, summary)
+    for name in (results.CONFIG, results.PROVENANCE):
+        results.write_json(folder / name, {})
+
+
+def test_fifty_arms_of_a_hundred_seeds_are_compared_in_ten_seconds(tmp_path):
+    """Seconds of the processor: this one may be shared."""
+    big_run(tmp_path / "run")
+    code = (
+        "import json, resource, sys; from lenet_jax import cli; cli.main(sys.argv[1:]);"
+        "used = resource.getrusage(resource.RUSAGE_SELF);"
+        "print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    assert seconds < 10
+    assert memory < 2**30
+    assert (tmp_path / "run" / "plots" / "report.html").stat().st_size < 10 * 2**20

@@ -4,6 +4,9 @@ Six learning rates are tried on a validation split of 10,000 digits; the best on
 
 Command: lenet-jax run --config=experiments/ablation.py
          (without internet access, from a folder with MNIST's four files: --config.dataset=idx:FOLDER)
+Cost: 60 million samples, 40 minutes on two CPU cores that had other work as well.
+Result: experiments/results/ablation. Cross-entropy makes fewer errors than squared error with sigmoid (0.87 percentage
+points, 95 % interval 0.73 to 1.02); with tanh ten seeds don't tell them apart (0.08, -0.01 to 0.16).
 """
 
 from lenet_jax.experiments import base

@@ -74,6 +74,7 @@ class Judgement:
     Attributes:
       kind: ``difference`` between two arms, ``main effect`` or ``interaction``.
       name: what is taken against what.
+      subject: the same as the subject of a sentence.
       contrast: paired by seed.
       p_holm: the p-value, corrected for all that were tested together.
       improvement: the chance that a run of the first arm is better than one of the second (`stats.superiority`); None
@@ -83,6 +84,7 @@ class Judgement:
 
     kind: str
     name: str
+    subject: str
     contrast: stats.Contrast
     p_holm: float
     improvement: float | None
@@ -172,7 +174,7 @@ def analyse(
     """
     arms = statistics(runs, metric)
     pairs, notes = pairs_of(runs, arms, baseline)
-    tested: list[tuple[str, str, np.ndarray, float | None]] = []
+    tested: list[tuple[tuple[str, str, str], np.ndarray, float | None]] = []
     for arm, other in pairs:
         found = paired(arm, other, metric)
         if isinstance(found, str):
@@ -180,23 +182,23 @@ def analyse(
             continue
         shared = [one.values.loc[found.index].to_numpy() for one in (arm, other)]
         improvement = stats.superiority(*(shared if metrics.lower_is_better(metric) else reversed(shared)))
-        tested.append(("difference", f"{arm.label} against {other.label}", found.to_numpy(), improvement))
+        words = [f"{arm.label} {word} {other.label}" for word in ("against", "instead of")]
+        tested.append((("difference", words[0], words[1]), found.to_numpy(), improvement))
     if baseline and pairs and not tested:
         raise InputError(f"baseline: nothing can be taken against {baseline!r}: {notes[-1]}")
     if len(runs) == 1:
-        tested += [(effect_kind(effect), effect_name(effect), effect.differences, None) for effect in effects_of(arms)]
-    contrasts = stats.contrasts([values for _, _, values, _ in tested])
+        tested += [(effect_words(effect), effect.differences, None) for effect in effects_of(arms)]
+    contrasts = stats.contrasts([values for _, values, _ in tested])
     corrected = stats.holm([contrast.p for contrast in contrasts])
     judgements = [
         Judgement(
-            kind,
-            name,
+            *words,
             contrast,
             p_holm,
             improvement,
             stats.seeds_needed(contrast.mean if difference is None else difference, float(np.std(values, ddof=1))),
         )
-        for (kind, name, values, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
+        for (words, values, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
     ]
     notes = [*warnings(runs), *notes, *cautions(runs, arms, judgements)]
     return Comparison(tuple(runs), metric, tuple(arms), tuple(judgements), tuple(dict.fromkeys(notes)))
@@ -278,18 +280,17 @@ def effects_of(arms: Sequence[ArmStatistics]) -> list[stats.Effect]:
     return stats.effects(axes, {cell: arm.values.to_numpy() for cell, arm in cells.items()})
 
 
-def effect_kind(effect: stats.Effect) -> str:
-    """How a judgement calls it."""
-    return "main effect" if len(effect.axes) == 1 else "interaction"
-
-
-def effect_name(effect: stats.Effect) -> str:
-    """An effect in words."""
-    changes = [f"{format_value(new)} against {format_value(old)}" for old, new in effect.changes]
-    over = f", over {' and '.join(effect.over)}" if effect.over else ""
+def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
+    """A main effect's or an interaction's kind, name and subject of a sentence."""
+    changes = [(format_value(new), format_value(old)) for old, new in effect.changes]
+    names = [f"{new} against {old}" for new, old in changes]
+    over = " and ".join(effect.over)
+    tail = f", over {over}" if over else ""
     if len(effect.axes) == 1:
-        return f"{effect.axes[0]}: {changes[0]}{over}"
-    return " x ".join(f"{axis} ({change})" for axis, change in zip(effect.axes, changes, strict=True)) + over
+        new, old = changes[0]
+        return "main effect", f"{effect.axes[0]}: {names[0]}{tail}", f"Over {over}, {new} instead of {old}"
+    parts = [f"{axis} ({name})" for axis, name in zip(effect.axes, names, strict=True)]
+    return "interaction", " x ".join(parts) + tail, f"The interaction {' x '.join(parts)}{tail}"
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
@@ -371,7 +372,6 @@ def summary(comparison: Comparison) -> str:
         sentences.append(
             f"{left_out} of {len(comparison.arms)} arms {'has' if left_out == 1 else 'have'} no finite mean."
         )
-    points = " percentage points" if metrics.is_percent(metric) else unit
     differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
     told = [judgement for judgement in differences if judgement.name.startswith(f"{best.label} against ")][:1]
     if not told and differences:
@@ -380,18 +380,33 @@ def summary(comparison: Comparison) -> str:
             f"{shown} of {len(differences)} differences are shown (p < {ALPHA:.2g} after Holm's correction)."
         )
     told += [judgement for judgement in comparison.judgements if judgement.kind == "main effect"][:3]
-    for judgement in told:
-        contrast = judgement.contrast
-        ends = f"({show(contrast.low, '+')} to {show(contrast.high, '+')}; p = {show_p(judgement.p_holm)})"
-        verdict = "" if judgement.p_holm < ALPHA else f", which {contrast.n} seeds don't show"
-        what = judgement.name.replace(" against ", " instead of ") + ("," if ", over" in judgement.name else "")
-        sentences.append(f"{what} changes it by {show(contrast.mean, '+')}{points} {ends}{verdict}.")
-    return " ".join(sentences)
+    told += [
+        judgement for judgement in comparison.judgements if judgement.kind == "interaction" and judgement.p_holm < ALPHA
+    ][:1]
+    return " ".join([*sentences, *(sentence(judgement, metric) for judgement in told)])
 
 
-def show_p(p: float) -> str:
-    """A p-value as text."""
-    return f"{p:.2g}" if p >= 0.001 else "< 0.001"
+def sentence(judgement: Judgement, metric: str) -> str:
+    """A judgement in words."""
+    contrast = judgement.contrast
+    mean, low, high = contrast.mean, contrast.low, contrast.high
+    if judgement.kind == "interaction":
+        verb, sign = "is", "+"
+    elif mean < 0:
+        verb, sign = "lowers it by", ""
+        mean, low, high = -mean, -high, -low
+    else:
+        verb, sign = "raises it by", ""
+    unit = " percentage points" if metrics.is_percent(metric) else " s" if metric == "seconds" else ""
+    size, start, end = (metrics.show(value, metric, sign) for value in (mean, low, high))
+    verdict = "" if judgement.p_holm < ALPHA else f", which {contrast.n} seeds don't show"
+    p = show_p(judgement.p_holm, "= ")
+    return f"{judgement.subject} {verb} {size}{unit} (95 % interval {start} to {end}; p {p}){verdict}."
+
+
+def show_p(p: float, equals: str = "") -> str:
+    """A p-value as text, small ones as a bound."""
+    return f"{equals}{p:.2g}" if p >= 0.001 else "< 0.001"
 
 
 Cells = tuple[list[str], list[list[str]], int]
@@ -467,7 +482,7 @@ def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]
             width = max([len(line[place]) for line in lines], default=0)
             shown.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
     for line in lines:
-        broken = [cell.replace(",", "\n") for cell in line[:names]]
+        broken = [cell.replace(", ", "\n").replace(",", "\n") for cell in line[:names]]
         shown.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
     return shown
 

@@ -81,7 +81,7 @@ def value_axis(axis: Axis, metric: str) -> str:
 
 
 def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) -> None:
-    """The mean over the finite values of each row against the index, and Student's 95 % interval of it.
+    """The mean over the finite values of each row against the index, and Student's 95 % interval where values are.
 
     Args:
       values: as they shall be drawn, a column a seed.
@@ -90,7 +90,8 @@ def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) 
       axes: drawn into.
     """
     rows = [row[np.isfinite(row)] for row in values.to_numpy()]
-    low, high = zip(*(stats.student(row) for row in rows), strict=True)
+    # No further than the values reach: with one that stands apart, Student's interval of an error can go below 0.
+    low, high = zip(*(np.clip(stats.student(row), row.min(), row.max()) for row in rows), strict=True)
     axes.plot(values.index, [row.mean() for row in rows], label=label, linewidth=2, zorder=3, **style(place))
     axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0, zorder=2)
 

@@ -309,7 +309,7 @@ def class_cells(comparison: Comparison) -> compare.Cells | None:
 
 def power_cells(comparison: Comparison) -> compare.Cells | None:
     """What so many seeds would show, from the variance that was measured."""
-    counts = (5, 10, 20, 50)
+    counts = (10, 20, 50, 100)
     rows = []
     for judgement in comparison.judgements:
         size = judgement.contrast.effect_size

@@ -171,6 +171,10 @@ def power(n: int, effect_size: float) -> float:
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
+FEWEST = next(n for n in range(2, 100) if smallest_p(n) < 1 - CONFIDENCE)
+"""Pairs that the permutation test can show a difference with, at 5 % and uncorrected."""
+
+
 def seeds_needed(difference: float, std: float) -> int | None:
     """Seeds with which a true difference would be shown in 80 % of studies.
 
@@ -179,14 +183,15 @@ def seeds_needed(difference: float, std: float) -> int | None:
       std: standard deviation of the differences between seeds.
 
     Returns:
-      at least 2; None where the difference is 0, or more than a million seeds would be needed.
+      at least `FEWEST`, with fewer of which the permutation test shows nothing; None where the difference is 0, or more
+      than a million seeds would be needed.
     """
     if difference == 0:
         return None
     if std == 0:
-        return 2
+        return FEWEST
     size = abs(difference) / std
-    low, high = 2, 2
+    low, high = FEWEST, FEWEST
     while power(high, size) < POWER:
         low, high = high, 2 * high
         if high > 2**20:

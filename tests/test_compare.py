@@ -184,8 +184,8 @@ def test_a_choice_at_the_edge_and_a_sweep_without_tuning_are_said(tmp_path):
 def test_the_summary_is_in_sentences(tmp_path):
     text = compare.summary(compare.analyse([factorial(tmp_path)[0]]))
     assert text.startswith("On mnist5k, loss=cross_entropy,activation=tanh has the lowest test error: 3.0")
-    assert "instead of loss=mse,activation=sigmoid changes it by -" in text
-    assert "activation: tanh instead of sigmoid, over loss, changes it by -" in text
+    assert "instead of loss=mse,activation=sigmoid lowers it by 3.0" in text
+    assert "Over loss, tanh instead of sigmoid lowers it by " in text
     assert "don't show" not in text
     one = compare.summary(compare.analyse(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
     assert one == "On mnist5k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."

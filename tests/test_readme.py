@@ -33,6 +33,31 @@ def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):
     assert not stored["failures"]
 
 
+def test_the_finding_of_the_ablation_is_stored():
+    """Every number of the paragraph, in its order; gains are differences with their sign turned."""
+    run = results.load(ROOT / "experiments" / "results" / "ablation")
+    found = {judgement.name: judgement for judgement in compare.analyse([run], baseline="all").judgements}
+    names = [
+        "loss: cross_entropy against mse, over activation",
+        "activation: tanh against sigmoid, over loss",
+        "loss (cross_entropy against mse) x activation (tanh against sigmoid)",
+        "loss=cross_entropy,activation=sigmoid against loss=mse,activation=sigmoid",
+        "loss=cross_entropy,activation=tanh against loss=mse,activation=tanh",
+    ]
+    expected = []
+    for name in names:
+        mean, low, high = (100 * value for value in found[name].contrast[1:4])
+        expected += [mean, low, high] if "x" in name.split() else [-mean, -high, -low]
+    text = re.search(r"<!-- finding:ablation -->\n(.*?)<!-- /finding -->", README, re.DOTALL).group(1)
+    said = [float(number) for number in re.findall(r"-?\d\.\d\d", text)]
+    unsure = found[names[-1]]
+    assert said == [*(float(f"{value:.2f}") for value in expected), float(f"{unsure.p_holm:.2f}")]
+    assert len(found) == 9
+    assert max(judgement.p_holm for name, judgement in found.items() if name != names[-1]) < 0.05
+    assert 18 <= unsure.seeds <= 22
+    assert "0.87 percentage" in (ROOT / "experiments" / "ablation.py").read_text()
+
+
 def test_what_the_readme_says_of_coverage_is_stored():
     """The ranges, of settings with 10 and 20 seeds, are those of the stored page's first sentence."""
     text = (ROOT / "experiments" / "results" / "coverage" / "coverage.md").read_text()

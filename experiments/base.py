@@ -115,7 +115,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Field -> values to compare; the arms are the product. Any field above can be an axis. Under several names stand
     # fields that change together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Under any other name stand
     # groups of fields: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}; under "arm", alone, groups
-    # that are the arms themselves.
+    # that are the arms themselves. Names of groups have no dots: ConfigDict takes those for paths.
     config.sweep = ConfigDict(sort_keys=False)
 
     # --- Tuning: every arm picks by its mean validation error, then trains anew with its own seeds

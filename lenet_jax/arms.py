@@ -146,8 +146,17 @@ def expand(config: ConfigDict) -> list[Arm]:
             settings |= choice.settings
         arms.append(Arm(name, shown, settings, tuned))
     for arm in arms:
+        check_name(arm.name, [other.name for other in arms])
         check_together(arm)
     return arms
+
+
+def check_name(name: str, names: list[str]) -> None:
+    """Refuses an arm's name that isn't one line of text of its own."""
+    if not name.strip() or not name.isprintable():
+        raise InputError(f"sweep: {name!r} is no name for an arm; needed is one line of text")
+    if names.count(name) > 1:
+        raise InputError(f"sweep: {name!r} is the name of two arms; give their groups other names")
 
 
 def check_value(field: str, value: Any) -> Any:

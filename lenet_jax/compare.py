@@ -15,16 +15,14 @@ from rich.text import Text
 
 from lenet_jax import metrics, stats
 from lenet_jax.errors import InputError, check_choice
+from lenet_jax.experiments import base
 from lenet_jax.results import PACKAGES, Run, format_value
 
 ALL_PAIRS = "all"
 """The baseline that stands for every arm in turn."""
 
-ALPHA = 1 - stats.CONFIDENCE
-"""A difference counts as shown when its corrected p-value is below."""
-
 FEW_SEEDS = 5
-"""With fewer, an arm's interval is only a hint: `experiments/results/coverage`."""
+"""With no more, an arm's interval covers too little: `experiments/results/coverage`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +34,8 @@ class ArmStatistics:
       arm: its name.
       axes: the values of the sweep's axes that make it.
       chosen: tuned hyperparameters.
+      settings: all its fields; with its name as "arm" where an older run doesn't tell them.
+      at_edge: tuned hyperparameters whose choice is at the edge of what was tried.
       n: members.
       mean, std, median: over members; std with n - 1. None where one isn't known, as for values that aren't finite.
       ci95: see `stats.interval`.
@@ -43,13 +43,15 @@ class ArmStatistics:
       diverged: members whose loss was NaN or infinite at some epoch. They are part of all the statistics; a network
         whose outputs are not finite counts as all wrong.
       values: by rising seed, the index.
-      data: what tells whether another arm was measured on the same images.
+      data: what tells whether another arm was measured on the same images and labels.
     """
 
     run: str
     arm: str
     axes: dict[str, Any]
     chosen: dict[str, float]
+    settings: dict[str, Any]
+    at_edge: tuple[str, ...]
     n: int
     mean: float | None
     std: float | None
@@ -64,7 +66,7 @@ class ArmStatistics:
     @property
     def label(self) -> str:
         """Its name among arms of several runs."""
-        return f"{self.run}: {self.arm}" if self.run else self.arm
+        return label(self.run, self.arm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Judgement:
       p_holm: the p-value, corrected for all that were tested together.
       improvement: the chance that a run of the first arm is better than one of the second (`stats.superiority`); None
         for effects.
-      seeds: that would show a difference of this size (or the size asked for) in 80 % of studies; None if none would.
+      seeds: that would show a difference of this size, or of the size asked for, in 80 % of studies with as many
+        comparisons; None if none would.
     """
 
     kind: str
@@ -111,7 +114,7 @@ class Comparison:
 
 
 def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStatistics]:
-    """Every arm of every run.
+    """Every arm of every run that has the metric.
 
     Args:
       runs: as `results.load` returns them.
@@ -120,20 +123,29 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
     Raises:
       InputError: a run has no such metric.
     """
+    defaults = dict(base.get_config())
     rows = []
     for run, name in zip(runs, run_names(runs), strict=True):
         values = metrics.by_arm(run, metric)
         for arm in run.summary["arms"]:
+            if arm["name"] not in values:
+                continue
             of_arm = values[arm["name"]]
             summary = stats.summarize(of_arm.to_numpy())
-            data = arm.get("dataset", run.summary["dataset"])
-            split = "validation" if metric.startswith("validation") else "test"
+            data, split = arm.get("dataset", run.summary["dataset"]), metrics.split_of(metric)
+            settings = defaults | run.config | arm["axes"] | arm.get("chosen", {}) | arm.get("settings", {})
+            groups = set(arm["axes"]) - set(defaults) or (not arm["axes"] and arm["name"] != "all")
+            if groups and "settings" not in arm:  # an older run doesn't tell which fields they set
+                settings["arm"] = arm["name"]
+            labels = settings["label_noise"] if split == "train" else 0
             rows.append(
                 ArmStatistics(
                     run=name,
                     arm=arm["name"],
                     axes=arm["axes"],
                     chosen=arm.get("chosen", {}),
+                    settings=settings,
+                    at_edge=tuple(arm.get("chosen_at_edge", [])),
                     n=len(of_arm),
                     mean=summary["mean"],
                     std=summary["std"],
@@ -143,10 +155,15 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
                     worst=float(of_arm.max() if metrics.lower_is_better(metric) else of_arm.min()),
                     diverged=arm["diverged"],
                     values=of_arm,
-                    data=(data.get("fingerprint"), data.get(split)),
+                    data=(data.get("fingerprint"), data.get(split), labels),
                 )
             )
     return rows
+
+
+def label(run: str, arm: str) -> str:
+    """An arm's name among those of several runs."""
+    return f"{run}: {arm}" if run else arm
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -172,6 +189,8 @@ def analyse(
     Raises:
       InputError: a run has no such metric, there is no such baseline, or nothing can be taken against it.
     """
+    if difference is not None and not math.isfinite(difference):
+        raise InputError(f"difference: {difference!r}; needed is a finite number")
     arms = statistics(runs, metric)
     pairs, notes = pairs_of(runs, arms, baseline)
     tested: list[tuple[tuple[str, str, str], np.ndarray, float | None]] = []
@@ -180,27 +199,27 @@ def analyse(
         if isinstance(found, str):
             notes.append(found)
             continue
-        shared = [one.values.loc[found.index].to_numpy() for one in (arm, other)]
-        improvement = stats.superiority(*(shared if metrics.lower_is_better(metric) else reversed(shared)))
         words = [f"{arm.label} {word} {other.label}" for word in ("against", "instead of")]
+        improvement = stats.superiority(*(one.values.loc[found.index].to_numpy() for one in (arm, other)))
         tested.append((("difference", words[0], words[1]), found.to_numpy(), improvement))
     if baseline and pairs and not tested:
-        raise InputError(f"baseline: nothing can be taken against {baseline!r}: {notes[-1]}")
+        raise InputError(f"baseline: nothing can be taken against {baseline!r}; {notes[-1]}")
     if len(runs) == 1:
         tested += [(effect_words(effect), effect.differences, None) for effect in effects_of(arms)]
     contrasts = stats.contrasts([values for _, values, _ in tested])
     corrected = stats.holm([contrast.p for contrast in contrasts])
+    level = stats.ALPHA / max(len(tested), 1)  # the strictest of Holm's steps
     judgements = [
         Judgement(
             *words,
             contrast,
             p_holm,
             improvement,
-            stats.seeds_needed(contrast.mean if difference is None else difference, float(np.std(values, ddof=1))),
+            stats.seeds_needed(contrast.mean if difference is None else difference, contrast.std, level),
         )
-        for (words, values, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
+        for (words, _, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
     ]
-    notes = [*warnings(runs), *notes, *cautions(runs, arms, judgements)]
+    notes = [*warnings(runs, arms), *notes, *cautions(runs, arms, judgements, metric)]
     return Comparison(tuple(runs), metric, tuple(arms), tuple(judgements), tuple(dict.fromkeys(notes)))
 
 
@@ -215,34 +234,41 @@ def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) 
         named = [arm for arm in arms if baseline in (arm.arm, arm.label)]
         if not named:
             check_choice("baseline", baseline, [*dict.fromkeys(arm.label for arm in arms), ALL_PAIRS])
-        return [(arm, named[0]) for arm in arms if arm is not named[0]], []
+        notes = [f"{baseline} is in several runs; the baseline is {named[0].label}"] if len(named) > 1 else []
+        return [(arm, named[0]) for arm in arms if arm is not named[0]], notes
     if len(runs) == 1:
         return [(arm, arms[0]) for arm in arms[1:]], []
     return matched(runs, arms)
 
 
 def matched(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> tuple[Pairs, list[str]]:
-    """Arms of later runs, each with the arm of the first run that has the same values on all the runs' axes.
+    """Arms of later runs, each with the arm of the first run that agrees with it in all that any of the runs varies.
 
-    A run that doesn't sweep an axis has its config's value there.
+    What a run varies are settings in which its arms differ, but for those that it tunes.
     """
-    axes = list(dict.fromkeys(axis for arm in arms for axis in arm.axes))
-    configs = {name: run.config for name, run in zip(run_names(runs), runs, strict=True)}
-    first = run_names(runs)[0]
+    names = run_names(runs)
+    varied: set[str] = set()
+    for name in names:
+        own = [arm for arm in arms if arm.run == name]
+        fields = {field for arm in own for field in arm.settings} - set(own[0].chosen if own else ())
+        varied |= {field for field in fields if len({repr(arm.settings.get(field)) for arm in own}) > 1}
 
     def key(arm: ArmStatistics) -> tuple[str, ...]:
-        own = [repr(arm.axes.get(axis, configs[arm.run].get(axis))) for axis in axes]
-        return tuple(own or [arm.arm])  # named arms have no axes
+        return tuple(repr(arm.settings.get(field)) for field in sorted(varied))
 
-    partners = {key(arm): arm for arm in arms if arm.run == first}
+    partners: dict[tuple[str, ...], list[ArmStatistics]] = {}
+    for arm in arms:
+        if arm.run == names[0]:
+            partners.setdefault(key(arm), []).append(arm)
     pairs, notes = [], []
     for arm in arms:
-        if arm.run != first:
-            partner = partners.get(key(arm))
-            if partner:
-                pairs.append((arm, partner))
+        if arm.run != names[0]:
+            alike = partners.get(key(arm), [])
+            if len(alike) == 1:
+                pairs.append((arm, alike[0]))
             else:
-                notes.append(f"{arm.label} has no counterpart in {first}; --baseline takes all against one arm")
+                count = "no counterpart" if not alike else "several counterparts"
+                notes.append(f"{arm.label} has {count} in {names[0]}; --baseline takes all against one arm")
     return pairs, notes
 
 
@@ -256,7 +282,7 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> pd.Series |
     seeds = arm.values.index.intersection(other.values.index)
     if len(seeds) < 2:
         return f"{both}: {'only one seed' if len(seeds) else 'no seed'} is common to them"
-    found: pd.Series = arm.values.loc[seeds] - other.values.loc[seeds]
+    found = pd.Series(stats.difference(*(one.values.loc[seeds].to_numpy() for one in (arm, other))), seeds)
     if not np.isfinite(found).all():
         return f"{both}: {int((~np.isfinite(found)).sum())} of {len(found)} differences are not finite"
     return found
@@ -264,12 +290,7 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> pd.Series |
 
 def effects_of(arms: Sequence[ArmStatistics]) -> list[stats.Effect]:
     """Main effects and interactions, if the arms are a full product of two or more axes with the same seeds."""
-    axes: dict[str, list[Any]] = {}
-    for arm in arms:
-        for axis, value in arm.axes.items():
-            if value not in axes.setdefault(axis, []):
-                axes[axis].append(value)
-    axes = {axis: values for axis, values in axes.items() if len(values) > 1}
+    axes = swept_axes(arms)
     cells = {tuple(arm.axes.get(axis) for axis in axes): arm for arm in arms}
     whole = len(axes) > 1 and len(cells) == len(arms) == math.prod(map(len, axes.values()))
     first = arms[0]
@@ -278,6 +299,16 @@ def effects_of(arms: Sequence[ArmStatistics]) -> list[stats.Effect]:
     if not (whole and alike and finite) or first.n < 2:
         return []
     return stats.effects(axes, {cell: arm.values.to_numpy() for cell, arm in cells.items()})
+
+
+def swept_axes(arms: Sequence[ArmStatistics]) -> dict[str, list[Any]]:
+    """The axes in which arms differ, with their values."""
+    axes: dict[str, list[Any]] = {}
+    for arm in arms:
+        for axis, value in arm.axes.items():
+            if value not in axes.setdefault(axis, []):
+                axes[axis].append(value)
+    return {axis: values for axis, values in axes.items() if len(values) > 1}
 
 
 def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
@@ -293,19 +324,20 @@ def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
     return "interaction", " x ".join(parts) + tail, f"The interaction {' x '.join(parts)}{tail}"
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
+def warnings(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> list[str]:
     """What makes runs hard to compare: other data or splits, epochs, settings, versions."""
     found = []
 
     def differ(values: Sequence[Any]) -> bool:
         return any(value != values[0] for value in values)
 
-    if differ([{**run.summary["dataset"], "name": ""} for run in runs]):
+    data = [{arm.data for arm in arms if arm.run == name} for name in run_names(runs)]
+    if differ([{**run.summary["dataset"], "name": ""} for run in runs]) or differ(data):
         found.append("warning: the runs used different data sets or splits of them")
     fields = [
         field
         for field in dict.fromkeys(field for run in runs for field in run.config)
-        if field not in ("sweep", "tune", "dataset", "data_dir", "seeds", "first_seed", "store_predictions")
+        if field not in ("sweep", "dataset", "data_dir", "seeds", "first_seed", "store_predictions")
         and all(field in run.config for run in runs)
         and differ([run.config[field] for run in runs])
     ]
@@ -320,30 +352,37 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def cautions(runs: Sequence[Run], arms: Sequence[ArmStatistics], judgements: Sequence[Judgement]) -> list[str]:
+def cautions(
+    runs: Sequence[Run], arms: Sequence[ArmStatistics], judgements: Sequence[Judgement], metric: str
+) -> list[str]:
     """What limits the claims that can be made."""
     found = []
-    fewest = min(arm.n for arm in arms)
-    if fewest < 2:
+    shown = {(arm.run, arm.arm) for arm in arms}
+    for run, name in zip(runs, run_names(runs), strict=True):
+        absent = [arm["name"] for arm in run.summary["arms"] if (name, arm["name"]) not in shown]
+        found += [f"{label(name, arm)} has no {metrics.title(metric)}" for arm in absent]
+    few = [arm for arm in arms if arm.n <= FEW_SEEDS] if metric not in metrics.OF_ARM else []
+    if few and max(arm.n for arm in few) < 2:
         found.append("a single seed an arm shows nothing of how much results vary")
-    elif fewest < FEW_SEEDS:
-        found.append(f"{fewest} seeds are few: the intervals are rough")
-    if judgements:
-        seeds = min(judgement.contrast.n for judgement in judgements)
+    elif few:
+        found.append(f"{min(arm.n for arm in few)} seeds are few: the intervals are rough")
+    for seeds in sorted({judgement.contrast.n for judgement in judgements}):
         smallest = stats.smallest_p(seeds) * len(judgements)
-        if smallest >= ALPHA:
+        if smallest >= stats.ALPHA:
             found.append(
-                f"{seeds} seeds are too few for a claim: with {len(judgements)} comparisons no corrected p-value can "
-                f"be below {min(smallest, 1.0):.2g}"
+                f"{seeds} seeds are too few for a claim: with {len(judgements)} comparisons no corrected p-value of "
+                f"theirs can be below {min(smallest, 1.0):.2g}"
             )
+    for arm in arms:
+        for name in arm.at_edge:
+            value = format_value(arm.chosen[name])
+            found.append(f"{arm.label} chose {name} {value}, the edge of what was tried: beyond may be better")
     for run in runs:
-        for arm in run.summary["arms"]:
-            for name in arm.get("chosen_at_edge", []):
-                value = format_value(arm["chosen"][name])
-                found.append(f"{arm['name']} chose {name} {value}, the edge of what was tried: beyond may be better")
-        swept = {axis for arm in run.summary["arms"] for axis in arm["axes"]}
-        if len(run.summary["arms"]) > 1 and not run.config.get("tune") and "learning_rate" not in swept:
+        rates = {arm.settings.get("learning_rate") for arm in arms}
+        if len(run.summary["arms"]) > 1 and not run.config.get("tune") and len(rates) == 1:
             found.append("no hyperparameter was tuned: one that suits an arm better may be part of its difference")
+    if len(runs) == 1 and len(swept_axes(arms)) > 1 and not effects_of(arms):
+        found.append("no main effects: the arms are no full product of their axes with the same seeds")
     return found
 
 
@@ -352,7 +391,7 @@ def summary(comparison: Comparison) -> str:
     metric, arms = comparison.metric, [arm for arm in comparison.arms if arm.mean is not None]
     if not arms:
         return f"No arm has a finite mean {metrics.title(metric)}."
-    unit = " %" if metrics.is_percent(metric) else " s" if metric == "seconds" else ""
+    unit = metrics.unit(metric)
     lower = metrics.lower_is_better(metric)
     best = (min if lower else max)(arms, key=lambda arm: arm.mean or 0.0)
     data = comparison.runs[0].summary["dataset"]
@@ -374,14 +413,18 @@ def summary(comparison: Comparison) -> str:
         )
     differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
     told = [judgement for judgement in differences if judgement.name.startswith(f"{best.label} against ")][:1]
+    if not told and len(differences) <= 2:
+        told = differences
     if not told and differences:
-        shown = sum(judgement.p_holm < ALPHA for judgement in differences)
+        shown = sum(judgement.p_holm < stats.ALPHA for judgement in differences)
         sentences.append(
-            f"{shown} of {len(differences)} differences are shown (p < {ALPHA:.2g} after Holm's correction)."
+            f"{shown} of {len(differences)} differences are shown (p < {stats.ALPHA:.2g} after Holm's correction)."
         )
     told += [judgement for judgement in comparison.judgements if judgement.kind == "main effect"][:3]
     told += [
-        judgement for judgement in comparison.judgements if judgement.kind == "interaction" and judgement.p_holm < ALPHA
+        judgement
+        for judgement in comparison.judgements
+        if judgement.kind == "interaction" and judgement.p_holm < stats.ALPHA
     ][:1]
     return " ".join([*sentences, *(sentence(judgement, metric) for judgement in told)])
 
@@ -397,9 +440,9 @@ def sentence(judgement: Judgement, metric: str) -> str:
         mean, low, high = -mean, -high, -low
     else:
         verb, sign = "raises it by", ""
-    unit = " percentage points" if metrics.is_percent(metric) else " s" if metric == "seconds" else ""
+    unit = metrics.difference_unit(metric)
     size, start, end = (metrics.show(value, metric, sign) for value in (mean, low, high))
-    verdict = "" if judgement.p_holm < ALPHA else f", which {contrast.n} seeds don't show"
+    verdict = "" if judgement.p_holm < stats.ALPHA else f", which {contrast.n} seeds don't show"
     p = show_p(judgement.p_holm, "= ")
     return f"{judgement.subject} {verb} {size}{unit} (95 % interval {start} to {end}; p {p}){verdict}."
 
@@ -432,7 +475,7 @@ def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
 
 def judgement_cells(judgements: Sequence[Judgement], metric: str) -> Cells:
     """The differences, in percentage points where the metric is in percent."""
-    numbers = ["mean", "95 % CI", "p", "p (Holm)", "effect size", "P(better)", "seeds for 80 %"]
+    numbers = ["n", "mean", "95 % CI", "p", "p (Holm)", "effect size", "P(better)", "seeds for 80 %"]
     lines = []
     for judgement in judgements:
         contrast = judgement.contrast
@@ -441,21 +484,20 @@ def judgement_cells(judgements: Sequence[Judgement], metric: str) -> Cells:
         better = "-" if judgement.improvement is None else f"{judgement.improvement:.2f}"
         seeds = "-" if judgement.seeds is None else f"{judgement.seeds:,}"
         mean = metrics.show(contrast.mean, metric, "+")
-        lines.append([judgement.name, mean, ends, show_p(contrast.p), show_p(judgement.p_holm), size, better, seeds])
+        p_values = [show_p(contrast.p), show_p(judgement.p_holm)]
+        lines.append([judgement.name, str(contrast.n), mean, ends, *p_values, size, better, seeds])
     return ["difference", *numbers], lines, len(numbers)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The comparison for a terminal."""
     metric = comparison.metric
-    unit = f" ({metrics.unit(metric)})" if metrics.unit(metric) else ""
     console.print(table(comparison.arms, metric))
     if comparison.judgements:
-        points = " (percentage points)" if metrics.is_percent(metric) else unit
         header, lines, _ = judgement_cells(comparison.judgements, metric)
-        chosen = [0, 1, 2, 4, 7]  # what 80 columns have room for; the files have all
+        chosen = [0, 1, 2, 3, 5]  # what 80 columns have room for; the files have all
         kept = [[line[place] for place in chosen] for line in [header, *lines]]
-        title = f"differences in {metrics.title(metric)}{points}, paired by seed"
+        title = f"differences in {metrics.title(metric)},{metrics.difference_unit(metric)}, paired by seed"
         console.print(text_table(title, kept[0], kept[1:], len(chosen) - 1))
     console.print(summary(comparison), highlight=False, markup=False)
     for note in comparison.notes:
@@ -464,7 +506,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
     """The arms for a terminal."""
-    unit = f" {metrics.unit(metric)}" if metrics.unit(metric) else ""
+    unit = metrics.unit(metric)
     header, lines, numbers = cells(rows, metric)
     if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
         header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1

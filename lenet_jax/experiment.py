@@ -148,7 +148,11 @@ def run(config: ConfigDict, workdir: Path, command: str, tracker: str = "none") 
     tables: dict[str, list[pd.DataFrame]] = {results.METRICS: [], results.PREDICTIONS: [], results.TUNING: []}
     rows: list[dict[str, Any]] = []
     epochs = sum(arm.settings["epochs"] * (2 if arm.tuning else 1) for arm in arms)
-    with Progress(len(arms), epochs) as progress, engine_for(arms, datasets) as engine:
+    with (
+        contextlib.closing(tracked),  # also if something fails: an arm that isn't finished is marked so
+        Progress(len(arms), epochs) as progress,
+        engine_for(arms, datasets) as engine,
+    ):
         laboratory = Laboratory(datasets, engine, progress, tracked)
         for place, arm in enumerate(arms):
             trained, tried, row = run_arm(arm, arms[place:], laboratory)
@@ -162,7 +166,6 @@ def run(config: ConfigDict, workdir: Path, command: str, tracker: str = "none") 
                 if len(table):
                     tables[name].append(labelled(table, arm))
                     results.write_table(workdir / name, pd.concat(tables[name], ignore_index=True))
-    tracked.close()
     results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})
     first = final(arms[0], {})
     summary = {"dataset": describe_data(datasets[data_key(first)], first), "arms": rows}
@@ -177,7 +180,8 @@ def now() -> str:
 
 def labelled(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:
     """The table with the arm's name and axes before its columns."""
-    return table.assign(arm=arm.name, **arm.axes)[["arm", *arm.axes, *table.columns]]
+    names = pd.DataFrame({"arm": arm.name, **arm.axes}, index=table.index)
+    return pd.concat([names, table], axis=1)
 
 
 def describe_data(dataset: Dataset, arm: Arm) -> dict[str, Any]:
@@ -244,10 +248,20 @@ class Laboratory:
 
 
 class Members(NamedTuple):
-    """Members of a population: their seeds, and the values of tuned hyperparameters, one a member each."""
+    """Members of a population.
+
+    Attributes:
+      seeds: one a member.
+      tuned: values of hyperparameters that are being tuned, one a member each; empty for members that are tested.
+    """
 
     seeds: list[int]
     tuned: dict[str, list[float]]
+
+    @property
+    def tested(self) -> bool:
+        """Whether these are an arm's own members, which are tested and tracked."""
+        return not self.tuned
 
     def part(self, start: int, size: int) -> "Members":
         """So many of them."""
@@ -342,6 +356,7 @@ def run_arm(arm: Arm, following: list[Arm], laboratory: Laboratory) -> tuple[Tra
         "diverged": int((~losses_finite.astype(bool)).sum()),
         "chosen": chosen,
         "chosen_at_edge": edges,
+        "settings": settings,
         "parameters": sum(count for _, _, count in model.parameter_table(recipe.architecture)),
         "dataset": describe_data(dataset, tested),
     }
@@ -401,7 +416,7 @@ def train_members(
     recipe = recipe_of(arm, dataset)
     chunks = chunks_of(members, recipe)
     images = laboratory.images(arm)
-    laboratory.progress.stage("tuning, " if members.tuned else "", len(members.seeds), len(chunks))
+    laboratory.progress.stage("" if members.tested else "tuning, ", len(members.seeds), len(chunks))
     if isinstance(engine, Workers):
         coming = [stage for other in following if data_key(other) == data_key(arm) for stage in stages(other)]
         recipes = [recipe_of(other, dataset) for other, _ in coming]
@@ -409,7 +424,7 @@ def train_members(
         engine.prepare([(recipe, len(chunks[0].seeds)), *zip(recipes, sizes, strict=True)], images)
     parts = [train_chunk(chunk, arm, splits, images, recipe, laboratory) for chunk in chunks]
     metrics = pd.concat([part.metrics for part in parts], ignore_index=True)
-    if not members.tuned and len(chunks) > 1:
+    if members.tested and len(chunks) > 1:
         for epoch, table in metrics.groupby("epoch"):
             laboratory.tracked.epoch(int(str(epoch)), tracking.bands_of(table))
     return Trained(
@@ -446,7 +461,7 @@ def train_chunk(
         wanted = [name for name in splits if name != "train" or epoch == epochs]
         measured |= {name: engine.evaluate(trained, splits[name]) for name in wanted}
         tables.append(long_form(measured, epoch, members, recipe))
-        if not members.tuned and count == arm.settings["seeds"]:
+        if members.tested and count == arm.settings["seeds"]:
             laboratory.tracked.epoch(epoch, tracking.bands_of(tables[-1]))
         if epoch:
             errors = {name: float(measured[name].error.mean()) for name in ("running", wanted[-1])}

@@ -2,7 +2,8 @@
 
 A metric is named ``test_error``, ``validation_nll``, ``train_loss``, ... (a split and what was measured on it at the
 last epoch), ``test_error_class_3``, ``epochs_to_0.02`` (passes until the test error is at most so much), ``seconds`` or
-``samples_per_second`` (of an arm as a whole).
+``samples_per_second`` (of an arm as a whole: its wall time with tuning, compilation and evaluation, and the samples of
+its last training by the seconds of that).
 """
 
 import dataclasses
@@ -51,8 +52,24 @@ def lower_is_better(metric: str) -> bool:
 
 
 def unit(metric: str) -> str:
-    """What its numbers are shown in."""
-    return "%" if is_percent(metric) else "s" if metric == "seconds" else ""
+    """What its numbers are shown in, with a space before it."""
+    return " %" if is_percent(metric) else " s" if metric == "seconds" else ""
+
+
+def difference_unit(metric: str) -> str:
+    """What differences of it are shown in, with a space before it."""
+    return " percentage points" if is_percent(metric) else unit(metric)
+
+
+def label(metric: str) -> str:
+    """For an axis or a heading: the metric in words, and its unit."""
+    return f"{title(metric)} ({unit(metric).strip()})" if unit(metric) else title(metric)
+
+
+def split_of(metric: str) -> str:
+    """The split whose images it is measured on."""
+    split = metric.split("_", 1)[0]
+    return {"validation": "validation", "train": "train", "running": "train"}.get(split, "test")
 
 
 def show(value: float | None, metric: str, sign: str = "") -> str:
@@ -105,12 +122,15 @@ def has_curve(run: Run, metric: str) -> bool:
 def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     """Each arm's values, by rising seed (the index); a single one for a metric of the arm as a whole.
 
-    Infinite where an error was never reached; not finite where a member diverged.
+    Arms that don't have the metric are left out: linear outputs have no likelihood. Infinite where an error was never
+    reached; not finite where a member diverged.
 
     Raises:
       InputError: the run has no such metric.
     """
     if metric in OF_ARM:
+        if not all(metric in arm for arm in run.summary["arms"]):
+            raise InputError(f"metric: {metric!r} is not in the summary of run {str(run.folder)!r}")
         return {arm["name"]: pd.Series([float(arm[metric])]) for arm in run.summary["arms"]}
     if metric.startswith(EPOCHS_TO):
         curve = rows(run, "test_error")

@@ -1,5 +1,6 @@
 """Figures from results. Each function draws into axes and returns them."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from lenet_jax import results, stats
+from lenet_jax import metrics, results, stats
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 """Okabe and Ito's palette, told apart by the colour-blind; styles repeat it for more arms."""
@@ -73,11 +74,9 @@ def style(arm: int) -> dict[str, Any]:
 
 def value_axis(axis: Axis, metric: str) -> str:
     """Sets an axis up for a metric and returns its label: errors are shown in percent."""
-    label = metric.replace("_", " ")
-    if metric.endswith("_error"):
+    if metrics.is_percent(metric):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-        label += " (%)"
-    return label
+    return metrics.label(metric)
 
 
 def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) -> None:
@@ -96,11 +95,15 @@ def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) 
     axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0, zorder=2)
 
 
-def error_ticks(axes: Axes) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten on a logarithmic value axis."""
+def logarithmic(axes: Axes) -> None:
+    """Makes the value axis logarithmic, with ticks at 1, 2 and 5 times powers of ten, if it has anything above 0."""
+    if not any((np.asarray(line.get_ydata(), float) > 0).any() for line in axes.get_lines()):
+        return
+    axes.set_yscale("log")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    ticks = [tick for power in range(-4, 1) for tick in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
     low, high = axes.get_ylim()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
     axes.set_yticks([tick for tick in ticks if low <= tick <= high])
     axes.set_ylim(low, high)
 
@@ -117,19 +120,20 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes)
     for place, (arm, curve) in enumerate(curves.items()):
         # A seed that diverges ends there; the mean goes on over the others.
         finite = curve.where(np.isfinite(curve)).dropna(how="all")
+        if finite.empty:
+            continue
         if every_seed:
             # In pixels: many seeds would be megabytes of vectors. Below all else, so that the pixels are one image.
             faint: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.35, "rasterized": True, "zorder": 1}
             axes.plot(finite.index, finite.to_numpy(), color=style(place)["color"], **faint)
         mean_and_interval(finite, arm, place, axes)
-    axes.set_yscale("log")
-    error_ticks(axes)
+    logarithmic(axes)
     axes.set_ylabel(value_axis(axes.yaxis, metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.grid(axis="y", alpha=0.25)
     seeds = max((curve.shape[1] for curve in curves.values()), default=0)
-    title = f"{metric.replace('_', ' ')}: mean over {seeds} seeds, 95 % interval" + ", every seed" * every_seed
+    title = f"{metrics.title(metric)}: mean over {seeds} seeds, 95 % interval" + ", every seed" * every_seed
     axes.set_title(title.capitalize(), fontsize=10)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
     return axes
@@ -154,7 +158,7 @@ def final_values(
             axes.plot(ends, [row, row], color=color, linewidth=5, alpha=0.6, solid_capstyle="butt")
         mean = float(np.mean(values))
         axes.plot([mean, mean], [row - 0.33, row + 0.33], color=color, linewidth=2)
-        text = f"{100 * mean:.2f}" if metric.endswith("_error") else f"{mean:.4g}"
+        text = metrics.show(mean, metric)
         axes.annotate(
             text, (mean, row - 0.33), (0, 2), textcoords="offset points", ha="center", va="bottom", color=color
         )
@@ -162,7 +166,7 @@ def final_values(
     axes.set_ylim(len(arms) - 0.4, -0.7)
     axes.set_xlabel(value_axis(axes.xaxis, metric))
     axes.grid(axis="x", alpha=0.25)
-    axes.set_title(f"{metric.replace('_', ' ')} at the end: every seed, mean, 95 % interval".capitalize(), fontsize=10)
+    axes.set_title(f"{metrics.title(metric)} at the end: every seed, mean, 95 % interval".capitalize(), fontsize=10)
     return axes
 
 
@@ -232,8 +236,7 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
     tried = sorted({value for curve, _ in curves.values() for value in curve.index})
     axes.set_xticks(tried, [f"{value:g}" for value in tried], rotation=0 if len(tried) < 10 else 60)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yscale("log")
-    error_ticks(axes)
+    logarithmic(axes)
     axes.set_xlabel(name.replace("_", " "))
     axes.set_ylabel(value_axis(axes.yaxis, "validation_error"))
     axes.grid(alpha=0.25)

@@ -21,6 +21,9 @@ from lenet_jax.compare import Comparison, Judgement
 from lenet_jax.errors import InputError
 from lenet_jax.results import Run
 
+MOST_ROWS = 60
+"""Of a forest plot; the tables have all."""
+
 DIGITS = 24
 """Images of a kind that are shown."""
 
@@ -91,7 +94,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
 def lines(label: str) -> str:
     """An arm's name in a figure: run and axes below one another."""
-    return "\n".join(part for part in re.split(r",|: ", label) if part)
+    return re.sub(r"(?<=[,:]) ?(?=\S)", "\n", label)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -124,7 +127,7 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
             for judgement in comparison.judgements
             if (judgement.kind == "difference") == (kind == "difference")
         ]
-        if chosen:
+        if 0 < len(chosen) <= MOST_ROWS:
             pictures[f"{metric}_{file}"] = forest_of(chosen, metric, heading)
     if all(metrics.has_curve(run, metric) for run in comparison.runs):
         drawn = {lines(name): curve for name, curve in by_label(comparison, lambda run: metrics.curves(run, metric))}
@@ -159,13 +162,14 @@ def forest_of(judgements: Sequence[Judgement], metric: str, heading: str) -> Pic
             judgement.contrast.mean,
             judgement.contrast.low,
             judgement.contrast.high,
-            judgement.p_holm < compare.ALPHA,
+            judgement.p_holm < stats.ALPHA,
         )
         for judgement in judgements
     }
     percent = metrics.is_percent(metric)
     named = metrics.title(metric)
-    label = f"difference in {named}" + (" (percentage points)" if percent else "")
+    unit = metrics.difference_unit(metric).strip()
+    label = f"difference in {named}" + (f" ({unit})" if unit else "")
     title = "Mean, 95 % interval; filled: corrected p < 0.05"
     return Picture(
         plots.figure(lambda axes: plots.forest(rows, title, label, axes, percent), rows),
@@ -179,7 +183,7 @@ def by_label(comparison: Comparison, of_run: Any) -> list[tuple[str, Any]]:
     found = []
     for run, name in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
         for arm, value in of_run(run).items():
-            found.append((f"{name}: {arm}" if name else arm, value))
+            found.append((compare.label(name, arm), value))
     return found
 
 
@@ -202,7 +206,7 @@ def tuning_pictures(comparison: Comparison) -> dict[str, Picture]:
             continue
         tables = dict(iter(run.tuning.groupby("arm", sort=False)))
         for arm in run.summary["arms"]:
-            label = lines(f"{prefix}: {arm['name']}" if prefix else arm["name"])
+            label = lines(compare.label(prefix, arm["name"]))
             for name, value in arm["chosen"].items():
                 curve = tuning.curve(tables[arm["name"]], name, list(arm["chosen"]))
                 curves.setdefault(name, {})[label] = curve, value
@@ -228,11 +232,13 @@ def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     agreed, disputed, missing = digits_of(comparison)
+    without = len(comparison.arms) - len(predictions_of(comparison))
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
         version=__version__,
         metric=metrics.title(comparison.metric),
-        percent=metrics.is_percent(comparison.metric),
+        unit=metrics.unit(comparison.metric).replace(" %", " percent"),
+        points=metrics.difference_unit(comparison.metric),
         summary=compare.summary(comparison),
         notes=comparison.notes,
         arms=compare.cells(comparison.arms, comparison.metric),
@@ -247,6 +253,7 @@ def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[
         agreed=agreed,
         disputed=disputed,
         missing=missing,
+        without=without,
         runs=[
             {
                 "folder": str(run.folder),
@@ -284,7 +291,7 @@ def overview_cells(comparison: Comparison) -> compare.Cells:
             columns[name] = dict(by_label(comparison, lambda run, name=name: of_run(run, name)))
         except InputError:
             continue  # another run doesn't have it
-    header = [metrics.title(name) + (f" ({metrics.unit(name)})" if metrics.unit(name) else "") for name in columns]
+    header = [metrics.label(name) for name in columns]
     rows = []
     for arm in comparison.arms:
         found = [of_arm.get(arm.label) for of_arm in columns.values()]
@@ -310,28 +317,33 @@ def class_cells(comparison: Comparison) -> compare.Cells | None:
 def power_cells(comparison: Comparison) -> compare.Cells | None:
     """What so many seeds would show, from the variance that was measured."""
     counts = (10, 20, 50, 100)
-    rows = []
-    for judgement in comparison.judgements:
-        size = judgement.contrast.effect_size
-        if size is not None and judgement.kind == "difference":
-            std = abs(judgement.contrast.mean / size) if size else 0.0
-            found = [metrics.show(stats.detectable(count, std), comparison.metric) for count in counts]
-            rows.append([judgement.name, *found])
+    level = stats.ALPHA / max(len(comparison.judgements), 1)
+    rows = [
+        [
+            judgement.name,
+            *(
+                metrics.show(stats.detectable(count, judgement.contrast.std, level), comparison.metric)
+                for count in counts
+            ),
+        ]
+        for judgement in comparison.judgements
+        if judgement.kind == "difference" and judgement.contrast.effect_size is not None
+    ]
     return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
 
 
 def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
     """The test images that all arms get wrong most, those that they disagree on most, and why there are none."""
     predictions = predictions_of(comparison)
-    fingerprints = {arm.data for arm in comparison.arms}
+    tested_on = {(arm.data[0], arm.settings.get("dataset")) for arm in comparison.arms}
     if not predictions:
         return [], [], "The runs stored no predictions (store_predictions=False)."
-    if len(fingerprints) > 1:
+    if len({fingerprint for fingerprint, _ in tested_on}) > 1:
         return [], [], "The arms were tested on different images."
-    config, (fingerprint, _) = comparison.runs[0].config, next(iter(fingerprints))
-    dataset = data.at_hand(config.get("dataset", ""), config.get("data_dir", ""))
+    fingerprint, name = min(tested_on, key=repr)
+    dataset = data.at_hand(str(name), str(comparison.arms[0].settings.get("data_dir", "")))
     if dataset is None or dataset.fingerprint != fingerprint:
-        return [], [], f"The images of {config.get('dataset')} are not at hand here."
+        return [], [], f"The images of {name} are not at hand here."
     names = [name for name, _ in predictions]
     shares = metrics.share_wrong([table for _, table in predictions]).set_axis(names, axis=1)
     least, most = shares.min(axis=1), shares.max(axis=1)

@@ -197,7 +197,9 @@ def load(folder: str | Path) -> Run:
     config, provenance, summary = (read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = read_table(folder / METRICS)
     columns = {"arm", "seed", "epoch", "split", "metric", "value"}
-    if not columns <= set(metrics.columns) or not {"dataset", "arms"} <= set(summary):
+    arms = summary.get("arms") or [{}]
+    whole = all({"name", "axes", "diverged"} <= set(arm) for arm in arms)
+    if not columns <= set(metrics.columns) or "dataset" not in summary or not whole:
         raise InputError(f"run: {str(folder)!r} is damaged: {SUMMARY} or {METRICS} is not as a run writes it")
     optional = [read_table(folder / name) if (folder / name).exists() else None for name in (PREDICTIONS, TUNING)]
     return Run(folder, config, provenance, summary, metrics, *optional)

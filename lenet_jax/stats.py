@@ -16,6 +16,12 @@ import scipy.stats
 
 CONFIDENCE = 0.95
 
+ALPHA = 1 - CONFIDENCE
+"""A difference counts as shown when its p-value, corrected if others were tested, is below."""
+
+ROUNDING = 1e-12
+"""Differences below this share of the values that they are taken between are rounding."""
+
 RESAMPLES = 9_999
 """Of the bootstrap and of the permutation test, which is exact where there are no more permutations than this."""
 
@@ -54,7 +60,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None
     # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
     if math.isnan(low) or math.isnan(high):
         low, high = (float(end) for end in np.quantile(bootstrap.bootstrap_distribution, [tail, 1 - tail]))
-    return low, high
+    return max(low, float(array.min())), min(high, float(array.max()))  # means of equal values are rounded
 
 
 def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
@@ -89,7 +95,7 @@ class Contrast(NamedTuple):
 
     Attributes:
       n: seeds.
-      mean: of the differences.
+      mean, std: of the differences; std with n - 1.
       low, high: Student's 95 % interval of it.
       p: two-sided, of the sign-flip permutation test that the differences lie around 0; at least `smallest_p(n)`.
       effect_size: mean / standard deviation of the differences (Cohen's d_z); None where they don't vary.
@@ -97,6 +103,7 @@ class Contrast(NamedTuple):
 
     n: int
     mean: float
+    std: float
     low: float
     high: float
     p: float
@@ -115,7 +122,7 @@ def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
         for row, place in enumerate(places):
             mean, std = float(values[row].mean()), float(values[row].std(ddof=1))
             size = mean / std if vary(values[row]) else None
-            found[place] = Contrast(length, mean, float(low[row]), float(high[row]), float(p[row]), size)
+            found[place] = Contrast(length, mean, std, float(low[row]), float(high[row]), float(p[row]), size)
     return [found[place] for place in range(len(differences))]
 
 
@@ -161,9 +168,9 @@ def superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | 
     return float(statistic) / (len(values) * len(others))
 
 
-def power(n: int, effect_size: float) -> float:
-    """The chance that the paired t-test of n seeds, two-sided at 5 %, shows a true effect of this size (d_z)."""
-    edge = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+def power(n: int, effect_size: float, level: float = ALPHA) -> float:
+    """The chance that the paired t-test of n seeds, two-sided at this level, shows a true effect of this size (d_z)."""
+    edge = float(scipy.stats.t.isf(level / 2, n - 1))
     shift = abs(effect_size) * math.sqrt(n)
     above = scipy.stats.nct.sf(edge, n - 1, shift)
     below = scipy.stats.nct.cdf(-edge, n - 1, shift)
@@ -171,46 +178,48 @@ def power(n: int, effect_size: float) -> float:
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
-FEWEST = next(n for n in range(2, 100) if smallest_p(n) < 1 - CONFIDENCE)
-"""Pairs that the permutation test can show a difference with, at 5 % and uncorrected."""
+def fewest(level: float = ALPHA) -> int | None:
+    """Pairs that the permutation test needs to show anything at this level; None if no number is enough."""
+    return next((n for n in range(2, 64) if smallest_p(n) < level), None)
 
 
-def seeds_needed(difference: float, std: float) -> int | None:
+def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | None:
     """Seeds with which a true difference would be shown in 80 % of studies.
 
     Args:
-      difference: true mean of the differences between two arms.
+      difference: finite true mean of the differences between two arms.
       std: standard deviation of the differences between seeds.
+      level: that p must be below: 0.05 by the number of comparisons, where those are corrected for.
 
     Returns:
-      at least `FEWEST`, with fewer of which the permutation test shows nothing; None where the difference is 0, or more
-      than a million seeds would be needed.
+      at least `fewest(level)`; None where the difference is 0, or more than a million seeds would be needed.
     """
-    if difference == 0:
+    least = fewest(level)
+    if difference == 0 or least is None:
         return None
     if std == 0:
-        return FEWEST
+        return least
     size = abs(difference) / std
-    low, high = FEWEST, FEWEST
-    while power(high, size) < POWER:
+    low, high = least, least
+    while power(high, size, level) < POWER:
         low, high = high, 2 * high
         if high > 2**20:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, size) >= POWER else (middle, high)
+        low, high = (low, middle) if power(middle, size, level) >= POWER else (middle, high)
     return high
 
 
-def detectable(n: int, std: float) -> float:
-    """The true difference that n seeds would show in 80 % of studies; `std` as in `seeds_needed`."""
-    return std * detectable_size(n)
+def detectable(n: int, std: float, level: float = ALPHA) -> float:
+    """The true difference that n seeds would show in 80 % of studies; arguments as of `seeds_needed`."""
+    return std * detectable_size(n, level)
 
 
 @functools.cache
-def detectable_size(n: int) -> float:
+def detectable_size(n: int, level: float) -> float:
     """The effect size (d_z) that n seeds would show in 80 % of studies."""
-    return float(scipy.optimize.brentq(lambda size: power(n, size) - POWER, 1e-3, 1e3, rtol=1e-9))
+    return float(scipy.optimize.brentq(lambda size: power(n, size, level) - POWER, 1e-3, 1e4, rtol=1e-9))
 
 
 Cell = tuple[Any, ...]
@@ -233,6 +242,13 @@ class Effect(NamedTuple):
     differences: np.ndarray
 
 
+def difference(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Values less others, 0 where they differ by rounding alone."""
+    found = values - others
+    largest = max(np.abs(values).max(initial=0), np.abs(others).max(initial=0))
+    return np.where(np.abs(found) <= ROUNDING * largest, 0.0, found)
+
+
 def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[Cell, np.ndarray]) -> list[Effect]:
     """Main effects and two-way interactions of a full factorial study.
 
@@ -253,11 +269,12 @@ def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[Cell, np.ndarray])
         for name, place in sorted(changed, key=lambda change: -names.index(change[0])):  # later axes keep their place
             part = part.take(place, names.index(name)) - part.take(0, names.index(name))
         over = tuple(name for name in names if name not in dict(changed))
+        differences = part.reshape(-1, part.shape[-1]).mean(axis=0)
         return Effect(
             axes=tuple(name for name, _ in changed),
             changes=tuple((axes[name][0], axes[name][place]) for name, place in changed),
             over=over,
-            differences=part.reshape(-1, part.shape[-1]).mean(axis=0),
+            differences=np.where(np.abs(differences) <= ROUNDING * np.abs(table).max(), 0.0, differences),
         )
 
     places = {name: range(1, len(values)) for name, values in axes.items()}

@@ -54,9 +54,16 @@ def errors_by_candidate(table: pd.DataFrame, names: list[str]) -> pd.Series:
       table: as in ``tuning.parquet``, of one arm.
       names: tuned hyperparameters, the index of the result.
     """
-    final = table[(table.epoch == table.epoch.max()) & (table.split == "validation") & (table.metric == "error")]
-    means: pd.Series = final.groupby(names).value.mean()
+    means: pd.Series = final_errors(table).groupby(names).value.mean()
     return means
+
+
+def final_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the validation error at the last epoch."""
+    final: pd.DataFrame = table[
+        (table.epoch == table.epoch.max()) & (table.split == "validation") & (table.metric == "error")
+    ]
+    return final
 
 
 def choose(table: pd.DataFrame, names: list[str]) -> Values:
@@ -102,8 +109,7 @@ def curve(table: pd.DataFrame, name: str, names: list[str]) -> pd.DataFrame:
       name: of the hyperparameter.
       names: of all that were tuned.
     """
-    final = table[(table.epoch == table.epoch.max()) & (table.split == "validation") & (table.metric == "error")]
     best = errors_by_candidate(table, names).reset_index().sort_values("value", kind="stable").drop_duplicates(name)
-    kept = final.merge(best[names], on=names)
+    kept = final_errors(table).merge(best[names], on=names)
     found: pd.DataFrame = kept.pivot(index=name, columns="seed", values="value").sort_index()
     return found

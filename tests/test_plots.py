@@ -101,3 +101,30 @@ def test_a_figure_is_the_same_file_each_time(tmp_path, kind):
         plots.save(made, tmp_path / f"{name}.{kind}")
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     assert matplotlib.rcParams["text.parse_math"]  # only our own figures are drawn otherwise
+
+
+def test_the_error_of_a_class_is_in_percent():
+    axes = plots.final_values({"a": ([0.1, 0.2], None)}, "test_error_class_3", Figure().add_subplot())
+    assert axes.texts[0].get_text() == "15.00"
+    assert axes.get_xlabel() == "test error class 3 (%)"
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0])
+def test_the_value_axis_has_ticks_at_any_scale(scale):
+    curve = pd.DataFrame({0: [scale, 1.3 * scale], 1: [scale, 0.5 * scale]}, index=[0, 1])
+    axes = plots.learning_curves({"arm": curve}, "test_loss", Figure().add_subplot())
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 1
+    assert axes.get_yscale() == "log"
+
+
+def test_values_of_zero_have_a_linear_axis():
+    curve = pd.DataFrame({0: [0.0, 0.0], 1: [0.0, 0.0]}, index=[0, 1])
+    axes = plots.learning_curves({"arm": curve}, "train_error", Figure().add_subplot())
+    assert axes.get_yscale() == "linear"
+
+
+def test_an_arm_without_a_finite_value_is_left_out():
+    curves = {"broken": pd.DataFrame({0: [np.nan], 1: [np.nan]}), "fine": pd.DataFrame({0: [0.1], 1: [0.2]})}
+    axes = plots.learning_curves(curves, "test_loss", Figure().add_subplot())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fine"]

@@ -210,7 +210,7 @@ def test_smallest_p():
 
 def test_differences_of_zero():
     (none, zeros) = stats.contrasts([np.zeros(4), np.array([0.0, 0.0, 0.0, 2.0])])
-    assert none == stats.Contrast(4, 0.0, 0.0, 0.0, 1.0, None)
+    assert none == stats.Contrast(4, 0.0, 0.0, 0.0, 0.0, 1.0, None)
     assert zeros.p == 1.0
     assert zeros.effect_size == pytest.approx(0.5)
 
@@ -305,7 +305,7 @@ def test_seeds_needed_at_its_ends():
     assert stats.seeds_needed(0.0, 0.1) is None
     assert stats.seeds_needed(0.0, 0.0) is None
     # With 5 pairs of one sign the permutation test has p = 1/16, with 6 it has 1/32.
-    assert stats.seeds_needed(1e-9, 0.0) == stats.FEWEST == 6
+    assert stats.seeds_needed(1e-9, 0.0) == stats.fewest() == 6
     assert stats.seeds_needed(1.0, 1e-12) == 6
     assert stats.seeds_needed(1e-6, 1.0) is None
 

@@ -3,6 +3,9 @@
 Nine learning rates, half a decade apart, so that the range suits them all.
 
 Command: lenet-jax run --config=experiments/optimizer.py
+Cost: 3 minutes on two CPU cores that had other work as well.
+Result: experiments/results/optimizer. With a learning rate of its own each is as good as the others: 3.66 % (SDLM) to
+3.88 % (Adam), and no difference is shown.
 """
 
 from lenet_jax.experiments import tuned

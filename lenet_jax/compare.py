@@ -199,6 +199,8 @@ def analyse(
         if isinstance(found, str):
             notes.append(found)
             continue
+        if len(found) < max(arm.n, other.n):
+            notes.append(f"{arm.label} and {other.label} have {len(found)} seeds in common, on which they are compared")
         words = [f"{arm.label} {word} {other.label}" for word in ("against", "instead of")]
         improvement = stats.superiority(*(one.values.loc[found.index].to_numpy() for one in (arm, other)))
         tested.append((("difference", words[0], words[1]), found.to_numpy(), improvement))
@@ -319,7 +321,11 @@ def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
     tail = f", over {over}" if over else ""
     if len(effect.axes) == 1:
         new, old = changes[0]
-        return "main effect", f"{effect.axes[0]}: {names[0]}{tail}", f"Over {over}, {new} instead of {old}"
+        return (
+            "main effect",
+            f"{effect.axes[0]}: {names[0]}{tail}",
+            f"Over {over}, {effect.axes[0]} {new} instead of {old}",
+        )
     parts = [f"{axis} ({name})" for axis, name in zip(effect.axes, names, strict=True)]
     return "interaction", " x ".join(parts) + tail, f"The interaction {' x '.join(parts)}{tail}"
 
@@ -495,7 +501,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(table(comparison.arms, metric))
     if comparison.judgements:
         header, lines, _ = judgement_cells(comparison.judgements, metric)
-        chosen = [0, 1, 2, 3, 5]  # what 80 columns have room for; the files have all
+        chosen = [0, 2, 3, 5, 8]  # what 80 columns have room for; the files have all
         kept = [[line[place] for place in chosen] for line in [header, *lines]]
         title = f"differences in {metrics.title(metric)},{metrics.difference_unit(metric)}, paired by seed"
         console.print(text_table(title, kept[0], kept[1:], len(chosen) - 1))

@@ -119,8 +119,10 @@ def test_common_seeds_are_paired(tmp_path):
     run = results.load(
         write_run(tmp_path / "run", errors, first_seed={("mse", "tanh"): 0, ("cross_entropy", "tanh"): 1})
     )
-    contrast = compare.analyse([run]).judgements[0].contrast
+    comparison = compare.analyse([run])
+    contrast = comparison.judgements[0].contrast
     assert contrast.n == 3
+    assert any("have 3 seeds in common" in note for note in comparison.notes)
     assert contrast.mean == pytest.approx((0.04 - 0.06 + 0.05 - 0.07 + 0.06 - 0.09) / 3)
 
 
@@ -200,7 +202,7 @@ def test_the_summary_is_in_sentences(tmp_path):
     assert text.startswith("On mnist5k, loss=cross_entropy,activation=tanh has the lowest test error: 3.0")
     gain = f"{-100 * comparison.judgements[2].contrast.mean:.2f}"
     assert f"instead of loss=mse,activation=sigmoid lowers it by {gain} percentage points" in text
-    assert "Over loss, tanh instead of sigmoid lowers it by " in text
+    assert "Over loss, activation tanh instead of sigmoid lowers it by " in text
     assert "don't show" not in text
     one = compare.summary(compare.analyse(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
     assert one == "On mnist5k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."

@@ -118,11 +118,11 @@ def run_command(arguments: list[str]) -> None:
 
     from rich.console import Console
 
-    from lenet_jax import compare, experiment
+    from lenet_jax import compare, experiment, tables
 
     workdir = Path(values.workdir or Path("runs") / Path(file.partition(":")[0]).stem)
     run = experiment.run(config, workdir, shlex.join(["lenet-jax", "run", *arguments]), values.tracker)
-    Console().print(compare.table(compare.statistics([run]), "test_error"))
+    Console().print(tables.table(compare.statistics([run]), "test_error"))
     print(f"run folder: {workdir}\ndraw it:    lenet-jax compare {workdir}")
 
 
@@ -245,16 +245,16 @@ def compare_command(arguments: list[str]) -> None:
 
     from rich.console import Console
 
-    from lenet_jax import compare, report, results
+    from lenet_jax import compare, report, results, tables
 
     comparison = compare.analyse(
         [results.load(folder) for folder in folders], values.metric, values.baseline, values.difference
     )
     out = Path(values.out) if values.out else default_out(folders, values.metric)
     files = report.write(comparison, out)
-    compare.print_comparison(comparison, Console())
-    tables = [str(file) for file in files if file.suffix not in (".png", ".svg")]
-    print("written:", *tables, f"{out}{os.sep}*.png, *.svg", sep="\n  ")
+    tables.print_comparison(comparison, Console())
+    others = [str(file) for file in files if file.suffix not in (".png", ".svg")]
+    print("written:", *others, f"{out}{os.sep}*.png, *.svg", sep="\n  ")
 
 
 def default_out(folders: Sequence[Path], metric: str) -> Path:

@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lenet_jax import __version__, compare, data, metrics, plots, results, stats, tuning
+from lenet_jax import __version__, compare, data, metrics, plots, results, stats, tables, tuning
 from lenet_jax.compare import Comparison, Judgement
 from lenet_jax.errors import InputError
 from lenet_jax.results import Run
@@ -74,16 +74,16 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
       InputError: `out` can't be written.
     """
     pictures = pictures_of(comparison)
-    tables = {"comparison.csv": compare.frame(comparison.arms, comparison.metric)}
+    frames = {"comparison.csv": tables.frame(comparison.arms, comparison.metric)}
     if comparison.judgements:
-        tables["differences.csv"] = compare.judgement_frame(comparison.judgements, comparison.metric)
+        frames["differences.csv"] = tables.judgement_frame(comparison.judgements, comparison.metric)
     try:
         out.mkdir(parents=True, exist_ok=True)
         drawn = [out / f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]
         for file in drawn:
             plots.save(pictures[file.stem].figure, file)
         svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in pictures}
-        texts = {name: table.to_csv(index=False) for name, table in tables.items()}
+        texts = {name: table.to_csv(index=False) for name, table in frames.items()}
         texts |= {"comparison.md": markdown(comparison), "report.html": html(comparison, pictures, svgs)}
         for name, text in texts.items():
             results.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
@@ -99,9 +99,9 @@ def lines(label: str) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    parts = [compare.summary(comparison).replace("<", "&lt;"), compare.markdown(comparison.arms, comparison.metric)]
+    parts = [tables.summary(comparison).replace("<", "&lt;"), tables.markdown(comparison.arms, comparison.metric)]
     if comparison.judgements:
-        parts.append(compare.markdown_table(*compare.judgement_cells(comparison.judgements, comparison.metric)))
+        parts.append(tables.markdown_table(*tables.judgement_cells(comparison.judgements, comparison.metric)))
     if comparison.notes:
         parts.append("\n".join(f"- {note}" for note in comparison.notes).replace("<", "&lt;") + "\n")
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -204,11 +204,11 @@ def tuning_pictures(comparison: Comparison) -> dict[str, Picture]:
     for run, prefix in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
         if run.tuning is None:
             continue
-        tables = dict(iter(run.tuning.groupby("arm", sort=False)))
+        tried = dict(iter(run.tuning.groupby("arm", sort=False)))
         for arm in run.summary["arms"]:
             label = lines(compare.label(prefix, arm["name"]))
             for name, value in arm["chosen"].items():
-                curve = tuning.curve(tables[arm["name"]], name, list(arm["chosen"]))
+                curve = tuning.curve(tried[arm["name"]], name, list(arm["chosen"]))
                 curves.setdefault(name, {})[label] = curve, value
     return {
         f"tuning_{name}": Picture(
@@ -239,10 +239,10 @@ def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[
         metric=metrics.title(comparison.metric),
         unit=metrics.unit(comparison.metric).replace(" %", " percent"),
         points=metrics.difference_unit(comparison.metric),
-        summary=compare.summary(comparison),
+        summary=tables.summary(comparison),
         notes=comparison.notes,
-        arms=compare.cells(comparison.arms, comparison.metric),
-        judgements=compare.judgement_cells(comparison.judgements, comparison.metric) if comparison.judgements else None,
+        arms=tables.cells(comparison.arms, comparison.metric),
+        judgements=tables.judgement_cells(comparison.judgements, comparison.metric) if comparison.judgements else None,
         power=power_cells(comparison),
         pictures=[
             {"id": name, "svg": Markup(inline_svg(svgs[name], f"f{number}")), **picture._asdict()}
@@ -277,7 +277,7 @@ def inline_svg(svg: str, prefix: str) -> str:
     return svg.replace("<svg ", f'<svg aria-hidden="true" style="max-width: {width * 4 / 3:.0f}px" ', 1)
 
 
-def overview_cells(comparison: Comparison) -> compare.Cells:
+def overview_cells(comparison: Comparison) -> tables.Cells:
     """The mean of every metric that all arms have, a row an arm."""
 
     def of_run(run: Run, name: str) -> dict[str, pd.Series]:
@@ -303,7 +303,7 @@ def overview_cells(comparison: Comparison) -> compare.Cells:
     return ["arm", *header], rows, len(header)
 
 
-def class_cells(comparison: Comparison) -> compare.Cells | None:
+def class_cells(comparison: Comparison) -> tables.Cells | None:
     """Test error by class, mean over seeds, a row an arm."""
     rows: list[list[str]] = []
     labels: list[Any] = []
@@ -314,7 +314,7 @@ def class_cells(comparison: Comparison) -> compare.Cells | None:
     return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
 
 
-def power_cells(comparison: Comparison) -> compare.Cells | None:
+def power_cells(comparison: Comparison) -> tables.Cells | None:
     """What so many seeds would show, from the variance that was measured."""
     counts = (10, 20, 50, 100)
     level = stats.ALPHA / max(len(comparison.judgements), 1)

@@ -1,4 +1,4 @@
-"""Tests of the comparison, on runs with known numbers."""
+"""Tests of the comparison and its tables, on runs with known numbers."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ from made_runs import ERRORS, write_run
 from rich.console import Console
 from statsmodels.stats.power import TTestPower
 
-from lenet_jax import compare, results, stats
+from lenet_jax import compare, results, stats, tables
 from lenet_jax.errors import InputError
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (6, 12))
@@ -140,7 +140,7 @@ def test_numbers_that_are_not_finite_are_not_tested(tmp_path):
     assert not comparison.judgements
     assert any("1 of 3 differences are not finite" in note for note in comparison.notes)
     assert comparison.arms[0].mean is None
-    assert "cross_entropy" in compare.summary(comparison)
+    assert "cross_entropy" in tables.summary(comparison)
 
 
 def test_one_number_an_arm_is_not_tested(tmp_path):
@@ -198,20 +198,20 @@ def test_a_choice_at_the_edge_and_a_sweep_without_tuning_are_said(tmp_path):
 
 def test_the_summary_is_in_sentences(tmp_path):
     comparison = compare.analyse([factorial(tmp_path)[0]])
-    text = compare.summary(comparison)
+    text = tables.summary(comparison)
     assert text.startswith("On mnist5k, loss=cross_entropy,activation=tanh has the lowest test error: 3.0")
     gain = f"{-100 * comparison.judgements[2].contrast.mean:.2f}"
     assert f"instead of loss=mse,activation=sigmoid lowers it by {gain} percentage points" in text
     assert "Over loss, activation tanh instead of sigmoid lowers it by " in text
     assert "don't show" not in text
-    one = compare.summary(compare.analyse(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
+    one = tables.summary(compare.analyse(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
     assert one == "On mnist5k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."
 
 
 def test_the_table_says_percent_and_fits_80_columns(tmp_path):
     printed = io.StringIO()
     comparison = compare.analyse([factorial(tmp_path)[0]])
-    compare.print_comparison(comparison, Console(width=80, file=printed))
+    tables.print_comparison(comparison, Console(width=80, file=printed))
     text = printed.getvalue()
     assert "cross_entropy tanh" in text
     assert f"{100 * comparison.arms[0].mean:.2f}" in text
@@ -221,12 +221,12 @@ def test_the_table_says_percent_and_fits_80_columns(tmp_path):
 
 def test_members_that_diverged_are_in_the_table(tmp_path):
     printed = io.StringIO()
-    compare.print_comparison(compare.analyse(load(write_run(tmp_path / "run", diverged=2))), Console(file=printed))
+    tables.print_comparison(compare.analyse(load(write_run(tmp_path / "run", diverged=2))), Console(file=printed))
     assert "diverged" in printed.getvalue()
 
 
 def test_the_markdown_is_a_table(tmp_path):
-    lines = compare.markdown(compare.statistics(load(write_run(tmp_path / "run"))), "test_error").splitlines()
+    lines = tables.markdown(compare.statistics(load(write_run(tmp_path / "run"))), "test_error").splitlines()
     assert lines[0] == "| loss | activation | n | mean | std | median | 95 % CI | diverged |"
     assert lines[2] == "| mse | tanh | 3 | 6.00 | 1.00 | 6.00 | 5.00 - 7.00 | 0 |"
 
@@ -249,12 +249,12 @@ def test_unknown_metrics_are_refused(tmp_path):
 
 def test_the_frames_hold_plain_numbers(tmp_path):
     comparison = compare.analyse(load(write_run(tmp_path / "run", ERRORS)))
-    arms = compare.frame(comparison.arms, "test_error")
+    arms = tables.frame(comparison.arms, "test_error")
     assert arms["mean"].tolist() == pytest.approx([0.06, 0.04])
     assert {"arm", "n", "mean", "std", "median", "ci95_low", "ci95_high", "best", "worst", "diverged"} <= set(
         arms.columns
     )
-    differences = compare.judgement_frame(comparison.judgements, "test_error")
+    differences = tables.judgement_frame(comparison.judgements, "test_error")
     assert differences.loc[0, "mean"] == pytest.approx(-0.02)
     assert {"kind", "name", "p", "p_holm", "low", "high", "improvement", "seeds_for_80_percent"} <= set(
         differences.columns

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lenet_jax import arms, compare, report, results
+from lenet_jax import arms, compare, report, results, tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,7 +20,7 @@ BLOCKS = dict(re.findall(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", READ
 @pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_tables_equal_the_stored_results(name):
     run = results.load(ROOT / "experiments" / "results" / name)
-    assert BLOCKS[name] == compare.markdown(compare.statistics([run]), "test_error")
+    assert BLOCKS[name] == tables.markdown(compare.statistics([run]), "test_error")
 
 
 def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):

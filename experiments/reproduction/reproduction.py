@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from lenet_jax import (
     arms,
-    compare,
     data,
     distortions,
     experiment,
@@ -35,6 +34,7 @@ from lenet_jax import (
     population,
     results,
     stats,
+    tables,
     train,
 )
 from lenet_jax.results import Run
@@ -104,21 +104,21 @@ def errors_table(runs: Path) -> str:
             rows.append([f"{name} error, {size:,} digits", f"{SIZES[size][place]:.2f}", percent(arm[f"{split}_error"])])
     demo = arm_of(results.load(runs / "lush_demo"))
     rows.append(["test error, the authors' later demonstration", f"{DEMONSTRATION:.2f}", percent(demo["test_error"])])
-    return compare.markdown_table(["in percent", "paper", "ours: mean of 10 seeds (95 % interval)"], rows, 2)
+    return tables.markdown_table(["in percent", "paper", "ours: mean of 10 seeds (95 % interval)"], rows, 2)
 
 
 def passes_table(runs: Path) -> str:
     """Pass by pass."""
     run = results.load(runs / "lenet5_1998")
-    tables = [metrics.rows(run, metric) for metric in ("test_error", "running_error")]
-    test, training = (100 * table.groupby("epoch").value.mean() for table in tables)
+    curves = [metrics.rows(run, metric) for metric in ("test_error", "running_error")]
+    test, training = (100 * table.groupby("epoch").value.mean() for table in curves)
     rows = []
     for epoch in range(1, run.config["epochs"] + 1):
         papers = [curve[epoch - 1 : epoch] for curve in (TEST_CURVE, TRAIN_CURVE)]
         cells = [f"{paper[0]:.2f}" if paper else "-" for paper in papers]
         rows.append([str(epoch), cells[0], f"{test[epoch]:.2f}", cells[1], f"{training[epoch]:.2f}"])
     header = ["pass", "test: paper", "test: ours", "training: paper", "training: ours"]
-    return compare.markdown_table(header, rows, len(header))
+    return tables.markdown_table(header, rows, len(header))
 
 
 def counts_table(runs: Path) -> str:
@@ -129,7 +129,7 @@ def counts_table(runs: Path) -> str:
     rows = [[name, f"{count:,}", f"{connections[name]:,}"] for name, _, count in model.parameter_table(architecture)]
     totals = [sum(count for _, _, count in model.parameter_table(architecture)), sum(connections.values())]
     rows += [["total", *(f"{total:,}" for total in totals)], ["paper", *(f"{total:,}" for total in COUNTS)]]
-    return compare.markdown_table(["layer", "trainable", "connections"], rows, 2)
+    return tables.markdown_table(["layer", "trainable", "connections"], rows, 2)
 
 
 def ingredients_table(runs: Path) -> str:
@@ -142,7 +142,7 @@ def ingredients_table(runs: Path) -> str:
         name = UNCHANGED if arm is base else arm["axes"]["replaced"].replace("_", " ")
         rows.append([name, percent(arm["test_error"]), change, percent(arm["train_error"]), str(arm["diverged"])])
     header = ["replaced", "test error (%)", "difference from (unchanged)", "training error (%)", "diverged"]
-    return compare.markdown_table(header, rows, 4)
+    return tables.markdown_table(header, rows, 4)
 
 
 def choices_table(runs: Path) -> str:
@@ -155,7 +155,7 @@ def choices_table(runs: Path) -> str:
         name = UNCHANGED if arm is base else arm["axes"]["changed"].replace("_", " ")
         rows.append([name, percent(arm["validation_error"]), change, percent(arm["train_error"])])
     header = ["changed", "validation error (%)", "difference from (unchanged)", "training error (%)"]
-    return compare.markdown_table(header, rows, 3)
+    return tables.markdown_table(header, rows, 3)
 
 
 def validation_table(runs: Path, name: str) -> str:
@@ -166,7 +166,7 @@ def validation_table(runs: Path, name: str) -> str:
         axes = [results.format_value(value).replace("_", " ") for value in arm["axes"].values()]
         rows.append([*axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
     axes = [axis.replace("_", " ") for axis in run.summary["arms"][0]["axes"]]
-    return compare.markdown_table([*axes, "validation error (%)", "training error (%)", "diverged"], rows, 3)
+    return tables.markdown_table([*axes, "validation error (%)", "training error (%)", "diverged"], rows, 3)
 
 
 def rates_table(runs: Path) -> str:
@@ -175,7 +175,7 @@ def rates_table(runs: Path) -> str:
     rows = [["paper, all weights", *(f"{rate:.1e}" for rate in EFFECTIVE_RATES)]]
     for layer, (low, high) in measured["layers"].items():
         rows.append([layer, f"{low:.1e}", f"{high:.1e}"])
-    return compare.markdown_table(["", "smallest", "largest"], rows, 2)
+    return tables.markdown_table(["", "smallest", "largest"], rows, 2)
 
 
 TABLES = {

@@ -15,13 +15,11 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from lenet_jax import data, model, optim, population, results, stats, tracking, train, tuning
+from lenet_jax import model, optim, population, results, stats, tracking, train, tuning
 from lenet_jax.arms import Arm, describe, expand, in_range
 from lenet_jax.data import Dataset
-from lenet_jax.distortions import Augmentation
-from lenet_jax.errors import InputError, check_choice
-from lenet_jax.losses import Loss
-from lenet_jax.model import Architecture
+from lenet_jax.errors import check_choice
+from lenet_jax.inputs import data_key, describe_data, final, image_key, images_of, load_data, recipe_of, splits_of
 from lenet_jax.progress import Progress
 from lenet_jax.train import Images, Recipe
 from lenet_jax.workers import Workers
@@ -29,94 +27,6 @@ from lenet_jax.workers import Workers
 WORTH_WORKERS = 500_000
 """Samples x members from which on worker processes gain more than the seconds that they take to start: on two cores,
 runs of this size took as long either way."""
-
-
-def data_key(arm: Arm) -> tuple[str, str]:
-    """What names the arm's data set."""
-    return arm.settings["dataset"], arm.settings["data_dir"]
-
-
-def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
-    """Every data set of the arms, each loaded once, and checked against the arms' fields.
-
-    Raises:
-      InputError: one can't be had, or it is too small for a field.
-    """
-    datasets = {key: data.load(*key) for key in dict.fromkeys(map(data_key, arms))}
-    for arm in arms:
-        total, settings = len(datasets[data_key(arm)].train_labels), arm.settings
-        left = total - settings["validation_size"]
-        if left < 1:
-            raise InputError(f"validation_size: {settings['validation_size']} leaves none of {total} to train on")
-        if settings["train_size"] > left:
-            raise InputError(f"train_size: {settings['train_size']} is more than the {left} images that are left")
-        used = settings["train_size"] or left
-        if settings["batch_size"] > used:
-            raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
-        for trained in (arm, final(arm, {})):
-            recipe = recipe_of(trained, datasets[data_key(arm)])  # refuses an architecture that doesn't fit the data
-            if recipe.optimizer == "sdlm":
-                check_curvature(recipe)
-    return datasets
-
-
-def final(arm: Arm, chosen: tuning.Values) -> Arm:
-    """The arm as it trains once its hyperparameters are chosen."""
-    merged = {"validation_size": 0} if arm.settings["refit"] else {}
-    return dataclasses.replace(arm, settings=arm.settings | chosen | merged, tuning=None)
-
-
-def check_curvature(recipe: Recipe) -> None:
-    """Refuses what doesn't fit the training set of an arm with SDLM."""
-    updates, estimates, patterns = recipe.epoch_steps, recipe.curvature_estimates, recipe.curvature_patterns
-    if updates % estimates:
-        raise InputError(f"curvature_estimates: {estimates} doesn't divide the {updates} updates of a pass")
-    if patterns > recipe.train_size:
-        raise InputError(f"curvature_patterns: {patterns} is more than the {recipe.train_size} training images")
-
-
-def splits_of(dataset: Dataset, arm: Arm) -> dict[str, range]:
-    """Places of each split in the images of `images_of`."""
-    total = len(dataset.train_labels)
-    left = total - arm.settings["validation_size"]
-    splits = {"train": range(arm.settings["train_size"] or left), "validation": range(left, total)}
-    splits["test"] = range(total, total + len(dataset.test_labels))
-    return {name: places for name, places in splits.items() if len(places)}
-
-
-def images_of(dataset: Dataset, arm: Arm) -> Images:
-    """All images, padded, as NumPy arrays; the normalization is measured on the training split alone."""
-    images = np.concatenate([dataset.train_images, dataset.test_images])
-    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
-    training = splits_of(dataset, arm)["train"].stop
-    labels[:training] = data.with_noise(labels[:training], arm.settings["label_noise"], dataset.classes)
-    scaling = data.NORMALIZATIONS[arm.settings["normalization"]](dataset.train_images[:training])
-    pixels = data.pad(images, arm.settings["padding"])
-    arrays: list[Any] = [pixels, labels.astype(np.int32), np.float32(scaling.scale), np.float32(scaling.shift)]
-    return Images(*arrays)
-
-
-def image_key(arm: Arm) -> tuple[Any, ...]:
-    """What `images_of` depends on."""
-    fields = ("padding", "normalization", "validation_size", "train_size", "label_noise")
-    return *data_key(arm), *(arm.settings[name] for name in fields)
-
-
-def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
-    """What is compiled for an arm."""
-    settings = arm.settings
-
-    def named(kind: type, *but: str) -> dict[str, Any]:
-        names = {field.name for field in dataclasses.fields(kind)} - set(but)
-        return {name: settings[name] for name in names if name in settings}
-
-    return Recipe(
-        architecture=Architecture(classes=dataset.classes, **named(Architecture)),
-        loss=Loss(name=settings["loss"], **named(Loss)),
-        augmentation=Augmentation(**named(Augmentation)),
-        train_size=len(splits_of(dataset, arm)["train"]),
-        **named(Recipe, "loss", "augmentation", "train_size"),
-    )
 
 
 def run(config: ConfigDict, workdir: Path, command: str, tracker: str = "none") -> results.Run:
@@ -182,12 +92,6 @@ def labelled(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:
     """The table with the arm's name and axes before its columns."""
     names = pd.DataFrame({"arm": arm.name, **arm.axes}, index=table.index)
     return pd.concat([names, table], axis=1)
-
-
-def describe_data(dataset: Dataset, arm: Arm) -> dict[str, Any]:
-    """A data set as the summary has it."""
-    sizes = {name: len(places) for name, places in splits_of(dataset, arm).items()}
-    return {"name": dataset.name, "fingerprint": dataset.fingerprint, "validation": 0} | sizes
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lenet_jax.experiments import base
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, data, distortions, experiment, losses, model, optim, train
+from lenet_jax import curvature, data, distortions, inputs, losses, model, optim, train
 from lenet_jax.arms import FIELDS, expand
 from lenet_jax.layers import ACTIVATIONS
 
@@ -64,9 +64,9 @@ def arm_of(combination):
 def check(combination):
     """Two updates: parameters move and stay finite."""
     arm = arm_of(combination)
-    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
-    images = jax.tree.map(jnp.asarray, experiment.images_of(dataset, arm))
-    recipe = experiment.recipe_of(arm, dataset)
+    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
+    images = jax.tree.map(jnp.asarray, inputs.images_of(dataset, arm))
+    recipe = inputs.recipe_of(arm, dataset)
     hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
     start = train.init(jnp.uint32(3), hyper, recipe)
     after, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(start, hyper, images, recipe=recipe)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from lenet_jax.experiments import base, lenet5_1998_distorted, stored
 
-from lenet_jax import data, experiment, population, results, train
+from lenet_jax import data, experiment, inputs, population, results, train
 from lenet_jax.arms import expand
 from lenet_jax.errors import InputError
 
@@ -52,10 +52,10 @@ def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_writte
 
 def test_splits_follow_one_another_and_normalization_sees_the_training_split_alone():
     arm = expand(small(validation_size=1000))[0]
-    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
-    splits = experiment.splits_of(dataset, arm)
+    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
+    splits = inputs.splits_of(dataset, arm)
     assert splits == {"train": range(3000), "validation": range(3000, 4000), "test": range(4000, 5000)}
-    images = experiment.images_of(dataset, arm)
+    images = inputs.images_of(dataset, arm)
     training = np.asarray(images.pixels)[:3000, 2:30, 2:30] * np.asarray(images.scale) + np.asarray(images.shift)
     assert training.mean() == pytest.approx(0, abs=1e-5)
     assert training.std() == pytest.approx(1, abs=1e-5)
@@ -124,11 +124,11 @@ def test_diverged_members_are_counted_and_stay_in_the_mean(finished):
 def test_the_run_equals_a_population_trained_by_hand(finished):
     run, config, _ = finished
     arm = expand(config)[0]
-    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
-    recipe = experiment.recipe_of(arm, dataset)
+    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
+    recipe = inputs.recipe_of(arm, dataset)
     assert recipe.architecture.activation == "tanh"
     hyper = {"learning_rate": [0.03], "momentum": [0.9], "weight_decay": [0.0], "mu": [0.02]}
-    members = population.create([1], hyper, experiment.images_of(dataset, arm), recipe)
+    members = population.create([1], hyper, inputs.images_of(dataset, arm), recipe)
     for _ in range(2):
         population.train_epoch(members)
     error = population.evaluate(members, range(4000, 5000)).error
@@ -197,7 +197,7 @@ def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
 
 def recipe_for(config):
     arm = expand(config)[0]
-    return experiment.recipe_of(arm, experiment.load_data([arm])[experiment.data_key(arm)])
+    return inputs.recipe_of(arm, inputs.load_data([arm])[inputs.data_key(arm)])
 
 
 def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
@@ -237,18 +237,18 @@ def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
 
 def test_only_labels_that_are_trained_on_are_noisy():
     noisy, clean = (expand(small(validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0))
-    dataset = experiment.load_data([clean])[experiment.data_key(clean)]
+    dataset = inputs.load_data([clean])[inputs.data_key(clean)]
     before = dataset.train_labels.copy()
-    found, expected = (np.asarray(experiment.images_of(dataset, arm).labels) for arm in (noisy, clean))
+    found, expected = (np.asarray(inputs.images_of(dataset, arm).labels) for arm in (noisy, clean))
     assert (found[:3000] != expected[:3000]).mean() == pytest.approx(0.3, abs=0.02)
     np.testing.assert_array_equal(found[3000:], expected[3000:], "validation and test labels stay right")
     np.testing.assert_array_equal(expected, [*dataset.train_labels, *dataset.test_labels])
     np.testing.assert_array_equal(dataset.train_labels, before, "the data set itself isn't changed")
     # Images that train_size leaves out aren't trained on. The others' labels are those of the whole set.
     part = expand(small(validation_size=1000, label_noise=0.3, train_size=500))[0]
-    of_part = np.asarray(experiment.images_of(dataset, part).labels)
+    of_part = np.asarray(inputs.images_of(dataset, part).labels)
     np.testing.assert_array_equal(of_part, [*found[:500], *expected[500:]])
-    assert experiment.image_key(noisy) != experiment.image_key(clean), "images are made anew between such arms"
+    assert inputs.image_key(noisy) != inputs.image_key(clean), "images are made anew between such arms"
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):

@@ -26,7 +26,7 @@ from lenet_jax import (
     arms,
     data,
     distortions,
-    experiment,
+    inputs,
     metrics,
     model,
     optim,
@@ -314,8 +314,8 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
     """Eta / (mu + h_kk) in the first pass, smallest and largest over all weights and seeds, by layer."""
     config = ConfigDict(run.config | {"dataset": dataset_name, "sweep": ConfigDict()})
     arm = arms.expand(config)[0]
-    dataset = experiment.load_data([arm])[experiment.data_key(arm)]
-    recipe, images = experiment.recipe_of(arm, dataset), experiment.images_of(dataset, arm)
+    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
+    recipe, images = inputs.recipe_of(arm, dataset), inputs.images_of(dataset, arm)
     images = jax.tree.map(jnp.asarray, images)
     hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
 

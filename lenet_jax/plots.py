@@ -56,6 +56,8 @@ def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure
     with styled():
         made = Figure(figsize=(8.0, max(4.4, 1.0 + 0.19 * lines)), layout="constrained")
         draw(made.add_subplot())
+        made.draw_without_rendering()
+        made.set_layout_engine("none")  # it is laid out now, once for all formats
     return made
 
 
@@ -64,7 +66,7 @@ def save(made: Figure, path: Path) -> None:
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else None
     with styled():
-        results.replace_file(path, lambda partial: made.savefig(partial, format=kind, dpi=150, metadata=metadata))
+        results.replace_file(path, lambda partial: made.savefig(partial, format=kind, dpi=130, metadata=metadata))
 
 
 def style(arm: int) -> dict[str, Any]:

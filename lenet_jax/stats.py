@@ -5,6 +5,7 @@ a permutation test. `experiments/results/coverage` holds how often these interva
 """
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -127,20 +128,25 @@ def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
 
 
 def sign_flip(values: np.ndarray) -> np.ndarray:
-    """p-values of the two-sided permutation test that flips signs (Fisher 1935), along the last axis [..., seeds]."""
+    """p-values of the two-sided permutation test that flips signs (Fisher 1935), along the last axis [..., seeds].
+
+    As `scipy.stats.permutation_test` has them, which draws signs anew for each row; here all rows share theirs, which
+    makes many rows one matrix product.
+    """
+    count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
-    test = scipy.stats.permutation_test(
-        (np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0),),
-        # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
-        lambda sample, axis: np.round(sample.sum(axis=axis) * 2**30),
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=500,
-        vectorized=True,
-        axis=-1,
-        rng=0,
-    )
-    p: np.ndarray = np.minimum(np.asarray(test.pvalue), 1.0)
+    scaled = np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0)
+    exact = 2**count <= RESAMPLES + 1
+    if exact:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
+    else:
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, count))
+    # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
+    observed, sums = (np.round(found * 2**30) for found in (scaled.sum(axis=-1), scaled @ signs.T))
+    tails = [(sums >= observed[..., None]).sum(axis=-1), (sums <= observed[..., None]).sum(axis=-1)]
+    # Of random signs the observed ones are one more.
+    smaller = np.minimum(*tails) + (0 if exact else 1)
+    p: np.ndarray = np.minimum(2 * smaller / (len(signs) + (0 if exact else 1)), 1.0)
     return p
 
 

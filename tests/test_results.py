@@ -18,9 +18,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
+ARMS = [{"name": "all", "axes": {}, "diverged": 0}]
+
+
 def run_folder(folder):
     for name in (results.CONFIG, results.PROVENANCE, results.SUMMARY):
-        results.write_json(folder / name, {"dataset": {}, "arms": []})
+        results.write_json(folder / name, {"dataset": {}, "arms": ARMS})
     results.write_table(
         folder / results.METRICS,
         pd.DataFrame(
@@ -32,7 +35,7 @@ def run_folder(folder):
 
 def test_what_was_written_is_read(tmp_path):
     run = results.load(run_folder(tmp_path))
-    assert run.summary == {"dataset": {}, "arms": []}
+    assert run.summary == {"dataset": {}, "arms": ARMS}
     assert run.metrics.value.tolist() == [0.25]
 
 
@@ -44,6 +47,10 @@ def test_what_was_written_is_read(tmp_path):
         (lambda folder: (folder / results.CONFIG).write_text("[]"), r"config\.json' holds no JSON object"),
         (lambda folder: (folder / results.METRICS).write_bytes(b"PAR1"), r"metrics\.parquet' can't be read"),
         (lambda folder: (folder / results.SUMMARY).write_text("{}"), r"is damaged: summary\.json or metrics"),
+        (
+            lambda folder: results.write_json(folder / results.SUMMARY, {"dataset": {}, "arms": []}),
+            r"is damaged: summary\.json or metrics",
+        ),
         (lambda folder: (folder / results.METRICS).unlink(), r"metrics\.parquet' can't be read"),
     ],
 )

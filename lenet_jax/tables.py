@@ -63,6 +63,8 @@ def sentence(judgement: Judgement, metric: str) -> str:
     mean, low, high = contrast.mean, contrast.low, contrast.high
     if judgement.kind == "interaction":
         verb, sign = "is", "+"
+    elif mean == 0:
+        verb, sign = "changes it by", ""
     elif mean < 0:
         verb, sign = "lowers it by", ""
         mean, low, high = -mean, -high, -low

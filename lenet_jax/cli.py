@@ -123,7 +123,8 @@ def run_command(arguments: list[str]) -> None:
     workdir = Path(values.workdir or Path("runs") / Path(file.partition(":")[0]).stem)
     run = experiment.run(config, workdir, shlex.join(["lenet-jax", "run", *arguments]), values.tracker)
     Console().print(tables.table(compare.statistics([run]), "test_error"))
-    print(f"run folder: {workdir}\ndraw it:    lenet-jax compare {workdir}")
+    program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
+    print(f"run folder: {workdir}\ndraw it:    {program} compare {workdir}")
 
 
 def joined(arguments: list[str]) -> list[str]:
@@ -251,7 +252,7 @@ def compare_command(arguments: list[str]) -> None:
         [results.load(folder) for folder in folders], values.metric, values.baseline, values.difference
     )
     out = Path(values.out) if values.out else default_out(folders, values.metric)
-    files = report.write(comparison, out)
+    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *arguments]))
     tables.print_comparison(comparison, Console())
     others = [str(file) for file in files if file.suffix not in (".png", ".svg")]
     print("written:", *others, f"{out}{os.sep}*.png, *.svg", sep="\n  ")

@@ -17,6 +17,9 @@ from lenet_jax.results import PACKAGES, Run, format_value
 ALL_PAIRS = "all"
 """The baseline that stands for every arm in turn."""
 
+LOSS_FIELDS = ("loss", "mse_point", "target_code", "mse_reduction", "mse_factor", "map_constant", "output")
+"""Settings that decide what a loss is."""
+
 FEW_SEEDS = 5
 """With no more, an arm's interval covers too little: `experiments/results/coverage`."""
 
@@ -72,7 +75,7 @@ class Judgement:
     Attributes:
       kind: ``difference`` between two arms, ``main effect`` or ``interaction``.
       name: what is taken against what.
-      subject: the same as the subject of a sentence.
+      subject: what a sentence about it begins with.
       contrast: paired by seed.
       p_holm: the p-value, corrected for all that were tested together.
       improvement: the chance that a run of the first arm is better than one of the second (`stats.superiority`); None
@@ -130,8 +133,10 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
             summary = stats.summarize(of_arm.to_numpy())
             data, split = arm.get("dataset", run.summary["dataset"]), metrics.split_of(metric)
             settings = defaults | run.config | arm["axes"] | arm.get("chosen", {}) | arm.get("settings", {})
+            # An axis that is no field is one of groups; without axes an arm is named, or the only one ("all").
             groups = set(arm["axes"]) - set(defaults) or (not arm["axes"] and arm["name"] != "all")
-            if groups and "settings" not in arm:  # an older run doesn't tell which fields they set
+            # Runs made before summaries held settings don't tell which fields a group sets.
+            if groups and "settings" not in arm:
                 settings["arm"] = arm["name"]
             labels = settings["label_noise"] if split == "train" else 0
             rows.append(
@@ -213,7 +218,9 @@ def analyse(
             contrast,
             p_holm,
             improvement,
-            stats.seeds_needed(contrast.mean if difference is None else difference, contrast.std, level),
+            stats.seeds_needed(contrast.mean if difference is None else difference, contrast.std, level)
+            if contrast.n >= FEW_SEEDS  # of fewer the variance is hardly known
+            else None,
         )
         for (words, _, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
     ]
@@ -277,6 +284,8 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> pd.Series |
         return f"{both}: {metric} is one number for an arm"
     if arm.data != other.data:
         return f"{both}: they were measured on different images"
+    if metric.endswith("_loss") and any(arm.settings.get(field) != other.settings.get(field) for field in LOSS_FIELDS):
+        return f"{both}: their losses are different ones"
     seeds = arm.values.index.intersection(other.values.index)
     if len(seeds) < 2:
         return f"{both}: {'only one seed' if len(seeds) else 'no seed'} is common to them"
@@ -320,7 +329,7 @@ def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
         return (
             "main effect",
             f"{effect.axes[0]}: {names[0]}{tail}",
-            f"Over {over}, {effect.axes[0]} {new} instead of {old}",
+            f"Averaged over {over}, {effect.axes[0]} {new} instead of {old}",
         )
     parts = [f"{axis} ({name})" for axis, name in zip(effect.axes, names, strict=True)]
     return "interaction", " x ".join(parts) + tail, f"The interaction {' x '.join(parts)}{tail}"
@@ -367,7 +376,12 @@ def cautions(
     if few and max(arm.n for arm in few) < 2:
         found.append("a single seed an arm shows nothing of how much results vary")
     elif few:
-        found.append(f"{min(arm.n for arm in few)} seeds are few: the intervals are rough")
+        fewest = min(arm.n for arm in few)
+        most = 100 * (1 - 2 ** (1 - fewest))
+        found.append(
+            f"{fewest} seeds are few: intervals end at the smallest and the largest value at the latest, and so cover "
+            f"the mean in {most:.0f} % at most (of symmetric values)"
+        )
     for seeds in sorted({judgement.contrast.n for judgement in judgements}):
         smallest = stats.smallest_p(seeds) * len(judgements)
         if smallest >= stats.ALPHA:
@@ -379,10 +393,14 @@ def cautions(
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])
             found.append(f"{arm.label} chose {name} {value}, the edge of what was tried: beyond may be better")
-    for run in runs:
-        rates = {arm.settings.get("learning_rate") for arm in arms}
+    for run, name in zip(runs, run_names(runs), strict=True):
+        rates = {arm.settings.get("learning_rate") for arm in arms if arm.run == name}
         if len(run.summary["arms"]) > 1 and not run.config.get("tune") and len(rates) == 1:
             found.append("no hyperparameter was tuned: one that suits an arm better may be part of its difference")
-    if len(runs) == 1 and len(swept_axes(arms)) > 1 and not effects_of(arms):
-        found.append("no main effects: the arms are no full product of their axes with the same seeds")
+    if len(runs) == 1 and len(swept_axes(arms)) > 1 and judgements and not effects_of(arms):
+        found.append("no main effects: the arms are no full product of their columns, all measured alike and finite")
+    if metric.startswith(metrics.EPOCHS_TO):
+        for arm in arms:
+            missing = int(np.isinf(arm.values).sum())
+            found += [f"{missing} of {arm.n} seeds of {arm.label} never had such an error"] if missing else []
     return found

@@ -239,7 +239,7 @@ def run_arm(arm: Arm, following: list[Arm], laboratory: Laboratory) -> tuple[Tra
     edges: list[str] = []
     if arm.tuning:
         tried, chosen = tune(arm, arm.tuning, following, laboratory)
-        edges = tuning.at_edge(chosen, tried)
+        edges = [name for name in tuning.at_edge(chosen, tried) if name in arm.tuning.grid]
         errors = tuning.errors_by_candidate(tried, arm.tuning.names)
         progress.chosen(chosen, len(errors), float(errors.min()), edges)
     tested = final(arm, chosen)

@@ -66,6 +66,11 @@ def label(metric: str) -> str:
     return f"{title(metric)} ({unit(metric).strip()})" if unit(metric) else title(metric)
 
 
+def is_final(metric: str) -> bool:
+    """Whether it is measured at the last epoch."""
+    return metric not in OF_ARM and not metric.startswith(EPOCHS_TO)
+
+
 def split_of(metric: str) -> str:
     """The split whose images it is measured on."""
     split = metric.split("_", 1)[0]

@@ -24,6 +24,9 @@ STYLES = ("-", "--", ":", "-.")
 MANY = 12
 """With more arms, a figure leaves out what nobody could make out."""
 
+FAR = 12
+"""Where values are so many times as large as others, a linear axis would press those together."""
+
 INK = "#262626"
 """Of text and axes."""
 
@@ -97,17 +100,17 @@ def mean_and_interval(values: pd.DataFrame, label: str, place: int, axes: Axes) 
     axes.fill_between(values.index, low, high, color=style(place)["color"], alpha=0.2, linewidth=0, zorder=2)
 
 
-def logarithmic(axes: Axes) -> None:
-    """Makes the value axis logarithmic, with ticks at 1, 2 and 5 times powers of ten, if it has anything above 0."""
-    if not any((np.asarray(line.get_ydata(), float) > 0).any() for line in axes.get_lines()):
+def logarithmic(axes: Axes, axis: str = "y") -> None:
+    """Makes an axis logarithmic, with ticks at 1, 2 and 5 times powers of ten, if it has anything above 0."""
+    values = [getattr(line, f"get_{axis}data")() for line in axes.get_lines()]
+    if not any((np.asarray(drawn, float) > 0).any() for drawn in values):
         return
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    low, high = axes.get_ylim()
+    axes.set(**{f"{axis}scale": "log"})
+    getattr(axes, f"{axis}axis").set_minor_formatter(NullFormatter())
+    low, high = getattr(axes, f"get_{axis}lim")()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axes.set_ylim(low, high)
+    axes.set(**{f"{axis}ticks": [tick for tick in ticks if low <= tick <= high], f"{axis}lim": (low, high)})
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:
@@ -166,6 +169,9 @@ def final_values(
         )
     axes.set_yticks(range(len(arms)), list(arms))
     axes.set_ylim(len(arms) - 0.4, -0.7)
+    seen = [value for values, _ in arms.values() for value in values]
+    if min(seen) > 0 and max(seen) > FAR * min(seen):
+        logarithmic(axes, "x")
     axes.set_xlabel(value_axis(axes.xaxis, metric))
     axes.grid(axis="x", alpha=0.25)
     axes.set_title(f"{metrics.title(metric)} at the end: every seed, mean, 95 % interval".capitalize(), fontsize=10)
@@ -188,7 +194,7 @@ def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
     axes.grid(alpha=0.25)
     seeds = max((curve.shape[1] for curve in curves.values()), default=0)
     axes.set_title(f"Reject curves: mean over {seeds} seeds, 95 % interval", fontsize=10)
-    axes.legend(loc="upper right")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
     return axes
 
 
@@ -247,6 +253,18 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
     return axes
 
 
+def right_places(matrix: pd.DataFrame) -> np.ndarray:
+    """Where a confusion matrix holds what is right."""
+    found: np.ndarray = matrix.index.to_numpy()[:, None] == matrix.columns.to_numpy()[None, :]
+    return found
+
+
+def off_diagonal(matrix: pd.DataFrame) -> np.ndarray:
+    """What a confusion matrix holds of wrong ones, in percent."""
+    found: np.ndarray = 100 * matrix.to_numpy()[~right_places(matrix)]
+    return found
+
+
 def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     """How often each class is taken for each other one: a matrix an arm, mean over seeds, in percent of the class.
 
@@ -256,6 +274,8 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     columns = min(2, len(matrices))
     rows = -(-len(matrices) // columns)
     lines = max(arm.count("\n") + 1 for arm in matrices)
+    # All on one scale, of the wrong ones.
+    largest = max(max(off_diagonal(matrix).max(), 1e-9) for matrix in matrices.values())
     with styled():
         made = Figure(figsize=(5.0 * columns, (4.4 + 0.16 * lines) * rows), layout="constrained")
         grid = made.subplots(rows, columns, squeeze=False).ravel()
@@ -263,8 +283,7 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             axes.set_axis_off()
         for axes, (arm, matrix) in zip(grid, matrices.items(), strict=False):
             percent = 100 * matrix.to_numpy()
-            wrong = np.where(matrix.index.to_numpy()[:, None] == matrix.columns.to_numpy()[None, :], np.nan, percent)
-            largest = max(float(np.nanmax(wrong)), 1e-9)
+            wrong = np.where(right_places(matrix), np.nan, percent)
             axes.imshow(wrong, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="white"), vmin=0, vmax=largest)
             for row, column in np.ndindex(percent.shape):
                 value = percent[row, column]

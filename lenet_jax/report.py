@@ -60,12 +60,13 @@ class Digit(NamedTuple):
     shares: dict[str, float]
 
 
-def write(comparison: Comparison, out: Path) -> list[Path]:
+def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
     """Writes `comparison.csv`, `differences.csv`, `comparison.md`, the figures (PNG, SVG) and `report.html`.
 
     Args:
       comparison: as `compare.analyse` returns it.
       out: folder; made if need be.
+      command: what the user typed, for the page.
 
     Returns:
       the files written.
@@ -84,7 +85,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
             plots.save(pictures[file.stem].figure, file)
         svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in pictures}
         texts = {name: table.to_csv(index=False) for name, table in frames.items()}
-        texts |= {"comparison.md": markdown(comparison), "report.html": html(comparison, pictures, svgs)}
+        texts |= {"comparison.md": markdown(comparison), "report.html": html(comparison, pictures, svgs, command)}
         for name, text in texts.items():
             results.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:
@@ -220,13 +221,14 @@ def tuning_pictures(comparison: Comparison) -> dict[str, Picture]:
     }
 
 
-def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[str, str]) -> str:
+def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[str, str], command: str = "") -> str:
     """The comparison as one page: no script, no network; for screens light and dark, and for screen readers.
 
     Args:
       comparison: see `compare.analyse`.
       pictures: by name.
       svgs: the pictures' SVG.
+      command: see `write`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -240,6 +242,7 @@ def html(comparison: Comparison, pictures: Mapping[str, Picture], svgs: Mapping[
         unit=metrics.unit(comparison.metric).replace(" %", " percent"),
         points=metrics.difference_unit(comparison.metric),
         summary=tables.summary(comparison),
+        command=command,
         notes=comparison.notes,
         arms=tables.cells(comparison.arms, comparison.metric),
         judgements=tables.judgement_cells(comparison.judgements, comparison.metric) if comparison.judgements else None,
@@ -278,7 +281,7 @@ def inline_svg(svg: str, prefix: str) -> str:
 
 
 def overview_cells(comparison: Comparison) -> tables.Cells:
-    """The mean of every metric that all arms have, a row an arm."""
+    """The mean of every metric of the first run, a row each, a column an arm."""
 
     def of_run(run: Run, name: str) -> dict[str, pd.Series]:
         return metrics.by_arm(run if name.startswith(metrics.EPOCHS_TO) else ends[run.folder], name)
@@ -291,16 +294,16 @@ def overview_cells(comparison: Comparison) -> tables.Cells:
             columns[name] = dict(by_label(comparison, lambda run, name=name: of_run(run, name)))
         except InputError:
             continue  # another run doesn't have it
-    header = [metrics.label(name) for name in columns]
-    rows = []
-    for arm in comparison.arms:
-        found = [of_arm.get(arm.label) for of_arm in columns.values()]
-        shown = [
-            "-" if values is None else metrics.show(float(values.mean()), name)
-            for name, values in zip(columns, found, strict=True)
+    rows = [
+        [
+            metrics.label(name),
+            *("-" if values is None else metrics.show(float(values.mean()), name) for values in found),
         ]
-        rows.append([arm.label, *shown])
-    return ["arm", *header], rows, len(header)
+        for name, found in (
+            (name, [of_arm.get(arm.label) for arm in comparison.arms]) for name, of_arm in columns.items()
+        )
+    ]
+    return ["metric", *(arm.label for arm in comparison.arms)], rows, len(comparison.arms)
 
 
 def class_cells(comparison: Comparison) -> tables.Cells | None:

@@ -1,6 +1,7 @@
 """A comparison in words and tables: for a terminal, as Markdown, and as plain numbers."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from lenet_jax import metrics, stats
 from lenet_jax.compare import ArmStatistics, Comparison, Judgement
-from lenet_jax.results import format_value
+from lenet_jax.results import Run, format_value
 
 
 def summary(comparison: Comparison) -> str:
@@ -22,18 +23,18 @@ def summary(comparison: Comparison) -> str:
     unit = metrics.unit(metric)
     lower = metrics.lower_is_better(metric)
     best = (min if lower else max)(arms, key=lambda arm: arm.mean or 0.0)
-    data = comparison.runs[0].summary["dataset"]
+    data = data_title(comparison.runs[0])
 
     def show(value: float | None, sign: str = "") -> str:
         return metrics.show(value, metric, sign)
 
     ends = f" (95 % interval {show(best.ci95[0])} to {show(best.ci95[1])}, {best.n} seeds)" if best.ci95 else ""
-    place = f"On {data.get('name', 'the data')}, {best.label} has the {'lowest' if lower else 'highest'}"
+    place = f"On {data}, {best.label} has the {'lowest' if lower else 'highest'}"
     several = len(comparison.arms) > 1
     name = metrics.title(metric) if several else f"mean {metrics.title(metric)}"
     sentences = [f"{place} {name}: {show(best.mean)}{unit}{ends}."]
     if not several:
-        sentences = [f"On {data.get('name', 'the data')}, the {name} is {show(best.mean)}{unit}{ends}."]
+        sentences = [f"On {data}, the {name} is {show(best.mean)}{unit}{ends}."]
     left_out = len(comparison.arms) - len(arms)
     if left_out:
         sentences.append(
@@ -54,12 +55,18 @@ def summary(comparison: Comparison) -> str:
         for judgement in comparison.judgements
         if judgement.kind == "interaction" and judgement.p_holm < stats.ALPHA
     ][:1]
-    return " ".join([*sentences, *(sentence(judgement, metric) for judgement in told)])
+    return " ".join([*sentences, *(sentence(judgement, comparison) for judgement in told)])
 
 
-def sentence(judgement: Judgement, metric: str) -> str:
+def data_title(run: Run) -> str:
+    """What its data are called: of a folder, the last part of its path."""
+    kind, _, argument = str(run.summary["dataset"].get("name", "the data")).partition(":")
+    return PurePath(argument).name or argument if kind == "idx" else argument or kind
+
+
+def sentence(judgement: Judgement, comparison: Comparison) -> str:
     """A judgement in words."""
-    contrast = judgement.contrast
+    contrast, metric = judgement.contrast, comparison.metric
     mean, low, high = contrast.mean, contrast.low, contrast.high
     if judgement.kind == "interaction":
         verb, sign = "is", "+"
@@ -72,9 +79,11 @@ def sentence(judgement: Judgement, metric: str) -> str:
         verb, sign = "raises it by", ""
     unit = metrics.difference_unit(metric)
     size, start, end = (metrics.show(value, metric, sign) for value in (mean, low, high))
+    found = f"{judgement.subject} {verb} {size}{unit} (95 % interval {start} to {end}"
+    if stats.smallest_p(contrast.n) * len(comparison.judgements) >= stats.ALPHA:
+        return f"{found}; {contrast.n} seeds are too few to test it)."
     verdict = "" if judgement.p_holm < stats.ALPHA else f", which {contrast.n} seeds don't show"
-    p = show_p(judgement.p_holm, "= ")
-    return f"{judgement.subject} {verb} {size}{unit} (95 % interval {start} to {end}; p {p}){verdict}."
+    return f"{found}; p {show_p(judgement.p_holm, '= ')}){verdict}."
 
 
 def show_p(p: float, equals: str = "") -> str:
@@ -127,7 +136,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         header, lines, _ = judgement_cells(comparison.judgements, metric)
         chosen = [0, 2, 3, 5, 8]  # what 80 columns have room for; the files have all
         kept = [[line[place] for place in chosen] for line in [header, *lines]]
-        title = f"differences in {metrics.title(metric)},{metrics.difference_unit(metric)}, paired by seed"
+        unit = metrics.difference_unit(metric)
+        title = f"differences in {metrics.title(metric)}{',' if unit else ''}{unit}, paired by seed"
         console.print(text_table(title, kept[0], kept[1:], len(chosen) - 1))
     console.print(summary(comparison), highlight=False, markup=False)
     for note in comparison.notes:
@@ -140,7 +150,8 @@ def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
     header, lines, numbers = cells(rows, metric)
     if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
         header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
-    return text_table(f"{metrics.title(metric)}{unit}, at the last epoch", header, lines, numbers)
+    when = ", at the last epoch" if metrics.is_final(metric) else ""
+    return text_table(f"{metrics.title(metric)}{unit}{when}", header, lines, numbers)
 
 
 def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> Table:

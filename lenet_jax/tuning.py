@@ -1,6 +1,7 @@
 """Nuisance tuning: which values of an arm's hyperparameters are tried, and which of them is taken.
 
-Every arm gets the same candidates and picks by its mean validation error; the test set plays no part.
+Every arm starts from the same candidates (a grid may be widened for one) and picks by its mean validation error; the
+test set plays no part.
 """
 
 import dataclasses
@@ -41,9 +42,13 @@ class Tuning:
 
 
 def log_uniform(name: str, low: float, high: float, count: int) -> list[float]:
-    """`count` values between `low` and `high`, uniform in their logarithm; always the same ones for a name."""
+    """`count` values between `low` and `high`, uniform in their logarithm; always the same ones for a name.
+
+    One in each of `count` equal parts of the range, in random order, so that no part of it is left out.
+    """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    drawn = np.exp(rng.uniform(np.log(low), np.log(high), count))
+    parts = (rng.permutation(count) + rng.random(count)) / count
+    drawn = np.exp(np.log(low) + parts * np.log(high / low))
     return [min(max(float(f"{value:.3g}"), low), high) for value in drawn]
 
 

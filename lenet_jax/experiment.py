@@ -239,7 +239,7 @@ def run_arm(arm: Arm, following: list[Arm], laboratory: Laboratory) -> tuple[Tra
     edges: list[str] = []
     if arm.tuning:
         tried, chosen = tune(arm, arm.tuning, following, laboratory)
-        edges = [name for name in tuning.at_edge(chosen, tried) if name in arm.tuning.grid]
+        edges = tuning.at_edge(chosen, tried, arm.tuning.grid)
         errors = tuning.errors_by_candidate(tried, arm.tuning.names)
         progress.chosen(chosen, len(errors), float(errors.min()), edges)
     tested = final(arm, chosen)
@@ -293,7 +293,7 @@ def tune(
         tables.append(train_members(arm, candidates, splits, following, laboratory).metrics)
         table = pd.concat(tables, ignore_index=True)
         chosen = tuning.choose(table, first.names)
-        further = {name: tuning.beyond(tried, name, chosen[name]) for name in tuning.at_edge(chosen, table)}
+        further = {name: tuning.beyond(tried, name, chosen[name]) for name in tuning.at_edge(chosen, table, first.grid)}
         allowed = [name for name, value in further.items() if value is not None and in_range(name, value)]
         if not left or not allowed:
             return table, chosen

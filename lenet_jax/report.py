@@ -100,11 +100,11 @@ def lines(label: str) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    parts = [tables.summary(comparison).replace("<", "&lt;"), tables.markdown(comparison.arms, comparison.metric)]
+    parts = [tables.escaped(tables.summary(comparison)), tables.markdown(comparison.arms, comparison.metric)]
     if comparison.judgements:
         parts.append(tables.markdown_table(*tables.judgement_cells(comparison.judgements, comparison.metric)))
     if comparison.notes:
-        parts.append("\n".join(f"- {note}" for note in comparison.notes).replace("<", "&lt;") + "\n")
+        parts.append("\n".join(f"- {tables.escaped(note)}" for note in comparison.notes))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -119,17 +119,11 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
             "Every seed",
             f"Each dot is the {named} of one seed, a row an arm; the bar is the 95 % interval of the mean.",
         )
-    for kind, heading, file in (
-        ("difference", "Differences", "differences"),
-        ("effect", "Effects", "effects"),
-    ):
-        chosen = [
-            judgement
-            for judgement in comparison.judgements
-            if (judgement.kind == "difference") == (kind == "difference")
-        ]
-        if 0 < len(chosen) <= MOST_ROWS:
-            pictures[f"{metric}_{file}"] = forest_of(chosen, metric, heading)
+    differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
+    effects = [judgement for judgement in comparison.judgements if judgement.kind != "difference"]
+    for heading, judgements in (("Differences", differences), ("Effects", effects)):
+        if 0 < len(judgements) <= MOST_ROWS:
+            pictures[f"{metric}_{heading.lower()}"] = forest_of(judgements, metric, heading)
     if all(metrics.has_curve(run, metric) for run in comparison.runs):
         drawn = {lines(name): curve for name, curve in by_label(comparison, lambda run: metrics.curves(run, metric))}
         pictures[f"{metric}_learning_curves"] = Picture(

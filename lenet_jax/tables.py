@@ -179,10 +179,13 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], number
     """A Markdown table whose last so many columns hold numbers."""
     rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
 
-    def escaped(line: Sequence[str]) -> list[str]:
-        return [cell.replace("|", "\\|").replace("<", "&lt;") for cell in line]
+    whole = [list(map(escaped, header)), rule, *(list(map(escaped, line)) for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in whole) + "\n"
 
-    return "\n".join(f"| {' | '.join(line)} |" for line in [escaped(header), rule, *map(escaped, lines)]) + "\n"
+
+def escaped(text: str) -> str:
+    """Text that Markdown takes for text."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ test set plays no part.
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,14 +77,14 @@ def choose(table: pd.DataFrame, names: list[str]) -> Values:
     return dict(zip(names, map(float, best if isinstance(best, tuple) else (best,)), strict=True))
 
 
-def at_edge(chosen: Values, table: pd.DataFrame) -> list[str]:
-    """Hyperparameters whose chosen value is the smallest or the largest tried, so that a better one may lie beyond.
+def at_edge(chosen: Values, table: pd.DataFrame, grid: Iterable[str]) -> list[str]:
+    """Hyperparameters with a grid whose chosen value is the smallest or the largest tried: a better one may lie beyond.
 
-    0 is no edge: there is nothing below.
+    0 is no edge: there is nothing below. Values that were drawn have a range of their own.
     """
     edges = []
-    for name, value in chosen.items():
-        tried = table[name].unique()
+    for name in grid:
+        tried, value = table[name].unique(), chosen[name]
         if len(tried) > 1 and value in (tried.min(), tried.max()) and value != 0:
             edges.append(name)
     return edges

@@ -59,8 +59,13 @@ def test_the_finding_of_the_ablation_is_stored():
     assert "0.87 percentage" in (ROOT / "experiments" / "ablation.py").read_text()
 
 
-STUDIES = sorted(path.parent.parent.name for path in (ROOT / "experiments" / "results").glob("*/plots/comparison.md"))
-TUNED = [name for name in STUDIES if "tuned" in (ROOT / "experiments" / f"{name}.py").read_text()]
+STORED = ROOT / "experiments" / "results"
+TUNED = sorted(path.parent.name for path in STORED.glob("*/config.json") if json.loads(path.read_text()).get("tune"))
+
+
+def test_all_tuned_studies_are_stored():
+    names = {"activation", "batch_size", "connectivity", "label_noise", "loss_function", "optimizer", "subsampling"}
+    assert set(TUNED) == names | {"ablation"}
 
 
 @pytest.mark.parametrize("name", TUNED)

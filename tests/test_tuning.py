@@ -74,14 +74,16 @@ def test_a_diverged_member_counts_as_all_wrong():
 )
 def test_edges(tried, chosen, edges):
     table = table_of({(value,): [0.5] for value in tried})
-    assert tuning.at_edge({"learning_rate": chosen}, table) == edges
+    assert tuning.at_edge({"learning_rate": chosen}, table, ["learning_rate"]) == edges
+    assert tuning.at_edge({"learning_rate": chosen}, table, []) == [], "drawn values have no edge"
 
 
 def test_edges_of_several():
     table = table_of({values: [0.5] for values in itertools.product((0.01, 0.1, 1.0), (0.0, 0.9))})
-    assert tuning.at_edge({"learning_rate": 1.0, "momentum": 0.9}, table) == ["learning_rate", "momentum"]
-    assert tuning.at_edge({"learning_rate": 0.1, "momentum": 0.9}, table) == ["momentum"]
-    assert tuning.at_edge({"learning_rate": 0.01, "momentum": 0.0}, table) == ["learning_rate"]
+    names = ["learning_rate", "momentum"]
+    assert tuning.at_edge({"learning_rate": 1.0, "momentum": 0.9}, table, names) == ["learning_rate", "momentum"]
+    assert tuning.at_edge({"learning_rate": 0.1, "momentum": 0.9}, table, names) == ["momentum"]
+    assert tuning.at_edge({"learning_rate": 0.01, "momentum": 0.0}, table, names) == ["learning_rate"]
 
 
 @pytest.mark.parametrize(

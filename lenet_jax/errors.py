@@ -11,8 +11,43 @@ class InputError(ValueError):
     """
 
 
-class WorkerError(RuntimeError):
-    """A worker process that ended by itself. The message is one line; the command line prints it and exits with 1."""
+class RunError(RuntimeError):
+    """A run that can't go on, through no fault of its config; what it saved is kept.
+
+    The message is one line. The command line prints it, says how to go on, and exits with 1.
+    """
+
+
+class WorkerError(RunError):
+    """A worker process ended by itself.
+
+    Attributes:
+      killed: by SIGKILL, which is what Linux sends when memory runs out.
+    """
+
+    def __init__(self, message: str, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
+
+
+class ProcessError(RunError):
+    """Another process of a distributed run ended, or can't be reached."""
+
+
+class StorageError(RunError):
+    """A file of the run folder can't be written."""
+
+
+class Interrupted(BaseException):
+    """The user or the system asked the run to stop, and it has saved what it had.
+
+    Attributes:
+      signal: number of the signal; the command line exits with 128 more.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def check_choice(field: str, value: object, allowed: Collection[str]) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,10 +21,13 @@ import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lenet_jax import train
+from lenet_jax import cluster, train
 from lenet_jax.model import Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.train import Evaluation, Images, Metrics, Predictions, Recipe, TrainState
+
+Snapshot = dict[str, Any]
+"""Path of an array in `TrainState`, with slashes -> its NumPy array [members, ...]."""
 
 MEMBERS = "members"
 """Name of the mesh axis that members are sharded over."""
@@ -74,14 +78,14 @@ class Programs(NamedTuple):
 
     Attributes:
       init: (seeds [members], hyper [members]) -> state.
-      train_epoch: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
+      train_part: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
       evaluate: (params, images, start, stop) -> evaluations [members].
       predict: (params, images, places) -> predictions [members, places]; compiled when first used.
       memory: bytes that training takes at its peak, as the compiler predicts: data, members, and what is in flight.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
-    train_epoch: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
+    train_part: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Images, Array, Array], Evaluation]
     predict: Callable[[Params, Images, Array], Predictions]
     memory: int
@@ -157,7 +161,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         return train.init(*member, recipe)
 
     def train_one(member: tuple[TrainState, Hyperparameters], images: Images) -> tuple[TrainState, Metrics]:
-        return train.train_epoch(*member, images, recipe)
+        return train.train_part(*member, images, recipe)
 
     def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Evaluation:
         return train.evaluate(params, images, start, stop, recipe)
@@ -165,7 +169,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     def predict_one(params: Params, images: Images, places: Array) -> Predictions:
         return train.predict(params, images, places, recipe)
 
-    init, train_epoch, evaluate, predict = (
+    init, train_part, evaluate, predict = (
         over_members(function, mesh) for function in (init_one, train_one, evaluate_one, predict_one)
     )
 
@@ -187,7 +191,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     place = shaped(shared, lambda: jnp.zeros((), jnp.int32))
 
     train_program = compiled(
-        jax.jit(lambda state, hyper, images: train_epoch((state, hyper), images), donate_argnums=0).lower(
+        jax.jit(lambda state, hyper, images: train_part((state, hyper), images), donate_argnums=0).lower(
             state, hyper, images
         ),
         options,
@@ -197,7 +201,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         init=jax.jit(lambda seeds, hyper: init((seeds, hyper)))
         .lower(seeds, hyper)
         .compile(compiler_options=UNOPTIMIZED),
-        train_epoch=train_program,
+        train_part=train_program,
         predict=jax.jit(predict),
         evaluate=compiled(jax.jit(evaluate).lower(state.params, images, place, place), options),
         memory=predicted_memory(train_program, mesh),
@@ -244,12 +248,22 @@ def member_memory(recipe: Recipe) -> int:
 
 
 def memory_for_members() -> int:
-    """Bytes that members' states may take on this machine: half of what is free, the rest is for all else."""
+    """Bytes that members' states may take on all machines: half of what is free, the rest is for all else."""
+    mebibytes = cluster.everywhere(np.int32(memory_here() >> 20))  # JAX has no 64-bit integers
+    total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
+    return total
+
+
+def memory_here() -> int:
+    """Bytes that members' states may take on this machine."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         statistics = device.memory_stats() or {"bytes_limit": 2**34, "bytes_in_use": 0}
-        return int(jax.device_count() * (statistics["bytes_limit"] - statistics["bytes_in_use"]) // 2)
+        return int(jax.local_device_count() * (statistics["bytes_limit"] - statistics["bytes_in_use"]) // 2)
     free = int(psutil.virtual_memory().available)
+    ulimit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if ulimit != resource.RLIM_INFINITY:
+        free = min(free, ulimit - int(psutil.Process().memory_info().vms))
     # A container or a cluster's job may have less than the machine.
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
@@ -273,51 +287,101 @@ def create(
       hyper: fields of `Hyperparameters`, one value a member each.
       images: of all splits.
       recipe: what is trained.
-      devices: those to use, all by default; no more than there are members are used.
+      devices: those to use, all by default; of one process's no more than there are members are used.
     """
-    devices = list(devices or jax.devices())[: len(seeds)]
+    devices = list(devices or jax.devices())
+    if jax.process_count() == 1:  # others would wait for results that aren't theirs
+        devices = devices[: len(seeds)]
     mesh = mesh_of(devices)
     padding = -len(seeds) % len(devices)
     shared, sharded = shardings(mesh)
 
     def padded(values: Sequence[float], dtype: Any) -> Array:
-        array: Array = jax.device_put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
-        return array
+        return cluster.put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
 
     programs = compile_programs(recipe, len(seeds) + padding, len(images.labels), mesh)
     member_hyper = Hyperparameters(**{name: padded(values, np.float32) for name, values in hyper.items()})
     return Population(
         state=programs.init(padded(seeds, np.uint32), member_hyper),
         hyper=member_hyper,
-        images=jax.device_put(images, shared),
+        images=jax.tree.map(lambda array: cluster.put(np.asarray(array), shared), images),
         size=len(seeds),
         programs=programs,
     )
 
 
-def train_epoch(population: Population) -> Metrics:
-    """Trains every member for one pass, in place. Returns its metrics as NumPy arrays [members]; waits for them."""
-    state, metrics = population.programs.train_epoch(population.state, population.hyper, population.images)
+def train_part(population: Population) -> Metrics:
+    """Trains every member for a part of a pass, in place; waits for it. See `train.train_part`.
+
+    Returns:
+      its metrics as NumPy arrays [members].
+    """
+    state, metrics = population.programs.train_part(population.state, population.hyper, population.images)
     population.state = state
     return fetch(metrics, population.size)
 
 
 def evaluate(population: Population, split: range) -> Evaluation:
     """What is measured of every member over a range of the images, as NumPy arrays [members]."""
-    bounds = [jax.device_put(np.int32(bound), population.images.scale.sharding) for bound in (split.start, split.stop)]
+    shared = population.images.scale.sharding
+    bounds = [cluster.put(np.array(bound, np.int32), shared) for bound in (split.start, split.stop)]
     return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
 
 def predict(population: Population, split: range) -> Predictions:
     """What every member makes of a range of the images, as NumPy arrays [members, images]."""
-    places = jax.device_put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
+    places = cluster.put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
     return fetch(population.programs.predict(population.state.params, population.images, places), population.size)
 
 
-Measured = TypeVar("Measured", Metrics, Evaluation, Predictions)
+Measured = TypeVar("Measured", Metrics, Evaluation, Predictions, Snapshot)
 
 
 def fetch(measured: Measured, size: int) -> Measured:
     """Copies what was measured of members from the devices, without the padding."""
-    copied: Measured = jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf))[:size], measured)
+    copied: Measured = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], cluster.gather(measured))
     return copied
+
+
+def snapshot(population: Population) -> Snapshot:
+    """The state of every member, as NumPy arrays [members, ...] by their path in `TrainState`.
+
+    Random keys are given as their data, uint32. What comes from here goes back with `restore`.
+    """
+    return fetch({name: data_of(leaf) for name, leaf in leaves_of(population.state)}, population.size)
+
+
+def restore(population: Population, saved: Snapshot) -> None:
+    """Takes up a state that `snapshot` gave, of as many members and of the same recipe.
+
+    Raises:
+      ValueError: it is another recipe's.
+    """
+    expected = {name: (data_of(leaf).shape[1:], data_of(leaf).dtype) for name, leaf in leaves_of(population.state)}
+    if {name: (array.shape[1:], array.dtype) for name, array in saved.items()} != expected:
+        raise ValueError("the arrays are not those of this network and optimizer")
+
+    def padded(name: str, leaf: Any) -> Any:
+        array = saved[name]
+        rows = np.minimum(np.arange(leaf.shape[0]), len(array) - 1)
+        on_devices = cluster.put(array[rows], population.hyper.mu.sharding)
+        return jax.random.wrap_key_data(on_devices) if is_key(leaf) else on_devices
+
+    leaves = [padded(name, leaf) for name, leaf in leaves_of(population.state)]
+    population.state = jax.tree.unflatten(jax.tree.structure(population.state), leaves)
+
+
+def leaves_of(state: TrainState) -> list[tuple[str, Any]]:
+    """The arrays of a state with their paths, such as ``params/c1/kernel``."""
+    found = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+
+
+def is_key(leaf: Array) -> bool:
+    """Whether an array holds random keys."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def data_of(leaf: Array) -> Array:
+    """The array, or the data of its random keys."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf

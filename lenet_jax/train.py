@@ -34,6 +34,27 @@ def pieces_of(batch_size: int) -> int:
     return count if batch_size // count >= CACHED_PIECE // 4 else 1
 
 
+LONGEST_CALL = 1_000_000
+"""Samples x members from which on a pass is trained in parts, between which it can be saved and stopped: some 20 s on
+two cores."""
+
+MOST_PARTS = 16
+"""Every part draws the order of the whole pass anew."""
+
+
+def parts_of(recipe: "Recipe", members: int) -> int:
+    """Equal parts of a pass that a population trains one after the other; 1 if it is short or can't be cut."""
+    steps = recipe.epoch_steps
+    estimates = recipe.curvature_estimates if recipe.optimizer == "sdlm" else 1
+    allowed = [
+        parts
+        for parts in range(1, MOST_PARTS + 1)
+        if steps % parts == 0 and (estimates % parts == 0 or parts % estimates == 0)
+    ]
+    wanted = members * steps * recipe.batch_size / LONGEST_CALL
+    return next((parts for parts in allowed if parts >= wanted), allowed[-1])
+
+
 class Stream(enum.IntEnum):
     """Constants that a member's key is folded with: one stream of randomness for each use."""
 
@@ -56,6 +77,7 @@ class Recipe:
 
     Attributes:
       pieces: of a batch, computed one after the other; divides `batch_size`. Results differ by rounding only.
+      parts: of a pass, each a call of `train_part`; see `parts_of`.
       train_size: training images.
       augmentation: see `distortions`.
       order: of `ORDERS`.
@@ -74,6 +96,7 @@ class Recipe:
     epochs: int
     train_size: int
     pieces: int = 1
+    parts: int = 1
     augmentation: Augmentation = NO_AUGMENTATION
     order: str = "fresh"
     curvature_patterns: int = 500
@@ -118,6 +141,14 @@ Batch = tuple[Float[Array, "1 4 8 16 2 batch"], Int[Array, " batch"]]
 
 
 @flax.struct.dataclass
+class Metrics:
+    """Means over samples: the training loss, and the fraction classified wrong."""
+
+    loss: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+@flax.struct.dataclass
 class TrainState:
     """One member in training.
 
@@ -125,21 +156,15 @@ class TrainState:
       params: its network.
       optimizer: the optax state.
       key: its random stream, `jax.random.key(seed)`.
-      epoch: epochs done.
+      step: updates done.
+      running: sums over the updates of the current pass.
     """
 
     params: Params
     optimizer: optax.OptState
     key: PRNGKeyArray
-    epoch: Int[Array, ""]
-
-
-@flax.struct.dataclass
-class Metrics:
-    """Means over samples: the training loss, and the fraction classified wrong."""
-
-    loss: Float[Array, ""]
-    error: Float[Array, ""]
+    step: Int[Array, ""]
+    running: Metrics
 
 
 @flax.struct.dataclass
@@ -180,7 +205,8 @@ def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> Tra
     """The state of member `seed` before training."""
     key = jax.random.key(seed)
     params = model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture)
-    return TrainState(params, recipe.optimizer_of(hyper).init(params), key, jnp.zeros((), jnp.int32))
+    zero = jnp.zeros(())
+    return TrainState(params, recipe.optimizer_of(hyper).init(params), key, jnp.int32(0), Metrics(zero, zero))
 
 
 def wrong(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], recipe: Recipe) -> Array:
@@ -260,35 +286,44 @@ def train_epoch(
     state: TrainState, hyper: Hyperparameters, images: Images, recipe: Recipe
 ) -> tuple[TrainState, Metrics]:
     """One pass over the training set. The metrics are means over the pass, measured while training."""
-    pieces = presentations(state, recipe)
+    for _ in range(recipe.parts - 1):
+        state, _ = train_part(state, hyper, images, recipe)
+    return train_part(state, hyper, images, recipe)
+
+
+def train_part(state: TrainState, hyper: Hyperparameters, images: Images, recipe: Recipe) -> tuple[TrainState, Metrics]:
+    """The next of a pass's `recipe.parts`. The metrics are means over what is done of the pass."""
 
     def step(carry: tuple[TrainState, Batch], following: Presentation) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch, metrics = train_step(*carry, following, hyper, images, recipe)
         return (state, batch), metrics
 
-    def stretch(
-        carry: tuple[TrainState, Batch], part: tuple[Int[Array, ""], Presentation]
-    ) -> tuple[tuple[TrainState, Batch], Metrics]:
+    def stretch(carry: tuple[TrainState, Batch], steps: Presentation) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch = carry
-        number, steps = part
         if recipe.optimizer == "sdlm":
-            state = with_curvature(state, number, images, recipe)
-        return jax.lax.scan(step, (state, batch), steps)
+            state = with_curvature(state, images, recipe)
+        (state, batch), metrics = jax.lax.scan(step, (state, batch), steps)
+        return (dataclasses.replace(state, step=state.step + len(metrics.loss)), batch), metrics
 
-    count = recipe.curvature_estimates if recipe.optimizer == "sdlm" else 1
+    count = max(recipe.curvature_estimates // recipe.parts, 1) if recipe.optimizer == "sdlm" else 1
 
     def by_step(leaf: Array) -> Array:
         return jnp.roll(leaf, -1, axis=0).reshape(count, -1, recipe.pieces, *leaf.shape[1:])
 
+    done = state.step % recipe.epoch_steps
+    pieces = presentations(state, recipe)
     first = load(images, jax.tree.map(lambda leaf: leaf[0], pieces))
-    parts = (jnp.arange(count), jax.tree.map(by_step, pieces))
-    (state, _), metrics = jax.lax.scan(stretch, (state, first), parts, unroll=count == 1)
-    return dataclasses.replace(state, epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
+    (state, _), metrics = jax.lax.scan(stretch, (state, first), jax.tree.map(by_step, pieces), unroll=count == 1)
+    before = jax.tree.map(lambda total: jnp.where(done == 0, 0, total), state.running)
+    running: Metrics = jax.tree.map(lambda total, new: total + new.sum(), before, metrics)
+    done = done + recipe.epoch_steps // recipe.parts
+    return dataclasses.replace(state, running=running), jax.tree.map(lambda total: total / done, running)
 
 
 def presentations(state: TrainState, recipe: Recipe) -> Presentation:
-    """What a member sees in its next pass, [pieces of the whole pass, samples of a piece]."""
-    pass_of_order = state.epoch if recipe.order == "fresh" else 0
+    """What a member sees in the next part of a pass, [pieces of the whole part, samples of a piece]."""
+    epoch, done = jnp.divmod(state.step, recipe.epoch_steps)
+    pass_of_order = epoch if recipe.order == "fresh" else 0
     order_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.ORDER), pass_of_order)
     order = jnp.arange(recipe.train_size)
     if recipe.order != "stored":
@@ -296,24 +331,40 @@ def presentations(state: TrainState, recipe: Recipe) -> Presentation:
     count = recipe.epoch_steps * recipe.batch_size
     affine = None
     if recipe.augmentation.augmentation == "affine":
-        key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.AUGMENTATION), state.epoch)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.AUGMENTATION), epoch)
         affine = draw(key, count, recipe.augmentation)
     piece = recipe.batch_size // recipe.pieces
-    pieces: Presentation = jax.tree.map(lambda leaf: leaf.reshape(-1, piece, *leaf.shape[1:]), (order[:count], affine))
+
+    def of_part(leaf: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(leaf, done * recipe.batch_size, count // recipe.parts)
+        return part.reshape(-1, piece, *leaf.shape[1:])
+
+    pieces: Presentation = jax.tree.map(of_part, (order[:count], affine))
     return pieces
 
 
-def with_curvature(state: TrainState, number: Int[Array, ""], images: Images, recipe: Recipe) -> TrainState:
-    """The state with the curvature of its network, measured on training images drawn for this estimate of the pass."""
-    estimate = state.epoch * recipe.curvature_estimates + number
-    key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), estimate)
-    places = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
-    found = curvature(state.params, images, places, recipe)
-    if recipe.curvature_memory:
-        kept = jnp.where(estimate == 0, 0, recipe.curvature_memory)
-        before = optim.curvature_of(state.optimizer)
-        found = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before, found)
-    return dataclasses.replace(state, optimizer=optax.tree.set(state.optimizer, curvature=found))
+def with_curvature(state: TrainState, images: Images, recipe: Recipe) -> TrainState:
+    """The state with the curvature of its network, if it is time for a new estimate.
+
+    Each is measured on training images that are drawn for it.
+    """
+    interval = recipe.epoch_steps // recipe.curvature_estimates
+
+    def estimated(state: TrainState) -> TrainState:
+        estimate = state.step // interval
+        key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), estimate)
+        places = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
+        found = curvature(state.params, images, places, recipe)
+        if recipe.curvature_memory:
+            kept = jnp.where(estimate == 0, 0, recipe.curvature_memory)
+            before = optim.curvature_of(state.optimizer)
+            found = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before, found)
+        return dataclasses.replace(state, optimizer=optax.tree.set(state.optimizer, curvature=found))
+
+    if recipe.curvature_estimates >= recipe.parts:  # every stretch starts with one
+        return estimated(state)
+    due: TrainState = jax.lax.cond(state.step % interval == 0, estimated, lambda state: state, state)
+    return due
 
 
 def curvature(params: Params, images: Images, places: Int[Array, " patterns"], recipe: Recipe) -> Params:

@@ -10,8 +10,10 @@ core each have none of that; `experiments/results/throughput` holds what it gain
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,7 +23,8 @@ import numpy as np
 
 from lenet_jax import population
 from lenet_jax.errors import WorkerError
-from lenet_jax.population import Population
+from lenet_jax.population import Population, Snapshot
+from lenet_jax.signals import STOPPING
 from lenet_jax.train import Evaluation, Images, Metrics, Predictions, Recipe
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -57,9 +60,9 @@ class Share:
         self.members = population.create(seeds, hyper, self.images, recipe)
         return self.members.memory
 
-    def train_epoch(self) -> Metrics:
-        """`population.train_epoch`."""
-        return population.train_epoch(self.members)
+    def train_part(self) -> Metrics:
+        """`population.train_part`."""
+        return population.train_part(self.members)
 
     def evaluate(self, split: range) -> Evaluation:
         """`population.evaluate`."""
@@ -69,6 +72,14 @@ class Share:
         """`population.predict`."""
         return population.predict(self.members, split)
 
+    def snapshot(self) -> Snapshot:
+        """`population.snapshot`."""
+        return population.snapshot(self.members)
+
+    def restore(self, saved: Snapshot) -> None:
+        """`population.restore`."""
+        population.restore(self.members, saved)
+
 
 def serve(connection: Connection, core: int | None) -> None:
     """A worker's life: calls methods of its `Share` until the connection ends, with the process that started it.
@@ -77,7 +88,9 @@ def serve(connection: Connection, core: int | None) -> None:
       connection: names of methods and arguments come in; (result, None) or (None, what it raised) goes out.
       core: where it runs; None leaves that to the system.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it, which ends this one
+    for stopping in (signal.SIGINT, signal.SIGTERM):  # they are for the process that started it, which ends this one
+        signal.signal(stopping, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if core is not None:
         os.sched_setaffinity(0, {core})
     os.environ |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}  # XLA's threads, and no accelerator
@@ -89,12 +102,21 @@ def serve(connection: Connection, core: int | None) -> None:
             pass
         try:
             method, arguments = connection.recv()
-        except EOFError:
+            try:
+                result, failure = getattr(share, method)(*arguments), None
+            except Exception as error:  # raised where the result is awaited
+                result, failure = None, error
+            connection.send((result, failure))
+        except (EOFError, OSError):  # the other end is gone
             return
-        try:
-            connection.send((getattr(share, method)(*arguments), None))
-        except Exception as error:  # raised where the result is awaited
-            connection.send((None, error))
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, even in the middle of an epoch."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class Crowd(NamedTuple):
@@ -112,19 +134,38 @@ class Crowd(NamedTuple):
 class Workers:
     """A process a core. To be used in a `with` statement, whose end closes them."""
 
-    def __init__(self, count: int) -> None:
-        """Starts `count` processes, which get ready while this one goes on. On Linux each is pinned to a core."""
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * count
-        self._connections, self._processes = [], []
-        for core in cores[:count]:
+    def __init__(self, count: int, at_once: bool = True) -> None:
+        """Starts `count` processes, which get ready while this one goes on. On Linux each is pinned to a core.
+
+        Args:
+          count: of processes, at most one a core.
+          at_once: or when they are needed.
+        """
+        cores: list[int | None] = [None] * count
+        if hasattr(os, "sched_getaffinity"):
+            cores = [*sorted(os.sched_getaffinity(0))]
+        self._cores = cores[:count]
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        self._images: Images | None = None
+        self._compiled: set[tuple[Recipe, int, int]] = set()
+        if at_once:
+            self._start()
+
+    def _start(self) -> None:
+        resource_tracker.ensure_running()  # starting it would unblock the signals
+        for core in self._cores:
             here, there = SPAWN.Pipe()
             process = SPAWN.Process(target=serve, args=(there, core), daemon=True)
-            process.start()
+            # Ctrl-C goes to all processes of a terminal: this one can't ignore it before it runs Python.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             there.close()  # so that the end of the process is the end of the connection
             self._connections.append(here)
             self._processes.append(process)
-        self._images: Images | None = None
-        self._compiled: set[tuple[Recipe, int, int]] = set()
 
     def __enter__(self) -> "Workers":
         return self
@@ -133,6 +174,14 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def restart(self) -> None:
+        """Starts anew, without any population: what the old processes held in memory is free."""
+        self.close()
+        self._connections, self._processes = [], []
+        self._images = None
+        self._compiled = set()
+        self._start()
 
     def close(self) -> None:
         """Ends the processes at once, also in the middle of an epoch."""
@@ -148,6 +197,8 @@ class Workers:
           WorkerError: a process ended.
           Exception: whatever the method raised.
         """
+        if not self._processes:
+            self._start()
         used = list(zip(self._connections, self._processes, arguments, strict=False))
         answers = []
         for connection, process, values in used:
@@ -169,7 +220,7 @@ class Workers:
         """Sends images to the workers, unless they have them."""
         if images is not self._images:
             arrays = jax.tree.map(np.asarray, images)
-            self._call("load", [(arrays,)] * len(self._processes))
+            self._call("load", [(arrays,)] * len(self._cores))
             self._images = images
 
     def prepare(self, jobs: Sequence[tuple[Recipe, int]], images: Images) -> None:
@@ -188,7 +239,7 @@ class Workers:
 
         waiting = [job for job in dict.fromkeys(jobs) if key(*job) not in self._compiled]
         if jobs[0] in waiting and len(waiting) > 1:
-            batch = waiting[: len(self._processes)]
+            batch = waiting[: len(self._cores)]
             self._call("compile", [(recipe, self._share(members)) for recipe, members in batch])
             self._compiled.update(key(*job) for job in batch)
 
@@ -210,9 +261,9 @@ class Workers:
         ]
         return Crowd(len(seeds), sum(self._call("create", shares)))
 
-    def train_epoch(self, crowd: Crowd) -> Metrics:
-        """As `population.train_epoch`."""
-        metrics: Metrics = self._gather("train_epoch", (), crowd)
+    def train_part(self, crowd: Crowd) -> Metrics:
+        """As `population.train_part`."""
+        metrics: Metrics = self._gather("train_part", (), crowd)
         return metrics
 
     def evaluate(self, crowd: Crowd, split: range) -> Evaluation:
@@ -225,9 +276,24 @@ class Workers:
         predictions: Predictions = self._gather("predict", (split,), crowd)
         return predictions
 
+    def snapshot(self, crowd: Crowd) -> Snapshot:
+        """As `population.snapshot`."""
+        saved: Snapshot = self._gather("snapshot", (), crowd)
+        return saved
+
+    def restore(self, crowd: Crowd, saved: Snapshot) -> None:
+        """As `population.restore`."""
+        share = self._share(crowd.size)
+        starts = range(0, crowd.size, share)
+
+        def part(array: np.ndarray, start: int) -> np.ndarray:
+            return array[np.minimum(np.arange(start, start + share), len(array) - 1)]
+
+        self._call("restore", [({name: part(array, start) for name, array in saved.items()},) for start in starts])
+
     def _share(self, members: int) -> int:
         """Members that a worker trains."""
-        return -(-members // len(self._processes))
+        return -(-members // len(self._cores))
 
     def _gather(self, method: str, arguments: tuple[Any, ...], crowd: Crowd) -> Any:
         """Calls a method on all workers that have members, and puts their results one after the other."""
@@ -242,4 +308,4 @@ def ended(process: Any) -> WorkerError:
     code = process.exitcode
     how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
     memory = "; SIGKILL is what Linux sends when memory runs out: fewer members need less" if code == -9 else ""
-    return WorkerError(f"worker process {process.pid} {how}{memory}")
+    return WorkerError(f"worker process {process.pid} {how}{memory}", killed=code == -9)

@@ -82,7 +82,7 @@ def test_all_named_choices_take_part():
     assert named - set(CHOICES) == {"padding", "mse_reduction"}
     assert {field.name for field in dataclasses.fields(train.Recipe)} <= {
         *CHOICES,
-        *("architecture", "epochs", "train_size", "pieces", "curvature_patterns"),
+        *("architecture", "epochs", "train_size", "pieces", "parts", "curvature_patterns"),
     }
 
 

@@ -48,7 +48,7 @@ def create(images, members, devices=None):
 
 def run(people):
     """Trains a population to the end: its metrics after every epoch, and its parameters, without the padding."""
-    history = [population.train_epoch(people) for _ in range(RECIPE.epochs)]
+    history = [population.train_part(people) for _ in range(RECIPE.epochs)]
     numbers = [*history, population.evaluate(people, TEST), people.state.params]
     return jax.tree.map(lambda leaf: np.asarray(leaf)[: people.size], numbers)
 
@@ -119,6 +119,33 @@ def test_member_equals_the_pure_functions(crowd, images):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, moved)
 
 
+def test_a_snapshot_goes_on_where_it_was_taken(crowd, images):
+    """On as many devices, in another population: bit for bit. Without the padding, and with plain numbers for keys."""
+    people = create(images, range(5))
+    population.train_part(people)
+    saved = population.snapshot(people)
+    assert saved["params/c1/kernel"].shape == (5, 6, 5, 5)
+    assert saved["step"].tolist() == [RECIPE.epoch_steps] * 5
+    assert saved["key"].dtype == np.uint32
+    assert all(isinstance(array, np.ndarray) for array in saved.values())
+    other = create(images, range(5))
+    population.restore(other, saved)
+    population.train_part(other)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(lambda leaf: np.asarray(leaf)[:5], other.state.params),
+        crowd.result[-1],
+    )
+
+
+def test_a_snapshot_of_another_network_is_refused(crowd, images):
+    people = create(images, range(5))
+    saved = population.snapshot(people)
+    del saved["params/c1/bias"]
+    with pytest.raises(ValueError, match="not those of this network and optimizer"):
+        population.restore(people, saved)
+
+
 @pytest.mark.slow
 def test_members_side_by_side_give_the_same(crowd, images, monkeypatch):
     monkeypatch.setattr(population, "WIDTHS", {"cpu": 4})
@@ -156,7 +183,7 @@ def test_no_implicit_transfers(crowd, images):
     with jax.transfer_guard("disallow"):
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             jnp.ones(3) + np.ones(3)
-        population.train_epoch(people)
+        population.train_part(people)
         metrics = population.evaluate(people, TEST)
     assert isinstance(metrics.error, np.ndarray)
 
@@ -165,7 +192,7 @@ def test_the_old_state_is_used_up(crowd, images):
     people = create(images, range(5))
     old = jax.tree.leaves(people.state.params)
     assert not any(leaf.is_deleted() for leaf in old)
-    population.train_epoch(people)
+    population.train_part(people)
     assert all(leaf.is_deleted() for leaf in old)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(crowd.start.params))
 

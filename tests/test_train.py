@@ -81,7 +81,7 @@ def test_training_learns(start, images):
         losses.append(float(metrics.loss))
     assert losses == sorted(losses, reverse=True)
     assert errors[-1] < 0.3 < errors[0]
-    assert state.epoch == RECIPE.epochs
+    assert state.step == RECIPE.epochs * RECIPE.epoch_steps
 
 
 def plain_epoch(start, images, recipe):
@@ -298,7 +298,7 @@ def test_sdlm_measures_the_curvature_before_each_pass(images):
     second, _ = epoch(first, SDLM_HYPER, images, recipe=SDLM)
     assert np.isfinite(metrics.loss)
     for before, after in ((state, first), (first, second)):
-        measured = train.with_curvature(before, jnp.int32(0), images, SDLM)
+        measured = train.with_curvature(before, images, SDLM)
         jax.tree.map(
             lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3),
             optim.curvature_of(after.optimizer),
@@ -310,14 +310,57 @@ def test_a_running_mean_of_curvatures(images):
     """Two estimates in a pass: the second one is mixed with the first, which is taken as it is."""
     recipe = dataclasses.replace(SDLM, curvature_estimates=2, curvature_memory=0.75)
     state = train.init(jnp.uint32(0), SDLM_HYPER, recipe)
-    first = train.with_curvature(state, jnp.int32(0), images, recipe)
-    second = train.with_curvature(first, jnp.int32(1), images, recipe)
-    alone = train.with_curvature(state, jnp.int32(1), images, dataclasses.replace(recipe, curvature_memory=0.0))
+    first = train.with_curvature(state, images, recipe)
+    half = jnp.int32(recipe.epoch_steps // 2)
+    second = train.with_curvature(dataclasses.replace(first, step=half), images, recipe)
+    forgetful = dataclasses.replace(recipe, curvature_memory=0.0)
+    alone = train.with_curvature(dataclasses.replace(state, step=half), images, forgetful)
     jax.tree.map(
         lambda mixed, old, new: np.testing.assert_allclose(mixed, 0.75 * old + 0.25 * new, rtol=1e-4),
         *(optim.curvature_of(state.optimizer) for state in (second, first, alone)),
     )
     assert all((leaf > 0).any() for leaf in jax.tree.leaves(optim.curvature_of(first.optimizer)))
+
+
+@pytest.mark.parametrize(
+    ("estimates", "parts"), [(0, 4), (1, 4), (8, 4)], ids=["momentum", "fewer estimates than parts", "more estimates"]
+)
+def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):
+    """Parameters, optimizer state and metrics, with distortions: two passes in one call each, or in parts."""
+    base = dataclasses.replace(SDLM, curvature_estimates=estimates, curvature_memory=0.5) if estimates else RECIPE
+    augmentation = Augmentation("affine", distorted_share=0.5)
+    whole = dataclasses.replace(base, batch_size=10, augmentation=augmentation)
+    cut = dataclasses.replace(whole, parts=parts)
+    assert whole.epoch_steps % 8 == 0
+    hyper = SDLM_HYPER if estimates else HYPER
+    state = other = train.init(jnp.uint32(4), hyper, whole)
+    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
+    part = jax.jit(train.train_part, static_argnames="recipe")
+    for _ in range(2):
+        state, expected = epoch(state, hyper, images, recipe=whole)
+        for number in range(1, parts + 1):
+            other, metrics = part(other, hyper, images, recipe=cut)
+            assert other.step % whole.epoch_steps == whole.epoch_steps // parts * number % whole.epoch_steps
+        np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
+    for one, two in zip(jax.tree.leaves(other), jax.tree.leaves(state), strict=True):
+        if jnp.issubdtype(one.dtype, jnp.floating):
+            np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5 * float(jnp.abs(two).max()))
+
+
+@pytest.mark.parametrize(
+    ("steps", "members", "changes", "parts"),
+    [
+        (1875, 8, {}, 1),
+        (1875, 100, {}, 15),  # six would do, but 1,875 = 3 x 5 x 5 x 5 x 5
+        (1875, 10_000, {}, 15),
+        (1876, 40, {}, 4),
+        (1877, 10_000, {}, 1),  # a prime
+        (1875, 50, {"optimizer": "sdlm", "curvature_estimates": 25}, 5),
+    ],
+)
+def test_long_passes_are_cut(steps, members, changes, parts):
+    recipe = dataclasses.replace(RECIPE, batch_size=32, train_size=32 * steps, **changes)
+    assert train.parts_of(recipe, members) == parts
 
 
 def plain_epoch_of_1998(start, images, recipe):
@@ -375,7 +418,7 @@ def test_distortions_are_drawn_for_each_presentation(images):
     recipe = dataclasses.replace(RECIPE, augmentation=Augmentation("affine", distorted_share=1.0))
     state = train.init(jnp.uint32(0), HYPER, recipe)
     other = train.init(jnp.uint32(1), HYPER, recipe)
-    later = dataclasses.replace(state, epoch=state.epoch + 1)
+    later = dataclasses.replace(state, step=state.step + RECIPE.epoch_steps)
     drawn = [np.asarray(train.presentations(of, recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
     assert all(len(np.unique(shifts, axis=0)) == 400 for shifts in drawn)
     assert len(np.unique(np.concatenate(drawn), axis=0)) == 1200

@@ -47,7 +47,7 @@ def history(engine, images):
     members = engine.create(SEEDS, HYPER, images, RECIPE)
     assert members.memory > 0
     unseen = range(320, 400)
-    metrics = [engine.train_epoch(members), engine.train_epoch(members), engine.evaluate(members, unseen)]
+    metrics = [engine.train_part(members), engine.train_part(members), engine.evaluate(members, unseen)]
     return [*metrics, engine.predict(members, unseen)]
 
 
@@ -55,6 +55,22 @@ def test_workers_give_the_same_results(workers, images, assert_close):
     there, here = history(workers, images), history(population, images)
     assert len(np.unique(there[0].loss)) == 3
     assert_close(there, here, 1e-5)
+
+
+def test_workers_go_on_from_a_snapshot(workers, images):
+    """Three members on two workers, of which one repeats its last; after a restart as after a pause."""
+    there = workers.create(SEEDS, HYPER, images, RECIPE)
+    workers.train_part(there)
+    saved = workers.snapshot(there)
+    assert {len(array) for array in saved.values()} == {3}
+    expected = workers.train_part(there)
+    with Workers(2) as others:
+        again = others.create(SEEDS, HYPER, images, RECIPE)
+        others.restart()
+        again = others.create(SEEDS, HYPER, images, RECIPE)
+        others.restore(again, saved)
+        found = others.train_part(again)
+    np.testing.assert_array_equal(found.loss, expected.loss)
 
 
 def test_a_worker_has_one_core(workers):
@@ -78,7 +94,7 @@ def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
         assert len(prepared) >= 2
         for recipe in recipes:
             crowd = crew.create(SEEDS, HYPER, images, recipe)
-            assert np.isfinite(crew.train_epoch(crowd).loss).all()
+            assert np.isfinite(crew.train_part(crowd).loss).all()
     # Each worker trained what the other one had compiled: nothing came in addition.
     assert kept() == prepared
 
@@ -103,7 +119,7 @@ def test_a_killed_worker_is_told(images):
         crowd = crew.create(SEEDS, HYPER, images, RECIPE)
         os.kill(crew._processes[1].pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"was ended by SIGKILL; .* memory"):
-            crew.train_epoch(crowd)
+            crew.train_part(crowd)
     assert not any(process.is_alive() for process in crew._processes)
 
 

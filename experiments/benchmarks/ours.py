@@ -87,7 +87,7 @@ class Session:
         """Whole epochs for at least so long."""
         epochs, start = 0, time.perf_counter()
         while not epochs or time.perf_counter() - start < seconds:
-            metrics = self.workers.train_epoch(self.crowd)
+            metrics = self.workers.train_part(self.crowd)
             epochs += 1
         elapsed = time.perf_counter() - start
         samples = epochs * self.recipe.epoch_steps * self.recipe.batch_size * self.members

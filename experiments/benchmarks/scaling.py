@@ -2,7 +2,7 @@
 
 Measured on mnist5k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
 
-- seconds an epoch and samples x members per second: `Workers.train_epoch`, median over epochs after a first one;
+- seconds an epoch and samples x members per second: `Workers.train_part`, median over epochs after a first one;
 - seconds of `Workers.create` without the persistent cache: starting JAX, compiling all programs, and initializing;
 - the peak of the resident sets of all processes, how much the workers' grew while they created and trained, and what
   the compiler predicts for that.
@@ -124,7 +124,7 @@ def measure(point: Point) -> dict[str, Any]:
         epochs, begun = [], time.perf_counter()
         while len(epochs) < 2 or (point.seconds and time.perf_counter() - begun < point.seconds):
             start_epoch = time.perf_counter()
-            metrics = workers.train_epoch(members)
+            metrics = workers.train_part(members)
             epochs.append(time.perf_counter() - start_epoch)
             if not point.seconds:
                 break

@@ -321,7 +321,7 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
 
     @jax.jit
     def rates(seed: jax.Array) -> Any:
-        state = train.with_curvature(train.init(seed, hyper, recipe), jnp.int32(0), images, recipe)
+        state = train.with_curvature(train.init(seed, hyper, recipe), images, recipe)
         curvature = optim.curvature_of(state.optimizer)
         return jax.tree.map(lambda bend: hyper.learning_rate / (hyper.mu + bend), curvature)
 

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint format benchmark reproduction constraints clean
+.PHONY: quickstart test test-slow fuzz lint format benchmark reproduction constraints clean
 
 quickstart: $(VENV)/installed
 	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute on two cores."
@@ -25,6 +25,15 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow
+
+# Made-up files for the IDX reader, for so many seconds; on Linux. Finds stay in a folder of /tmp, which is printed. To
+# keep them: .venv/bin/python tests/fuzz/fuzz_idx.py -merge=1 -use_counters=0 tests/fuzz/corpus FOLDER
+FUZZ_SECONDS ?= 600
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	finds=$$(mktemp -d) && echo "finds: $$finds" && $(BIN)/python tests/fuzz/fuzz_idx.py -max_total_time=$(FUZZ_SECONDS) \
+		-timeout=10 -rss_limit_mb=256 -max_len=1024 -artifact_prefix=$$finds/ $$finds tests/fuzz/corpus
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

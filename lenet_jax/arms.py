@@ -3,6 +3,7 @@
 The only place that reads fields from a ConfigDict.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -19,6 +20,28 @@ from lenet_jax.tuning import Tuning
 
 Check = Callable[[str, Any], None]
 
+DEFAULTS = base.get_config()
+
+MOST_ARMS = 10_000
+"""Arms of a config."""
+
+MOST_MEMBERS = 1_000_000
+"""Members of an arm that are tested, and members that tune it: lists that fit in memory. More is a slip of the hand."""
+
+
+def brief(value: Any) -> str:
+    """A value as messages have it: in one line, and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"
+
+
+def plain(name: Any) -> str:
+    """A name as messages have it: bare, if it is one line of text."""
+    return name if isinstance(name, str) and name.strip() and name.isprintable() else brief(name)
+
 
 def choice(allowed: Collection[str]) -> Check:
     """A check that a value is one of `allowed`."""
@@ -27,9 +50,9 @@ def choice(allowed: Collection[str]) -> Check:
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
     """A check that a value is finite and in a range; an open end isn't part of it."""
-    wanted = f"{'more than' if open_low else 'at least'} {low:g}"
+    wanted = f"{'more than' if open_low else 'at least'} {low:.15g}"
     if high < math.inf:
-        wanted += f" and {'less than' if open_high else 'at most'} {high:g}"
+        wanted += f" and {'less than' if open_high else 'at most'} {high:.15g}"
 
     def check(field: str, value: Any) -> None:
         low_enough = value < high if open_high else value <= high
@@ -83,10 +106,10 @@ FIELDS: Mapping[str, Check] = {
     "max_squeezing": number(0),
     "max_shear": number(0),
     "epochs": number(1),
-    "seeds": number(1),
+    "seeds": number(1, MOST_MEMBERS),
     "first_seed": number(0, 2**32, open_high=True),
     "store_predictions": anything,
-    "tune_seeds": number(1),
+    "tune_seeds": number(1, MOST_MEMBERS),
     "tune_first_seed": number(0, 2**32, open_high=True),
     "tune_widenings": number(0),
     "refit": anything,
@@ -121,20 +144,22 @@ def expand(config: ConfigDict) -> list[Arm]:
     Raises:
       InputError: a field or a value is not allowed; the message names it.
     """
-    defaults = base.get_config()
-    unknown = sorted(set(config) - set(defaults))
+    unknown = [name for name in keys(config) if name not in DEFAULTS]
     if unknown:
-        raise InputError(f"{unknown[0]}: is no field; allowed are {', '.join(defaults)}")
-    fields = {field: check_value(field, config.get(field, defaults[field])) for field in FIELDS}
+        raise InputError(f"{plain(unknown[0])}: is no field; allowed are {', '.join(DEFAULTS)}")
+    fields = {field: check_value(field, config.get(field, DEFAULTS[field])) for field in FIELDS}
     sweep, tune = (config.get(name, {}) for name in ("sweep", "tune"))
     for name, mapping in (("sweep", sweep), ("tune", tune)):
         if not isinstance(mapping, Mapping | ConfigDict):
-            raise InputError(f"{name}: {mapping!r} is no mapping; write config.{name}.FIELD = (first, second)")
-    axes = {axis: check_axis(axis, sweep[axis]) for axis in in_order(sweep)}
+            raise InputError(f"{name}: {brief(mapping)} is no mapping; write config.{name}.FIELD = (first, second)")
+    axes = {axis: check_axis(axis, sweep[axis]) for axis in in_order("sweep", sweep)}
     if NAMED_ARMS in axes and len(axes) > 1:
         raise InputError(f"sweep.{NAMED_ARMS}: named arms stand alone; for a product give that axis another name")
     tuned = check_tune(tune)
     check_settings_once(axes, tuned.names if tuned else [])
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_ARMS:
+        raise InputError(f"sweep: its axes make {count} arms; allowed are up to {MOST_ARMS}")
     arms = []
     for combination in itertools.product(*axes.values()):
         shown = {name: value for choice in combination for name, value in choice.shown.items()}
@@ -145,28 +170,30 @@ def expand(config: ConfigDict) -> list[Arm]:
         for choice in combination:
             settings |= choice.settings
         arms.append(Arm(name, shown, settings, tuned))
+    names = collections.Counter(arm.name for arm in arms)
     for arm in arms:
-        check_name(arm.name, [other.name for other in arms])
+        check_name(arm.name, names[arm.name])
         check_together(arm)
     return arms
 
 
-def check_name(name: str, names: list[str]) -> None:
-    """Refuses an arm's name that isn't one line of text of its own."""
+def check_name(name: str, arms: int) -> None:
+    """Refuses an arm's name that isn't one line of text, or that several arms have."""
     if not name.strip() or not name.isprintable():
         raise InputError(f"sweep: {name!r} is no name for an arm; needed is one line of text")
-    if names.count(name) > 1:
+    if arms > 1:
         raise InputError(f"sweep: {name!r} is the name of two arms; give their groups other names")
 
 
 def check_value(field: str, value: Any) -> Any:
     """The value with the type of the field's default, if it is allowed."""
-    default = base.get_config()[field]
-    wanted = type(default)
+    wanted = type(DEFAULTS[field])
+    if type(value) is int and abs(value) >= 2**63:  # more than arrays hold, and some more than a float does
+        raise InputError(f"{field}: {brief(value)} is out of range; allowed are integers of 64 bits")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise InputError(f"{field}: {value!r} is of type {type(value).__name__}; allowed is {wanted.__name__}")
+        raise InputError(f"{field}: {brief(value)} is of type {type(value).__name__}; allowed is {wanted.__name__}")
     FIELDS[field](field, value)
     return value
 
@@ -207,14 +234,14 @@ def check_axis(axis: str, values: Any) -> list[Choice]:
     if len(set(names)) < len(names):
         raise InputError(f"sweep.{axis}: names a field twice")
     if not isinstance(values, tuple | list) or not values:
-        raise InputError(f"sweep.{axis}: {values!r} is no list of values; write sweep.{axis}=(first, second)")
+        raise InputError(f"sweep.{axis}: {brief(values)} is no list of values; write sweep.{axis}=(first, second)")
     rows: list[Any] = [(value,) for value in values] if len(names) == 1 else list(values)
     for row in rows:
         if not isinstance(row, tuple | list) or len(row) != len(names):
-            raise InputError(f"sweep.{axis}: {row!r} is no list of {len(names)} values, one for each field")
+            raise InputError(f"sweep.{axis}: {brief(row)} is no list of {len(names)} values, one for each field")
     checked = [{name: check_value(name, value) for name, value in zip(names, row, strict=True)} for row in rows]
     if len({tuple(row.values()) for row in checked}) < len(checked):
-        raise InputError(f"sweep.{axis}: {tuple(values)!r} names a value twice; every arm must differ")
+        raise InputError(f"sweep.{axis}: {brief(tuple(values))} names a value twice; every arm must differ")
     return [Choice(row, row) for row in checked]
 
 
@@ -223,14 +250,15 @@ def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> list[Choi
     if axis != NAMED_ARMS and (axis in FIELDS or axis in MEASURED):
         raise InputError(f"sweep.{axis}: named groups of fields need an axis name that is neither a field nor a column")
     checked = []
-    for name in in_order(groups):
+    for name in in_order(f"sweep.{axis}", groups):
         fields = groups[name]
         if not isinstance(fields, Mapping | ConfigDict):
-            raise InputError(f"sweep.{axis}.{name}: {fields!r} is no mapping of fields to values")
-        unknown = [field for field in fields if field not in FIELDS]
+            raise InputError(f"sweep.{axis}.{name}: {brief(fields)} is no mapping of fields to values")
+        names = in_order(f"sweep.{axis}.{name}", fields)
+        unknown = [field for field in names if field not in FIELDS]
         if unknown:
             raise InputError(f"sweep.{axis}.{name}: {unknown[0]!r} is no field; allowed are {', '.join(FIELDS)}")
-        checked.append(Choice({axis: name}, {field: check_value(field, value) for field, value in fields.items()}))
+        checked.append(Choice({axis: name}, {field: check_value(field, fields[field]) for field in names}))
     if not checked:
         raise InputError(f"sweep.{axis}: is empty; write sweep.{axis} = {{'name': {{'field': value}}}}")
     return checked
@@ -243,7 +271,7 @@ RANDOM_SET = ("low", "high", "count")
 def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
     """What `tune` asks for, if it is allowed."""
     grid, drawn = {}, {}
-    for name in in_order(tune):
+    for name in in_order("tune", tune):
         values = tune[name]
         if name not in optim.HYPERPARAMETERS:
             raise InputError(f"tune.{name}: can't be tuned; allowed are {', '.join(optim.HYPERPARAMETERS)}")
@@ -252,11 +280,11 @@ def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
         elif isinstance(values, tuple | list) and values:
             checked = [check_value(name, value) for value in values]
             if len(set(checked)) < len(checked):
-                raise InputError(f"tune.{name}: {tuple(values)!r} names a value twice")
+                raise InputError(f"tune.{name}: {brief(tuple(values))} names a value twice")
             grid[name] = tuple(sorted(checked))
         else:
             raise InputError(
-                f"tune.{name}: {values!r} is no list of values; "
+                f"tune.{name}: {brief(values)} is no list of values; "
                 f"write tune.{name}=(first, second) or tune.{name}={{'low': 0.001, 'high': 1.0, 'count': 8}}"
             )
     if len({len(values) for values in drawn.values()}) > 1:
@@ -269,25 +297,34 @@ def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
 
 def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[float]:
     """Values drawn for a hyperparameter, see `tuning.log_uniform`."""
-    if set(values) != set(RANDOM_SET):
+    given = keys(values)
+    if set(given) != set(RANDOM_SET):
         raise InputError(
-            f"tune.{name}: a random set needs {', '.join(RANDOM_SET)}, but has {', '.join(map(str, values)) or 'none'}"
+            f"tune.{name}: a random set needs {', '.join(RANDOM_SET)}, "
+            f"but has {', '.join(sorted(map(plain, given))) or 'none'}"
         )
     low, high = (check_value(name, values[end]) for end in ("low", "high"))
     count = values["count"]
     if not 0 < low < high:
         raise InputError(f"tune.{name}: low {low!r} and high {high!r}; needed is 0 < low < high")
-    if type(count) is not int or count < 1:
-        raise InputError(f"tune.{name}: count {count!r}; allowed is a whole number from 1 on")
+    if type(count) is not int or not 1 <= count <= MOST_MEMBERS:
+        raise InputError(f"tune.{name}: count {brief(count)}; allowed is a whole number from 1 on, to {MOST_MEMBERS}")
     return tuning.log_uniform(name, low, high, count)
 
 
-def in_order(mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
-    """The keys as they were written: a ConfigDict made from a dict sorts them when it is iterated, but not as JSON."""
-    names = list(json.loads(mapping.to_json_best_effort())) if isinstance(mapping, ConfigDict) else list(mapping)
+def keys(mapping: Mapping[str, Any] | ConfigDict) -> list[Any]:
+    """The keys as they were written; iterating a ConfigDict made from a dict sorts them, and fails on mixed types."""
+    return list(mapping._fields if isinstance(mapping, ConfigDict) else mapping)
+
+
+def in_order(path: str, mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
+    """The keys as they were written, if they are names."""
+    names = keys(mapping)
     for name in names:
-        if name not in mapping or not isinstance(name, str):  # JSON makes text of numbers
-            raise InputError(f"{name}: names are text; write {str(name)!r}")
+        if not isinstance(name, str):
+            raise InputError(f"{path}.{plain(name)}: names are text; write {plain(name)!r}")
+        if plain(name) != name:
+            raise InputError(f"{path}: {brief(name)} is no name; needed is one line of text")
     return names
 
 
@@ -317,14 +354,13 @@ def check_together(arm: Arm) -> None:
     if settings["first_seed"] + settings["seeds"] > 2**32:
         raise InputError(f"seeds: {settings['seeds']} from first_seed {settings['first_seed']} on pass 2**32 - 1")
     if arm.tuning:
-        check_tuned(arm)
+        check_tuned(settings, arm.tuning)
     elif settings["refit"]:
         raise InputError("refit: True needs fields to tune; name some in tune, or set validation_size to 0")
 
 
-def check_tuned(arm: Arm) -> None:
+def check_tuned(settings: dict[str, Any], tried: Tuning) -> None:
     """Refuses fields that don't go together with tuning."""
-    settings = arm.settings
     seeds, tune_seeds = (
         range(settings[first], settings[first] + settings[count])
         for first, count in (("first_seed", "seeds"), ("tune_first_seed", "tune_seeds"))
@@ -338,11 +374,17 @@ def check_tuned(arm: Arm) -> None:
             f"tune_first_seed: seeds {tune_seeds.start} to {tune_seeds[-1]} meet the arms' own, {seeds.start} to "
             f"{seeds[-1]}; tuning needs other seeds than testing"
         )
+    combinations = math.prod(map(len, tried.grid.values())) * len(tried.drawn)
+    if combinations * len(tune_seeds) > MOST_MEMBERS:
+        raise InputError(
+            f"tune: {combinations} combinations with {len(tune_seeds)} seeds (tune_seeds) each make more than "
+            f"{MOST_MEMBERS} members"
+        )
     if settings["refit"] and settings["train_size"]:
         raise InputError(f"refit: True needs train_size 0, but it is {settings['train_size']}")
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
     """The resolved config as JSON has it, every field included."""
-    content: dict[str, Any] = json.loads(base.get_config().to_json()) | json.loads(config.to_json())
+    content: dict[str, Any] = json.loads(DEFAULTS.to_json()) | json.loads(config.to_json())
     return content

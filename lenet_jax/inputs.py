@@ -14,6 +14,9 @@ from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.train import Images, Recipe
 
+MOST_UPDATES = 2**31 - 1
+"""Updates of a training, which are counted in 32 bits."""
+
 
 def data_key(arm: Arm) -> tuple[str, str]:
     """What names the arm's data set."""
@@ -26,7 +29,7 @@ def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
     Raises:
       InputError: one can't be had, or it is too small for a field.
     """
-    datasets = {key: data.load(*key) for key in dict.fromkeys(map(data_key, arms))}
+    datasets = {key: load(*key) for key in dict.fromkeys(map(data_key, arms))}
     for arm in arms:
         total, settings = len(datasets[data_key(arm)].train_labels), arm.settings
         left = total - settings["validation_size"]
@@ -39,9 +42,22 @@ def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
             raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
         for trained in (arm, final(arm, {})):
             recipe = recipe_of(trained, datasets[data_key(arm)])  # refuses an architecture that doesn't fit the data
+            updates = recipe.epochs * recipe.epoch_steps
+            if updates > MOST_UPDATES:
+                raise InputError(f"epochs: {recipe.epochs} make {updates} updates; allowed are up to {MOST_UPDATES}")
             if recipe.optimizer == "sdlm":
                 check_curvature(recipe)
     return datasets
+
+
+def load(name: str, data_dir: str) -> Dataset:
+    """`data.load`, which meets whatever a name that is a path may lead to."""
+    try:
+        return data.load(name, data_dir)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read, no text of a path
+        raise InputError(f"dataset: {name!r} can't be read ({error})") from error
 
 
 def final(arm: Arm, chosen: tuning.Values) -> Arm:
@@ -86,20 +102,21 @@ def image_key(arm: Arm) -> tuple[Any, ...]:
     return *data_key(arm), *(arm.settings[name] for name in fields)
 
 
+def named(settings: dict[str, Any], kind: type, *but: str) -> dict[str, Any]:
+    """The settings that are fields of a dataclass."""
+    names = {field.name for field in dataclasses.fields(kind)} - set(but)
+    return {name: settings[name] for name in names if name in settings}
+
+
 def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
     """What is compiled for an arm."""
     settings = arm.settings
-
-    def named(kind: type, *but: str) -> dict[str, Any]:
-        names = {field.name for field in dataclasses.fields(kind)} - set(but)
-        return {name: settings[name] for name in names if name in settings}
-
     return Recipe(
-        architecture=Architecture(classes=dataset.classes, **named(Architecture)),
-        loss=Loss(name=settings["loss"], **named(Loss)),
-        augmentation=Augmentation(**named(Augmentation)),
+        architecture=Architecture(classes=dataset.classes, **named(settings, Architecture)),
+        loss=Loss(name=settings["loss"], **named(settings, Loss)),
+        augmentation=Augmentation(**named(settings, Augmentation)),
         train_size=len(splits_of(dataset, arm)["train"]),
-        **named(Recipe, "loss", "augmentation", "train_size"),
+        **named(settings, Recipe, "loss", "augmentation", "train_size"),
     )
 
 

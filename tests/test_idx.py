@@ -2,9 +2,11 @@ import gzip
 import os
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz import idx_oracle
 
 from lenet_jax import data, idx
 from lenet_jax.errors import InputError
@@ -30,6 +32,13 @@ def digits():
 
 GOOD = idx_bytes(np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3))
 LABELS = idx_bytes(np.arange(5, dtype=np.uint8))
+
+
+def sizes(*shape):
+    """A header without anything."""
+    return struct.pack(">BBBB3I", 0, 0, 8, 3, *shape)
+
+
 HUGE = struct.pack(">BBBB3I", 0, 0, 8, 3, 4294967295, 28, 28) + bytes(100)
 
 
@@ -38,7 +47,30 @@ def damaged(content):
     return content[:middle] + bytes(byte ^ 0xFF for byte in content[middle : middle + 8]) + content[middle + 8 :]
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def bomb(promised):
+    """100 MiB in 100 KiB, under a header of its own."""
+    header = struct.pack(">BBBB3I", 0, 0, 8, 3, promised, 1024, 1024)
+    return gzip.compress(header) + 100 * gzip.compress(bytes(2**20))
+
+
+def peak_of(read, *arguments):
+    """Bytes of memory that the call takes at most."""
+    tracemalloc.start()
+    try:
+        read(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def in_members(content):
+    """Several gzip files one after the other are one."""
+    return b"".join(gzip.compress(content[place : place + 7]) for place in range(0, len(content), 7)) + gzip.compress(
+        b""
+    )
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, in_members], ids=["plain", "gzip", "members"])
 def test_reads_what_was_written(tmp_path, digits, pack):
     for array in (digits, np.arange(10, dtype=np.uint8)):
         path = tmp_path / "file"  # gzip is told by the content, not the name
@@ -67,8 +99,15 @@ def test_reads_what_was_written(tmp_path, digits, pack):
         (damaged(gzip.compress(GOOD)), "damaged, truncated"),
         (gzip.compress(GOOD)[:-8] + bytes(8), "CRC check failed"),
         (gzip.compress(GOOD)[:5], "damaged, truncated"),
-        (HUGE, "promises (4294967295, 28, 28) bytes, more than"),
-        (gzip.compress(HUGE), "promises (4294967295, 28, 28) bytes, more than"),
+        (HUGE, "promises (4294967295, 28, 28) bytes, more than the 116 that are taken from a file of 116"),
+        (gzip.compress(HUGE), "promises (4294967295, 28, 28) bytes, more than the 67108864 that"),
+        (bomb(100), "promises (100, 1024, 1024) bytes, more than the 67108864 that"),
+        (bomb(1), "promises 1048576 bytes (1, 1024, 1024), the file holds more"),
+        (gzip.compress(sizes(2**16, 2**10, 1)), "promises 67108864 bytes (65536, 1024, 1), the file holds 0"),
+        (sizes(5, 4, 3), "promises (5, 4, 3) bytes, more than the 16 that"),
+        (sizes(0, 28, 28), "promises (0, 28, 28) bytes, none"),
+        (sizes(2**32 - 1, 0, 2**32 - 1), "promises (4294967295, 0, 4294967295) bytes, none"),
+        (sizes(2**31, 2**31, 4), "promises (2147483648, 2147483648, 4) bytes, more than"),  # 0 in 64 bits
     ],
 )
 def test_refuses_what_is_no_whole_idx_file(tmp_path, content, expected):
@@ -77,23 +116,70 @@ def test_refuses_what_is_no_whole_idx_file(tmp_path, content, expected):
     assert expected in refusal(path)
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_a_lying_header_allocates_nothing(tmp_path, pack):
+@pytest.mark.parametrize(
+    "content", [HUGE, gzip.compress(HUGE), gzip.compress(sizes(2**16, 2**10, 1)), bomb(100), bomb(99), bomb(1)]
+)
+def test_a_lying_header_and_a_bomb_take_no_memory(tmp_path, content):
     path = tmp_path / "images"
-    path.write_bytes(pack(HUGE))
-    tracemalloc.start()
-    try:
-        refusal(path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2**20
+    path.write_bytes(content)
+    assert peak_of(refusal, path) < 8 * 2**20
+
+
+def test_memory_is_taken_for_what_is_read(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(gzip.compress(sizes(40, 1024, 1024)) + 40 * gzip.compress(bytes(2**20)))
+    assert peak_of(idx.read, path, 3) < 2 * 40 * 2**20
+
+
+def test_files_may_not_be_larger_than_any_data_set(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(sizes(2**17, 2**8, 2**8 + 1))
+    os.truncate(path, 2**34)  # a hole takes no room
+    assert "more than the 8589934592 that are taken from a file of 17179869184" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir()), ids=lambda path: path.name
+)
+def test_what_fuzzing_found_stays_mended(path):
+    peak_of(idx_oracle.check, path.read_bytes())
+
+
+def test_the_oracle_of_fuzzing_knows_the_reader(monkeypatch):
+    """It fails if anything else comes out."""
+    labels = b"\0\0" + LABELS
+    for read in (
+        lambda path, dimensions: np.arange(6, dtype=np.uint8),
+        lambda path, dimensions: np.arange(5, dtype=np.int32),
+        lambda path, dimensions: bytes(2**24) and np.arange(5, dtype=np.uint8),
+        lambda path, dimensions: refuse(f"{path}: no"),
+    ):
+        monkeypatch.setattr(idx, "read", read)
+        with pytest.raises(AssertionError):
+            peak_of(idx_oracle.check, labels)
+    monkeypatch.setattr(idx, "read", lambda path, dimensions: refuse(f"{path}: two\nlines"))
+    with pytest.raises(AssertionError, match="not one line"):
+        idx_oracle.check(labels[:-1])
+
+
+def refuse(message):
+    raise InputError(message)
 
 
 def test_refuses_what_is_no_file(tmp_path):
     (tmp_path / "folder").mkdir()
-    assert "Is a directory" in refusal(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "folder", tmp_path / "pipe", Path("/dev/zero")):
+        assert "is a folder, a pipe or a device" in refusal(place)
     assert "No such file" in refusal(tmp_path / "two\nlines")  # and the message is still one
+    assert "File name too long" in refusal(tmp_path / ("x" * 300))
+    assert "embedded null byte" in refusal(tmp_path / "a\0b")
+
+
+def test_follows_a_link(tmp_path):
+    (tmp_path / "there").write_bytes(LABELS)
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    assert idx.read(tmp_path / "here", 1).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_refuses_an_unreadable_file(tmp_path):

@@ -1,11 +1,18 @@
-"""TFDS builder for the data sets that are published as four IDX files.
+"""What needs TFDS: reading its data sets, and a builder for those that are published as four IDX files.
 
 TFDS's own builders of these sets need TensorFlow to prepare; this one does not. Downloads are verified against the
 SHA-256 sums that TFDS lists.
 """
 
+import contextlib
+import fcntl
+import hashlib
+import io
 import os
-from collections.abc import Iterator
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +20,7 @@ import numpy as np
 import pooch
 import requests
 import tensorflow_datasets as tfds
+from absl import logging
 
 from lenet_jax import idx
 from lenet_jax.errors import InputError
@@ -22,6 +30,9 @@ MIRROR_VARIABLE = "LENET_JAX_MIRROR"
 
 TIMEOUT = 30
 """Seconds without an answer after which a mirror is given up."""
+
+UNFINISHED = "unfinished."
+"""How the names of folders start in which data sets are written."""
 
 
 class Source(NamedTuple):
@@ -83,8 +94,8 @@ SOURCES = {
 }
 
 
-def fetch(name: str, folder: Path) -> dict[str, Path]:
-    """Downloads a data set's four files into `folder`, or finds them there.
+def fetch(name: str, downloads: Path) -> dict[str, Path]:
+    """Downloads a data set's four files into a folder of its own in `downloads`, or finds them there.
 
     A file that is there whole isn't fetched again, so an interrupted download is taken up at the file it stopped in.
 
@@ -94,7 +105,7 @@ def fetch(name: str, folder: Path) -> dict[str, Path]:
     Raises:
       InputError: no mirror delivered; the message lists the files, the mirrors with their answers, and the way round.
     """
-    source = SOURCES[name]
+    source, folder = SOURCES[name], downloads / f"lenet_jax_{name}"
     mirror = os.environ.get(MIRROR_VARIABLE)
     addresses = (mirror.rstrip("/") + "/",) if mirror else source.addresses
     paths, missing, answers, silent = {}, [], {}, set()
@@ -138,9 +149,72 @@ def describe(error: Exception) -> str:
     return "wrong SHA-256: the file is damaged or another one"
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Downloads and writes the records, unless they are there; never from Google's store of prepared data sets."""
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes a folder and lets one process in at a time; the others wait. Where there are no locks, all go in.
+
+    What earlier processes left unfinished, because they were killed, is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as closing:
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            closing.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process to prepare {str(folder)!r}", file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def reader(name: str, folder: Path) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set in a folder."""
+    return LenetJaxDigits(config=name, data_dir=folder, file_format="array_record")
+
+
+@contextlib.contextmanager
+def written(name: str, folder: Path, place: Path) -> Iterator[tfds.core.DatasetBuilder]:
+    """Writes the records of a data set elsewhere; at the end they take the place of what was there, if all went well.
+
+    They are never taken from Google's store of prepared data sets.
+
+    Args:
+      name: of the data set.
+      folder: which TFDS keeps data sets in.
+      place: the folder in it that this one belongs in.
+
+    Yields:
+      the builder of what is written.
+    """
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place.parent) as scratch:
+        builder = reader(name, Path(scratch))
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would say that they are here, where they don't stay
+            builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
+        yield builder
+        if place.exists():
+            place.rename(Path(scratch) / "damaged")
+        made = Path(builder.data_dir)
+        made.rename(place)
+        with contextlib.suppress(OSError):  # there already, but for the first time: which config TFDS takes by itself
+            (made.parents[1] / ".config").rename(place.parents[1] / ".config")
+
+
+def checksums(place: Path) -> dict[str, str]:
+    """File -> SHA-256, of all files in a folder."""
+    files = [path for path in sorted(place.iterdir()) if path.is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def check(place: Path, noted: Mapping[str, str]) -> None:
+    """Raises InputError unless the files of a folder have the checksums that were noted."""
+    found = checksums(place)
+    damaged = [file for file, checksum in noted.items() if found.get(file) != checksum]
+    if damaged:
+        raise InputError(f"damaged or missing: {', '.join(damaged)} in {str(place)!r}")
 
 
 class LenetJaxDigits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types
@@ -163,10 +237,52 @@ class LenetJaxDigits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # 
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         name = self.builder_config.name
-        files = list(fetch(name, Path(dl_manager.download_dir) / f"lenet_jax_{name}").values())
+        files = list(fetch(name, Path(dl_manager.download_dir)).values())
         return {"train": self._generate_examples(*files[:2]), "test": self._generate_examples(*files[2:])}
 
     def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         pairs = zip(idx.read(images, 3), idx.read(labels, 1), strict=True)
         for index, (image, label) in enumerate(pairs):
             yield index, {"image": image[..., None], "label": int(label)}
+
+
+def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, np.ndarray]:
+    """The train and test split of a prepared TFDS builder as arrays."""
+    arrays = {}
+    for split in ("train", "test"):
+        records = list(builder.as_data_source(split=split))
+        labels = np.array([record[label_key] for record in records])
+        if labels.min() < 0 or labels.max() > 255:  # the cast to uint8 would wrap them
+            raise InputError(
+                f"dataset: {builder.name!r} has {split} labels {labels.min()} to {labels.max()}; allowed are 0 to 255"
+            )
+        arrays[f"{split}_images"] = np.stack([np.squeeze(record[image_key], -1) for record in records])
+        arrays[f"{split}_labels"] = labels.astype(np.uint8)
+    return arrays
+
+
+@contextlib.contextmanager
+def one_line_errors(refusal: str) -> Iterator[None]:
+    """Keeps TFDS's harmless warnings quiet, and turns each of its many kinds of errors into one line.
+
+    Raises:
+      InputError: `refusal` and the error's message, shortened: TFDS's can run to pages.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{refusal}: {brief(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def brief(error: Exception) -> str:
+    """An error in one line that isn't too long; a refusal of ours as it is."""
+    if isinstance(error, InputError):
+        return str(error).removeprefix("dataset: ")
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return reason if len(reason) <= 500 else f"{reason[:250]} ... {reason[-250:]}"

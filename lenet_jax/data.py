@@ -11,13 +11,14 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from lenet_jax import idx
 from lenet_jax.errors import InputError, check_choice
@@ -27,6 +28,9 @@ IMAGE_SIZE = 32
 
 ARRAYS = "arrays.npz"
 """File beside a prepared data set's records that holds it whole."""
+
+NOTE = "fingerprint.json"
+"""File beside them that tells what they must be: noted once, when the data set was made of verified downloads."""
 
 DOWNLOADED = ("mnist", "fashion_mnist", "kmnist")
 DATASETS = ("mnist5k", *DOWNLOADED, "idx:FOLDER", "tfds:NAME")
@@ -112,8 +116,7 @@ def at_hand(name: str, data_dir: str = "") -> Dataset | None:
     """The data set, if it can be loaded at once: nothing is downloaded or prepared."""
     with contextlib.suppress(InputError):
         if name in DOWNLOADED:
-            kept = sorted(tfds_folder(data_dir).glob(f"*/{name}/*/{ARRAYS}"))
-            return read_arrays(name, kept[-1]) if kept else None
+            return read_arrays(name, prepared_in(tfds_folder(data_dir), name))
         if not name.startswith("tfds:"):
             return load(name, data_dir)
     return None
@@ -122,6 +125,11 @@ def at_hand(name: str, data_dir: str = "") -> Dataset | None:
 def tfds_folder(data_dir: str) -> Path:
     """The folder that TFDS keeps its data sets in."""
     return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+
+
+def prepared_in(folder: Path, name: str) -> Path:
+    """The folder in TFDS's that holds one of our own data sets: builder, config and version, as TFDS names them."""
+    return folder / "lenet_jax_digits" / name / "1.0.0"
 
 
 def load_mnist5k() -> Dataset:
@@ -188,80 +196,113 @@ def idx_files(place: Path) -> dict[str, Path]:
 def load_prepared(name: str, folder: Path) -> Dataset:
     """One of our own TFDS data sets: from the arrays kept beside its records, else from the records, else downloaded.
 
-    The arrays exist because reading 70,000 records takes seconds. They carry their fingerprint; damaged ones are made
-    anew from the records.
-    """
-    from lenet_jax import builders  # TFDS takes long to import, and only downloaded data sets need it
+    The arrays exist because reading 70,000 records takes seconds. What is damaged is told on stderr and made anew: the
+    arrays from the records, the records from the downloads, whose checksums are known.
 
-    with tfds_errors(f"dataset: {name!r} can't be prepared in or read from {str(folder)!r}"):
-        builder = builders.LenetJaxDigits(config=name, data_dir=folder, file_format="array_record")
-        kept = Path(builder.data_dir) / ARRAYS
-        dataset = read_arrays(name, kept)
-        if dataset is None:
-            builders.prepare(builder)
-            arrays: dict[str, Any] = read_splits(builder, "image", "label")
-            dataset = Dataset(name=name, **arrays)
-            # Where the folder can't be written (others may keep it for us), the next load only takes longer.
-            with contextlib.suppress(OSError):
-                write_arrays(dataset, kept)
+    Raises:
+      InputError: it can't be downloaded, or the folder can't be used. What was there is left as it was.
+    """
+    place = prepared_in(folder, name)
+    if dataset := read_arrays(name, place):
+        return dataset
+    from lenet_jax import builders  # TFDS takes long to import, and arrays are read without it
+
+    refusal = f"dataset: {name!r} can't be prepared in or read from {str(folder)!r}"
+    with builders.one_line_errors(refusal), builders.alone(place.parent):
+        if not place.exists():
+            return prepare(name, folder)
+        try:  # the arrays again: this process may have waited for another one that made them
+            return read_arrays(name, place) or read_records(name, folder)
+        except Exception as error:  # a TFDS that can't read the records may write some that it can
+            damage = f"{name!r} can't be read ({builders.brief(error)})"
+        print(f"{damage}: making it anew from its downloads", file=sys.stderr, flush=True)
+        try:
+            return prepare(name, folder)
+        except Exception as error:
+            way = "" if isinstance(error, InputError) else "; --config.data_dir=FOLDER names another folder"
+            reason = builders.brief(error)
+            raise InputError(f"dataset: {damage} nor made anew, and nothing was deleted: {reason}{way}") from error
+
+
+def prepare(name: str, folder: Path) -> Dataset:
+    """Downloads one of our own data sets, or finds it downloaded, and writes its records, arrays and note."""
+    from lenet_jax import builders
+
+    files = zip(IDX_PARTS.items(), builders.fetch(name, folder / "downloads").values(), strict=True)
+    arrays: dict[str, Any] = {part: idx.read(path, dimensions) for (part, (_, dimensions)), path in files}
+    dataset = Dataset(name=name, **arrays)
+    with builders.written(name, folder, prepared_in(folder, name)) as builder:
+        records: dict[str, Any] = builders.read_splits(builder, "image", "label")
+        if Dataset(name=name, **records).fingerprint != dataset.fingerprint:
+            raise InputError(f"dataset: {name!r} is read from {str(folder)!r} other than it was written")
+        place = Path(builder.data_dir)
+        note = {"name": name, "fingerprint": dataset.fingerprint, "files": builders.checksums(place)}
+        (place / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+        write_arrays(dataset, place / ARRAYS)
     return dataset
 
 
-@contextlib.contextmanager
-def tfds_errors(refusal: str) -> Iterator[None]:
-    """Keeps TFDS's harmless warnings quiet, and turns each of its many kinds of errors into one line.
+def read_records(name: str, folder: Path) -> Dataset:
+    """One of our own data sets from its records; keeps its arrays.
 
     Raises:
-      InputError: `refusal` and the error's message, shortened: TFDS's can run to pages.
+      InputError: a file isn't what was noted. TFDS raises many kinds of errors.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if len(reason) > 500:
-            reason = f"{reason[:250]} ... {reason[-250:]}"
-        raise InputError(f"{refusal}: {reason}") from error
-    finally:
-        logging.set_verbosity(verbosity)
+    from lenet_jax import builders
+
+    place = prepared_in(folder, name)
+    kept = place / ARRAYS
+    expected, files = read_note(name, place)
+    builders.check(place, files)
+    if kept.exists():
+        print(f"{str(kept)!r} is damaged or can't be read: back to the records", file=sys.stderr, flush=True)
+    arrays: dict[str, Any] = builders.read_splits(builders.reader(name, folder), "image", "label")
+    dataset = Dataset(name=name, **arrays)
+    if dataset.fingerprint != expected:
+        raise InputError(f"{NOTE} in {str(place)!r} is damaged")
+    write_arrays(dataset, kept)
+    return dataset
 
 
-def read_arrays(name: str, path: Path) -> Dataset | None:
-    """What `write_arrays` wrote, or None where there is no such file or it is damaged."""
+def read_note(name: str, place: Path) -> tuple[str, dict[str, str]]:
+    """What was noted of a prepared data set: its fingerprint, and its files with their SHA-256.
+
+    Raises:
+      InputError: it is missing, damaged or another data set's.
+    """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+        note = json.loads((place / NOTE).read_bytes())
+        if note["name"] == name:
+            return (note["fingerprint"], dict(note["files"]))
+    except Exception:  # damaged JSON raises nearly any error
+        pass
+    raise InputError(f"{NOTE} in {str(place)!r} is damaged or missing")
+
+
+def read_arrays(name: str, place: Path) -> Dataset | None:
+    """What `write_arrays` wrote, or None if it is missing, damaged or not what was noted."""
+    try:
+        expected, _ = read_note(name, place)
+        with (place / ARRAYS).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            # They are not compressed: a file that promises more than its size would only fill the memory.
+            if sum(member.file_size for member in stored.zip.infolist()) > os.fstat(stream.fileno()).st_size:
+                return None
             dataset = Dataset(name=name, **{part: stored[part] for part in IDX_PARTS})
-            return dataset if dataset.fingerprint == str(stored["fingerprint"]) else None
+        return dataset if dataset.fingerprint == expected else None
     except Exception:  # a damaged zip file raises nearly any error; whatever it is, the records are there
         return None
 
 
 def write_arrays(dataset: Dataset, path: Path) -> None:
-    """Writes the arrays and their fingerprint, whole or not at all."""
+    """Writes the arrays, whole or not at all."""
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-    try:
-        np.savez(partial, fingerprint=dataset.fingerprint, **{part: getattr(dataset, part) for part in IDX_PARTS})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, np.ndarray]:
-    """The train and test split of a prepared TFDS builder as arrays."""
-    arrays = {}
-    for split in ("train", "test"):
-        records = list(builder.as_data_source(split=split))
-        labels = np.array([record[label_key] for record in records])
-        if labels.min() < 0 or labels.max() > 255:  # the cast to uint8 would wrap them
-            raise InputError(
-                f"dataset: {builder.name!r} has {split} labels {labels.min()} to {labels.max()}; allowed are 0 to 255"
-            )
-        arrays[f"{split}_images"] = np.stack([np.squeeze(record[image_key], -1) for record in records])
-        arrays[f"{split}_labels"] = labels.astype(np.uint8)
-    return arrays
+    # Where the folder can't be written (others may keep it for us), the next load only takes longer.
+    with contextlib.suppress(OSError):
+        try:
+            np.savez(partial, **{part: getattr(dataset, part) for part in IDX_PARTS})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_tfds(name: str, folder: Path) -> Dataset:
@@ -274,10 +315,12 @@ def load_tfds(name: str, folder: Path) -> Dataset:
     """
     import tensorflow_datasets as tfds
 
+    from lenet_jax import builders
+
     field = f"dataset: {f'tfds:{name}'!r}"
     # Without TensorFlow TFDS would first try to download for minutes, and hide a part of the data sets that it knows.
     hint = "" if importlib.util.find_spec("tensorflow") else "TensorFlow is needed: pip install 'lenet_jax[tensorflow]'"
-    with tfds_errors(f"{field} can't be prepared in or read from {str(folder)!r}"):
+    with builders.one_line_errors(f"{field} can't be prepared in or read from {str(folder)!r}"):
         try:
             builder = tfds.builder(name, data_dir=folder)
         except tfds.core.registered.DatasetNotFoundError as error:
@@ -299,7 +342,7 @@ def load_tfds(name: str, folder: Path) -> Dataset:
         if hint and not os.path.isdir(builder.data_dir):
             raise InputError(f"{field} is not prepared in {str(folder)!r}. To prepare it {hint}")
         builder.download_and_prepare(file_format="array_record")
-        arrays = read_splits(builder, *keys)
+        arrays = builders.read_splits(builder, *keys)
     return Dataset(name=f"tfds:{name}", classes=label.num_classes, **arrays)
 
 

@@ -1,18 +1,26 @@
+import contextlib
 import gzip
 import hashlib
 import http.server
+import io
+import json
 import os
+import pickle
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from test_data import DAMAGES, damage, flipped
 
 from lenet_jax import builders, data
 from lenet_jax.errors import InputError
@@ -58,9 +66,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif fault == "missing" or content is None:
             self.send_error(404)
         else:
+            if fault == "held":
+                self.server.stalled.set()
+                self.server.released.wait(60)
             body = content[:-1] + b"?" if fault == "damaged" else content
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Disposition", 'attachment; filename="../../../outside"')  # nobody should listen
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if fault in ("truncated", "stall") else body)
             if fault == "stall":
@@ -129,9 +141,7 @@ def refusal(folder):
     assert "\n" not in message
     assert len(message) < 1000
     assert message.startswith("dataset: 'mnist' ")
-    assert not list(
-        Path(folder).glob("lenet_jax_digits/mnist/1.0.0*")
-    )  # nothing that a later load would take for whole
+    assert not list(kept_in(Path(folder)).parent.parent.glob("*"))  # nothing that a later load would take for whole
     return message
 
 
@@ -177,35 +187,111 @@ def test_second_load_is_warm(loaded, digits):
     assert len(server.requests) == 4
 
 
-def flip(position):
-    def flipped(content):
-        at = int(position * (len(content) - 1))
-        return content[:at] + bytes((content[at] ^ 0x55,)) + content[at + 1 :]
+LOADER = """
+from lenet_jax import builders, data
+builders.SOURCES["mnist"] = builders.{source!r}
+print(data.load("mnist", {folder!r}).fingerprint)
+"""
 
-    return flipped
+
+def load_elsewhere(source, folder):
+    """A process that loads `mnist` and prints its fingerprint."""
+    code = LOADER.format(source=source, folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        None,
-        lambda content: b"",
-        lambda content: content[:-100],
-        lambda content: b"PK\x03\x04 not a zip file",
-        *(flip(position) for position in (0, 0.0001, 0.01, 0.5, 0.999, 1)),
-    ],
-    ids=["deleted", "empty", "truncated", "text", *(f"flip{i}" for i in range(6))],
-)
-def test_lost_arrays_are_read_again_from_the_records(loaded, digits, damage):
+def told(capfd):
+    """What users were told of damage, since the last call."""
+    return [line for line in capfd.readouterr().err.splitlines() if "can't be read" in line]
+
+
+def files_in(folder):
+    """Everything in a folder: path -> bytes, None for a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+class Evil:
+    """Pickled, it makes a folder where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def npz(arrays, compression=zipfile.ZIP_STORED):
+    """An .npz file of arrays, or of whatever bytes are to be their files."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, array in arrays.items():
+            archive.writestr(f"{name}.npy", array if isinstance(array, bytes) else npy(array))
+    return stream.getvalue()
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def npy_header(*shape):
+    """The start of an .npy file that promises so much."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+ARRAY_DAMAGES = {
+    **{kind: (lambda arrays, kind=kind: DAMAGES[kind](npz(arrays))) for kind in DAMAGES if kind != "missing"},
+    **{f"flip {at}": (lambda arrays, at=at: flipped(npz(arrays), at)) for at in (0, 0.0001, 0.5, 0.999)},
+    "text": lambda arrays: b"PK\x03\x04 not a zip file",
+    "other data": lambda arrays: npz({**arrays, "train_images": arrays["train_images"][::-1]}),
+    "other type": lambda arrays: npz({**arrays, "train_images": arrays["train_images"].astype(np.int64)}),
+    "a part": lambda arrays: npz({"train_images": arrays["train_images"]}),
+    "pickled": lambda arrays: pickle.dumps(Evil()),
+    "pickled member": lambda arrays: npz({**arrays, "train_images": np.array([Evil()], object)}),
+    "absurd shape": lambda arrays: npz({**arrays, "train_images": npy_header(10**13, 28, 28)}),
+    "large shape": lambda arrays: npz({**arrays, "train_images": npy_header(10**7, 28, 28)}),
+    "large array": lambda arrays: npy_header(10**7, 28, 28),
+    "bomb": lambda arrays: npz({**arrays, "train_images": np.zeros((10**5, 28, 28), np.uint8)}, zipfile.ZIP_DEFLATED),
+}
+"""The arrays -> what is in their file instead."""
+
+
+@pytest.mark.parametrize("kind", ARRAY_DAMAGES)
+def test_damaged_arrays_are_read_again_from_the_records(loaded, digits, capfd, monkeypatch, kind):
     folder, server = loaded
-    kept = kept_in(folder)
-    if damage is None:
-        kept.unlink()
-    else:
-        kept.write_bytes(damage(kept.read_bytes()))
+    monkeypatch.chdir(folder)  # where Evil would make its folder
+    before, kept = files_in(folder), kept_in(folder)
+    kept.write_bytes(ARRAY_DAMAGES[kind](digits))
+    assert data.at_hand("mnist", str(folder)) is None
     assert_holds(data.load("mnist", str(folder)), digits)
+    assert told(capfd) == [f"{str(kept)!r} is damaged or can't be read: back to the records"]
     assert len(server.requests) == 4
-    assert data.read_arrays("mnist", kept).fingerprint == data.Dataset(name="x", **digits).fingerprint  # whole again
+    assert files_in(folder) == before  # whole again
+    assert_holds(data.at_hand("mnist", str(folder)), digits)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert told(capfd) == []
+
+
+def test_bomb_is_not_unpacked(loaded, digits):
+    folder, _ = loaded
+    kept_in(folder).write_bytes(ARRAY_DAMAGES["bomb"](digits))  # 78 MB in less than 200 kB
+    assert kept_in(folder).stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        assert data.at_hand("mnist", str(folder)) is None
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_missing_arrays_are_read_again_without_a_word(loaded, digits, capfd):
+    folder, server = loaded
+    before = files_in(folder)
+    kept_in(folder).unlink()
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert files_in(folder) == before
+    assert told(capfd) == []
+    assert len(server.requests) == 4
 
 
 def test_no_single_damaged_byte_goes_unnoticed(loaded, digits):
@@ -215,15 +301,8 @@ def test_no_single_damaged_byte_goes_unnoticed(loaded, digits):
     positions = np.random.default_rng(0).integers(len(whole), size=100).tolist()
     for at in [*range(100), *positions, *range(len(whole) - 100, len(whole))]:
         kept.write_bytes(whole[:at] + bytes((whole[at] ^ 0xFF,)) + whole[at + 1 :])
-        dataset = data.read_arrays("mnist", kept)
+        dataset = data.read_arrays("mnist", kept.parent)
         assert dataset is None or dataset.fingerprint == expected
-
-
-def test_arrays_of_other_data_are_not_taken(loaded, digits):
-    folder, _ = loaded
-    other = {**digits, "train_images": digits["train_images"][::-1]}
-    np.savez(kept_in(folder), fingerprint="sha256:0", **other)
-    assert_holds(data.load("mnist", str(folder)), digits)
 
 
 def test_arrays_that_cannot_be_kept_cost_only_time(loaded, digits):
@@ -234,24 +313,293 @@ def test_arrays_that_cannot_be_kept_cost_only_time(loaded, digits):
     assert not list(kept_in(folder).parent.glob("*.partial.npz"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "zeroed", "missing", "info"])
-def test_damaged_records_are_refused(loaded, damage):
+RECORDS = [f"lenet_jax_digits-{split}.array_record-00000-of-00001" for split in ("train", "test")]
+
+
+@pytest.mark.parametrize("file", [*RECORDS, "dataset_info.json", data.NOTE])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_records_are_made_anew_from_the_downloads(loaded, digits, capfd, file, kind):
+    folder, server = loaded
+    place = kept_in(folder).parent
+    before = files_in(folder)
+    kept_in(folder).unlink()
+    damage(place / file, kind)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    (line,) = told(capfd)
+    assert line.startswith("'mnist' can't be read (")
+    assert line.endswith("): making it anew from its downloads")
+    assert file in line
+    assert str(place) in line
+    assert len(server.requests) == 4  # the downloads were there
+    assert files_in(folder) == before
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert told(capfd) == []
+
+
+@pytest.mark.parametrize("position", np.random.default_rng(0).random(4).round(3).tolist())
+def test_no_damaged_byte_of_the_records_goes_unnoticed(loaded, digits, capfd, position):
     folder, _ = loaded
     kept_in(folder).unlink()
-    (records,) = kept_in(folder).parent.glob("*-test.array_record*")
-    if damage == "truncated":
-        records.write_bytes(records.read_bytes()[:-100])
-    elif damage == "zeroed":
-        records.write_bytes(bytes(records.stat().st_size))
-    elif damage == "missing":
-        records.unlink()
-    else:
-        (records.parent / "dataset_info.json").write_text("{")
+    records = kept_in(folder).parent / RECORDS[0]
+    records.write_bytes(flipped(records.read_bytes(), position))
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert RECORDS[0] in told(capfd)[0]
+
+
+def rewrite_note(place, **changes):
+    note = json.loads((place / data.NOTE).read_text())
+    (place / data.NOTE).write_text(json.dumps(note | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (RECORDS[0], lambda place: shutil.copy(place / RECORDS[1], place / RECORDS[0])),  # whole, but other ones
+        (data.NOTE, lambda place: rewrite_note(place, name="kmnist")),
+        (data.NOTE, lambda place: rewrite_note(place, fingerprint="sha256:0")),
+        (data.NOTE, lambda place: rewrite_note(place, files=None)),
+        ("../../../../secret", lambda place: rewrite_note(place, files={"../../../../secret": "0"})),
+        (data.NOTE, lambda place: (shutil.rmtree(place), place.write_text("a file in its place"))),
+    ],
+    ids=["records", "name", "fingerprint", "files", "outside", "folder"],
+)
+def test_what_is_other_than_noted_is_made_anew(loaded, digits, capfd, file, change):
+    folder, server = loaded
+    before = files_in(folder)
+    kept_in(folder).unlink()
+    change(kept_in(folder).parent)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert file in told(capfd)[0]
+    assert files_in(folder) == before
+    assert len(server.requests) == 4
+
+
+def test_whole_arrays_need_no_records(loaded, digits, capfd):
+    folder, _ = loaded
+    for file in (*RECORDS, "dataset_info.json"):
+        damage(kept_in(folder).parent / file, "flipped")
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert told(capfd) == []
+
+
+def test_folder_of_an_earlier_version_gets_its_note(loaded, digits):
+    folder, server = loaded
+    before = files_in(folder)
+    (kept_in(folder).parent / data.NOTE).unlink()
+    np.savez(kept_in(folder), fingerprint=data.Dataset(name="x", **digits).fingerprint, **digits)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert files_in(folder) == before
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("file", [TRAIN_IMAGES, TEST_LABELS])
+def test_damaged_downloads_are_fetched_again(loaded, digits, file, kind):
+    folder, server = loaded
+    before = files_in(folder)
+    damage(folder / "downloads/lenet_jax_mnist" / file, kind)
+    shutil.rmtree(kept_in(folder).parent)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert server.requests == [*FILES, file]
+    assert files_in(folder) == before
+
+
+@contextlib.contextmanager
+def damaged_and_unchanged(folder):
+    """Damages arrays and records, and sees to it that nothing of what is left changes."""
+    damage(kept_in(folder), "flipped")
+    damage(kept_in(folder).parent / RECORDS[1], "truncated")
+    before = files_in(folder)
+    yield
+    assert files_in(folder) == before
+
+
+def damaged_refusal(folder):
     with pytest.raises(InputError) as caught:
         data.load("mnist", str(folder))
     message = str(caught.value)
-    assert message.startswith(f"dataset: 'mnist' can't be prepared in or read from '{folder}': ")
+    assert message.startswith(
+        f"dataset: 'mnist' can't be read (damaged or missing: {RECORDS[1]} in '{folder}/lenet_jax"
+    )
+    assert "nor made anew, and nothing was deleted: " in message
     assert "\n" not in message
+    assert len(message) < 1200
+    return message
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "damaged", "die"])
+def test_damaged_records_stay_where_nothing_can_be_downloaded(serve, publish, loaded, digits, fault):
+    folder, _ = loaded
+    damage(folder / "downloads/lenet_jax_mnist" / TEST_LABELS, "missing")
+    publish(serve(file3=fault).address)
+    with damaged_and_unchanged(folder):
+        message = damaged_refusal(folder)
+    assert f"'mnist' could not be downloaded: {TEST_LABELS} from" in message
+    assert "--config.dataset=idx:FOLDER" in message
+
+    again = serve()
+    publish(again.address)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert again.requests == [TEST_LABELS]
+
+
+def test_damaged_records_stay_where_nothing_can_be_written(loaded, digits):
+    folder, _ = loaded
+    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in places:
+        path.chmod(0o500)
+    try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        for path in (kept_in(folder), kept_in(folder).parent / RECORDS[1]):
+            assert_holds(data.load("mnist", str(folder)), digits)  # as long as the records are whole
+            path.write_bytes(flipped(path.read_bytes()))
+        before = files_in(folder)
+        message = damaged_refusal(folder)
+        assert "Permission denied" in message
+        assert message.endswith("; --config.data_dir=FOLDER names another folder")
+        assert files_in(folder) == before
+    finally:
+        for path in places:
+            path.chmod(0o700)
+
+
+def test_damaged_records_stay_if_the_new_ones_are_read_otherwise(loaded, digits, monkeypatch):
+    """A disk that loses what is written: nothing is replaced by that."""
+    folder, _ = loaded
+    read = builders.read_splits
+    monkeypatch.setattr(
+        builders, "read_splits", lambda *arguments: read(*arguments) | {"test_labels": 9 - digits["test_labels"]}
+    )
+    with damaged_and_unchanged(folder):
+        assert "is read from" in damaged_refusal(folder)
+
+
+def test_damaged_records_stay_or_are_made_anew_whenever_it_is_killed(loaded, digits):
+    folder, server = loaded
+    server.stop()  # the downloads are there
+    place, rng = kept_in(folder).parent, np.random.default_rng(0)
+    for _ in range(3):
+        kept_in(folder).unlink(missing_ok=True)
+        for records in place.glob(RECORDS[0]):
+            records.write_bytes(b"damaged")
+        earlier = set(place.parent.iterdir())
+        with load_elsewhere(builders.SOURCES["mnist"], folder) as process:
+            while process.poll() is None and set(place.parent.iterdir()) <= earlier:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+            process.communicate()
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert [path.name for path in place.parent.iterdir()] == ["1.0.0"]  # nothing unfinished is left
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("there", ["nothing", "damaged"])
+def test_two_processes_at_once(serve, publish, tmp_path, digits, there):
+    if there == "damaged":
+        publish(serve().address)
+        data.load("mnist", str(tmp_path))
+        damage(kept_in(tmp_path), "flipped")
+        damage(kept_in(tmp_path).parent / RECORDS[0], "missing")
+        shutil.rmtree(tmp_path / "downloads")
+    server = serve(file1="held")
+    source = publish(server.address)
+    with load_elsewhere(source, tmp_path) as first:
+        assert server.stalled.wait(50)
+        with load_elsewhere(source, tmp_path) as second:
+            line = second.stderr.readline()
+            server.released.set()
+            outputs = [process.communicate(timeout=50) for process in (first, second)]
+            assert line == f"waiting for another process to prepare '{tmp_path}/lenet_jax_digits/mnist'\n"
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    for printed, _ in outputs:
+        assert printed.strip() == data.Dataset(name="x", **digits).fingerprint
+    assert server.requests == list(FILES)
+    assert ["can't be read" in errors for _, errors in outputs] == [there == "damaged", False]
+    assert [path.name for path in kept_in(tmp_path).parent.parent.iterdir()] == ["1.0.0"]
+
+
+def test_two_processes_without_locks(serve, publish, tmp_path, digits, monkeypatch):
+    """Some network file systems have none: then both do the work, each in a folder of its own."""
+
+    def refused(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    publish(serve().address)
+    monkeypatch.setattr(builders.fcntl, "flock", refused)
+    fetch, loaded = builders.fetch, []
+
+    def slow_fetch(*arguments):
+        monkeypatch.setattr(builders, "fetch", fetch)
+        loaded.append(data.load("mnist", str(tmp_path)))  # another one, meanwhile
+        return fetch(*arguments)
+
+    monkeypatch.setattr(builders, "fetch", slow_fetch)
+    loaded.append(data.load("mnist", str(tmp_path)))
+    for dataset in (*loaded, data.load("mnist", str(tmp_path))):
+        assert_holds(dataset, digits)
+    assert [path.name for path in kept_in(tmp_path).parent.parent.iterdir()] == ["1.0.0"]
+
+
+def test_names_from_outside_lead_nowhere(serve, publish, tmp_path, contents, digits):
+    """Neither what a server calls a file, nor the name inside a gzip or zip file."""
+    folder, server = tmp_path / "a/b/c", serve()
+    # The header of a gzip file, with a flag that says a name follows it.
+    server.contents = {
+        file: content[:3] + b"\x08" + content[4:10] + b"../../../outside\0" + content[10:]
+        for file, content in contents.items()
+    }
+    publish(server.address, contents=server.contents)
+    assert_holds(data.load("mnist", str(folder)), digits)
+    kept_in(folder).write_bytes(npz({**digits, "../../../../../../outside": np.zeros(3)}))
+    assert_holds(data.load("mnist", str(folder)), digits)
+    assert not [path for path in tmp_path.rglob("*") if "outside" in path.name]
+    assert {path.name for path in (folder / "downloads/lenet_jax_mnist").iterdir()} == set(FILES)
+
+
+CONFIG = """
+from lenet_jax import builders
+from lenet_jax.experiments import base
+
+builders.SOURCES["mnist"] = builders.{source!r}
+
+
+def get_config():
+    config = base.get_config()
+    config.dataset, config.data_dir = "mnist", {folder!r}
+    config.seeds, config.epochs = 1, 1
+    return config
+"""
+
+
+def test_run_with_damaged_data(serve, publish, tmp_path, monkeypatch, digits):
+    """The command as users type it: it says what is damaged, and trains on the right data or not at all."""
+    source, server = publish(closed_port()), serve()
+    (tmp_path / "config.py").write_text(CONFIG.format(source=source, folder=str(tmp_path)))
+    script = Path(sys.executable).parent / "lenet-jax"
+
+    def run(mirror):
+        monkeypatch.setenv(builders.MIRROR_VARIABLE, mirror)
+        command = [script, "run", "--config=config.py", "--workdir=run", "--tracker=none"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    monkeypatch.setenv(builders.MIRROR_VARIABLE, server.address)
+    fingerprint = data.load("mnist", str(tmp_path)).fingerprint
+    (tmp_path / "downloads/lenet_jax_mnist" / TRAIN_LABELS).unlink()
+    with damaged_and_unchanged(tmp_path):
+        refused = run(closed_port())
+    assert refused.returncode == 2
+    line, message = refused.stderr.splitlines()
+    assert RECORDS[1] in line
+    assert message.startswith(f"lenet-jax: dataset: 'mnist' can't be read (damaged or missing: {RECORDS[1]} in '")
+    assert not (tmp_path / "run").exists()
+
+    done = run(server.address)
+    assert done.returncode == 0, done.stderr
+    assert f"damaged or missing: {RECORDS[1]} in '{kept_in(tmp_path).parent}'" in done.stderr
+    provenance = json.loads((tmp_path / "run/provenance.json").read_text())
+    assert provenance["fingerprints"] == {"mnist": fingerprint}
 
 
 def test_data_dir_from_the_environment(serve, publish, tmp_path, monkeypatch, digits):
@@ -338,13 +686,13 @@ def test_mirror_variable_that_is_no_address(publish, tmp_path, monkeypatch, mirr
     ("content", "expected"),
     [
         (b"<html>not an IDX file</html>", "starts with bytes '3c68746d'"),
-        (idx_gz(np.zeros(299, np.uint8)), "zip() argument 2 is shorter"),
-        (idx_gz(np.full(300, 10, np.uint8)), "Class label 10 greater than configured num_classes 10"),
+        (idx_gz(np.zeros(299, np.uint8)), "dataset: 'mnist' has 300 train images but 299 labels"),
+        (idx_gz(np.full(300, 10, np.uint8)), "dataset: 'mnist' has the train label 10; allowed are 0 to 9"),
     ],
     ids=["html", "short", "label"],
 )
 def test_published_files_that_do_not_fit(serve, publish, tmp_path, contents, digits, content, expected):
-    """Even with the right checksum: errors come out of TFDS's generator as one line, and nothing is left behind."""
+    """Even with the right checksum: one line tells, and nothing is left behind."""
     server = serve()
     server.contents = {**contents, TRAIN_LABELS: content}
     publish(server.address, contents=server.contents)
@@ -379,12 +727,7 @@ def test_read_only_data_dir(serve, publish, tmp_path):
 def test_killed_while_downloading(serve, publish, tmp_path, digits):
     server = serve(file2="stall")
     source = publish(server.address)
-    code = f"""
-from lenet_jax import builders, data
-builders.SOURCES["mnist"] = builders.{source!r}
-data.load("mnist", {str(tmp_path)!r})
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
+    with load_elsewhere(source, tmp_path) as child:
         try:
             assert server.stalled.wait(50)
         finally:

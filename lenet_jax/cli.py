@@ -4,25 +4,27 @@ JAX is imported only once a command really runs, so that help and refusals come 
 """
 
 import ast
-import json
+import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
-from lenet_jax.errors import InputError, WorkerError
+from lenet_jax import signals
+from lenet_jax.errors import InputError, Interrupted, RunError
 from lenet_jax.experiments import base
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
 
   lenet-jax run --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
-      Trains every arm of an experiment over its seeds and writes a run folder.
+      Trains every arm of an experiment over its seeds and writes a run folder. The same command goes on with a run
+      that was stopped.
   lenet-jax compare RUN [RUN ...] [--metric=test_error] [--baseline=ARM] [--out=DIR]
       Compares the arms of finished runs: statistics, figures, and a report.html.
 
@@ -38,28 +40,45 @@ FIELD, MAPPINGS = "--config.", ("sweep", "tune")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; the exit code is 0, 2 for a refusal, 1 if a worker process ended, or 130 after Ctrl-C."""
+    """Runs the command line.
+
+    The exit code is 0, 2 for a refusal, 1 if a run can't go on, or 130 after Ctrl-C and 143 after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         dispatch(arguments)
     except (InputError, flags.Error) as error:
+        if "--distributed" in arguments:  # JAX would wait minutes for the other processes
+            end(2, one_line(error))
         print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-    except WorkerError as error:
-        print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+    except RunError as error:
+        end(1, f"{one_line(error)}; the same command goes on")
+    except Interrupted as error:
+        end(128 + error.signal, f"{one_line(error)}; the same command goes on")
     except BrokenPipeError:  # the reader of our output, head or less, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("lenet-jax: stopped; the same command starts the run again", file=sys.stderr, flush=True)
-        # Not sys.exit: computations still run in XLA's threads, and tearing Python down under them crashes.
-        os._exit(130)
+        end(130, "stopped")
 
 
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+def end(code: int, message: str) -> NoReturn:
+    """Ends the program with one line.
+
+    Not sys.exit: computations may still run in XLA's threads, and tearing Python down under them crashes.
+    """
+    try:
+        print(f"lenet-jax: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:  # nobody may be left to read it
+        os._exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, and with other control characters written out."""
+    text = " ".join(str(error).split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -103,6 +122,7 @@ def run_command(arguments: list[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
+    define_ways(values)
     files = [argument.partition("=")[2] for argument in others if argument.startswith("--config=")]
     file = files[-1] if files else ""
     if not file and not {"--help", "-h"} & set(others):
@@ -116,15 +136,62 @@ def run_command(arguments: list[str]) -> None:
         raise InputError(f"config: get_config() of {file!r} returns {type(config).__name__}; allowed is ConfigDict")
     config = with_keys(config, keys)
 
-    from rich.console import Console
-
-    from lenet_jax import compare, experiment, tables
-
     workdir = Path(values.workdir or Path("runs") / Path(file.partition(":")[0]).stem)
-    run = experiment.run(config, workdir, shlex.join(["lenet-jax", "run", *arguments]), values.tracker)
+    if not math.isfinite(values.save_every):
+        raise InputError(f"save_every: {values.save_every} is no number of seconds")
+    with signals.Stop():  # imports take seconds, in which an exception can get lost
+        from rich.console import Console
+
+        from lenet_jax import cluster, compare, experiment, tables
+
+        if values.distributed:
+            cluster.join(values.coordinator, values.processes, values.process)
+        with signals.Stop() as stop:  # anew: joining leaves JAX with SIGTERM
+            run = experiment.run(
+                config,
+                workdir,
+                shlex.join(["lenet-jax", "run", *arguments]),
+                values.tracker,
+                only_arm=values["only-arm"].value or "",
+                fresh=values.fresh,
+                save_every=values.save_every,
+                devices=values.devices,
+                stop=stop,
+            )
+    if run is None or not cluster.primary():
+        return
     Console().print(tables.table(compare.statistics([run]), "test_error"))
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
     print(f"run folder: {workdir}\ndraw it:    {program} compare {workdir}")
+
+
+def define_ways(values: flags.FlagValues) -> None:
+    """The flags of `lenet-jax run` that say how it runs; none of them changes a result."""
+    flags.DEFINE_string(
+        "only-arm",
+        "",
+        "run this arm alone, by its name or its number from 1; the others are other jobs'",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("fresh", False, "start anew; what the run folder holds is moved aside", flag_values=values)
+    flags.DEFINE_float(
+        "save_every",
+        10.0,
+        "seconds after which networks in training are saved, at the end of a step of some 20 s; 0: after every step",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_integer("devices", 0, "cores of a CPU to use; 0: all", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "be one of several processes, which share the networks; on Slurm, Open MPI, Kubernetes and TPU pods this flag "
+        "is enough",
+        flag_values=values,
+    )
+    flags.DEFINE_string("coordinator", "", "with --distributed: HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "with --distributed: how many there are", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("process", -1, "with --distributed: this one's number, from 0", flag_values=values)
 
 
 def joined(arguments: list[str]) -> list[str]:
@@ -148,7 +215,9 @@ def check_fields(arguments: list[str]) -> None:
         if argument.startswith(FIELD):
             field, _, text = argument.removeprefix(FIELD).partition("=")
             if field not in fields:
-                raise InputError(f"{field}: is no field; allowed are {', '.join(fields)}")
+                raise InputError(
+                    f"{field if field.strip() else repr(argument)}: is no field; allowed are {', '.join(fields)}"
+                )
             if field in MAPPINGS:
                 raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')
             kind = type(fields[field])
@@ -160,7 +229,7 @@ def check_fields(arguments: list[str]) -> None:
 
 def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
     """Parses flags; what is wrong with the config file is said in one line."""
-    if file and not Path(file).is_file():
+    if file and not os.path.isfile(file):  # Path.is_file raises what it can't look at
         raise InputError(f"config: {file!r} is no file")
     try:
         return parse_flags()
@@ -175,6 +244,8 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
             if isinstance(error, flags.Error)
             else f"{type(error).__name__}: {error}"
         )
+        if text.startswith(("flag --", "Missing value for flag --")) and not text.startswith("flag --config="):
+            raise InputError(text) from error  # the file can't help it
         ours = f"{InputError.__module__}.{InputError.__name__}: "
         if text.startswith(ours):
             raise InputError(text.removeprefix(ours)) from error
@@ -192,11 +263,12 @@ def with_keys(config: ConfigDict, arguments: list[str]) -> ConfigDict:
             raise InputError(f"{name}: {mapping!r} is no mapping; write config.{name}.FIELD = (first, second)")
         if "." in key:
             raise InputError(f"{path}: is no field")
-        # Read as JSON it keeps its order, which iterating a ConfigDict doesn't.
-        ordered = {known: mapping[known] for known in json.loads(mapping.to_json_best_effort())}
+        # As they were written; iterating a ConfigDict sorts them.
+        ordered = {known: mapping[known] for known in mapping._fields}
         try:
             values = ConfigDict(ordered | {key: ast.literal_eval(text)}, sort_keys=False)
-        except (ValueError, SyntaxError, TypeError) as error:  # TypeError: a key that can't be one
+        # TypeError: a key that can't be one; the last two: brackets or signs by the thousand
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise InputError(f"{path}: {text!r} is no Python tuple, as in \"{FIELD}sweep.loss=('mse',)\"") from error
         with changed.unlocked():
             changed[name] = values

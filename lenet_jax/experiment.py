@@ -2,26 +2,34 @@
 
 import contextlib
 import dataclasses
-import math
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from lenet_jax import model, optim, population, results, stats, tracking, train, tuning
+from lenet_jax import checkpoints, cluster, model, population, results, stats, tracking, train, tuning
 from lenet_jax.arms import Arm, describe, expand, in_range
+from lenet_jax.checkpoints import Trained
 from lenet_jax.data import Dataset
-from lenet_jax.errors import check_choice
-from lenet_jax.inputs import data_key, describe_data, final, image_key, images_of, load_data, recipe_of, splits_of
+from lenet_jax.errors import InputError, check_choice
+from lenet_jax.inputs import data_key, describe_data, final, load_data, recipe_of, splits_of
 from lenet_jax.progress import Progress
-from lenet_jax.train import Images, Recipe
+from lenet_jax.signals import Stop
+from lenet_jax.train import Recipe
+from lenet_jax.training import (
+    Engine,
+    Laboratory,
+    Members,
+    chunk_size,
+    out_of_memory,
+    refuse_smallest,
+    replay,
+    train_chunk,
+)
 from lenet_jax.workers import Workers
 
 WORTH_WORKERS = 500_000
@@ -29,58 +37,143 @@ WORTH_WORKERS = 500_000
 runs of this size took as long either way."""
 
 
-def run(config: ConfigDict, workdir: Path, command: str, tracker: str = "none") -> results.Run:
-    """Runs every arm of a config and writes the run folder.
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    command: str,
+    tracker: str = "none",
+    *,
+    only_arm: str = "",
+    fresh: bool = False,
+    save_every: float = 10.0,
+    devices: int = 0,
+    stop: Stop | None = None,
+) -> results.Run | None:
+    """Runs every arm of a config and writes the run folder; goes on where an earlier attempt stopped.
 
     Args:
       config: see `experiments/base.py`.
       workdir: the run folder. If it holds this config's run, finished, that run is returned and nothing is done.
       command: what the user typed, for the provenance.
       tracker: a key of `tracking.TRACKERS`, which is told of every epoch.
+      only_arm: name or number, from 1, of an arm that is run alone; empty for all.
+      fresh: start anew; what the folder holds is moved aside.
+      save_every: seconds after which members in training are saved, see `checkpoints`.
+      devices: cores of a CPU that are used; 0 for all.
+      stop: notices signals.
+
+    Returns:
+      the run, or None if other arms of it are not finished.
 
     Raises:
       InputError: the config, a data set, the folder or the tracker can't be used. Then nothing was compiled and nothing
         written.
+      RunError: the run can't go on. What it saved is kept.
+      Interrupted: it was stopped. Everything was saved.
     """
     check_choice("tracker", tracker, tracking.TRACKERS)
     arms = expand(config)
+    wanted = picked(arms, only_arm)
     resolved = describe(config)
     defaults = describe(ConfigDict())
-    if results.finished(workdir, resolved, defaults):
-        print(f"{workdir} holds this run, already finished", file=sys.stderr)
+    kept = workdir / results.CHECKPOINTS
+    if not fresh and results.finished(workdir, resolved, defaults):
+        checkpoints.say(f"{workdir} holds this run, already finished")
+        checkpoints.tidy_later(kept)
         return results.load(workdir)
     datasets = load_data(arms)
-    tracked = tracking.TRACKERS[tracker](workdir)
-    results.claim(workdir, resolved, defaults)
-    population.configure()
-    provenance = results.describe_environment(command) | {"cores": population.cores(), "started": now()}
-    provenance["fingerprints"] = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
-    tables: dict[str, list[pd.DataFrame]] = {results.METRICS: [], results.PREDICTIONS: [], results.TUNING: []}
-    rows: list[dict[str, Any]] = []
-    epochs = sum(arm.settings["epochs"] * (2 if arm.tuning else 1) for arm in arms)
-    with (
-        contextlib.closing(tracked),  # also if something fails: an arm that isn't finished is marked so
-        Progress(len(arms), epochs) as progress,
-        engine_for(arms, datasets) as engine,
-    ):
-        laboratory = Laboratory(datasets, engine, progress, tracked)
-        for place, arm in enumerate(arms):
-            trained, tried, row = run_arm(arm, arms[place:], laboratory)
-            rows.append(row)
-            # After every arm, so that a run that is stopped leaves what it measured.
-            for name, table in (
-                (results.METRICS, trained.metrics.assign(**row["chosen"])),
-                (results.PREDICTIONS, trained.predictions),
-                (results.TUNING, tried),
-            ):
-                if len(table):
-                    tables[name].append(labelled(table, arm))
-                    results.write_table(workdir / name, pd.concat(tables[name], ignore_index=True))
-    results.write_json(workdir / results.PROVENANCE, provenance | {"finished": now()})
-    first = final(arms[0], {})
-    summary = {"dataset": describe_data(datasets[data_key(first)], first), "arms": rows}
-    results.write_json(workdir / results.SUMMARY, summary)
+    fingerprints = {dataset.name: dataset.fingerprint for dataset in datasets.values()}
+    stores = {arm.name: checkpoints.Store(kept / tracking.folder_name(arm.name), save_every) for arm in arms}
+    with contextlib.ExitStack() as owning:
+        population.configure(devices or None)
+        environment = results.describe_environment(command) | {"cores": population.cores(), "started": now()}
+        cluster.check_same(
+            {"config": resolved, "--only-arm": only_arm, "data set": fingerprints, "version": environment["versions"]}
+        )
+        tracked = tracking.TRACKERS[tracker if cluster.primary() else "none"](workdir)
+        if cluster.primary():
+            if fresh and (moved := checkpoints.move_aside(workdir)):
+                checkpoints.say(f"{workdir} was moved to {moved}")
+            owning.enter_context(checkpoints.owned(kept, repr(str(workdir)), shared=bool(only_arm)))
+            for arm in wanted if only_arm else []:
+                owning.enter_context(checkpoints.owned(stores[arm.name].folder, f"arm {arm.name!r}"))
+            with checkpoints.alone(kept):
+                results.claim(workdir, resolved, defaults)
+        cluster.check_sees(workdir / results.CONFIG)
+        if finished(workdir):
+            return results.load(workdir)
+        if cluster.primary():
+            checkpoints.begin(kept, environment)
+        left = [arm for arm in wanted if not stores[arm.name].finished]
+        epochs = sum(arm.settings["epochs"] * len(stages(arm)) for arm in left)
+        with (
+            contextlib.closing(tracked),  # also if something fails: an arm that isn't finished is marked so
+            Progress(len(arms), epochs, hidden=not cluster.primary()) as progress,
+            engine_for(arms, datasets, devices or population.cores(), at_once=bool(left)) as engine,
+        ):
+            laboratory = Laboratory(datasets, stores, engine, progress, tracked, stop or Stop())
+            for arm in wanted:
+                run_arm(arm, arms, laboratory)
+            with checkpoints.alone(kept):
+                if not finished(workdir):
+                    waiting = [arm.name for arm in arms if not stores[arm.name].finished]
+                    if waiting:
+                        done = len(arms) - len(waiting)
+                        checkpoints.say(f"{done} of {len(arms)} arms are finished; {waiting[0]!r} is not")
+                        return None
+                    finish(workdir, arms, laboratory, fingerprints)
+        cluster.check_sees(workdir / results.SUMMARY)
     return results.load(workdir)
+
+
+def picked(arms: list[Arm], wanted: str) -> list[Arm]:
+    """The arm of this name or number, or all if none is wanted.
+
+    Raises:
+      InputError: there is no such arm.
+    """
+    found = [arm for number, arm in enumerate(arms, 1) if wanted in ("", arm.name, str(number))]
+    if not found:
+        allowed = ", ".join(f"{number} ({arm.name})" for number, arm in enumerate(arms, 1))
+        raise InputError(f"only-arm: {wanted!r} is no arm; allowed are {allowed}")
+    return found
+
+
+def finished(workdir: Path) -> bool:
+    """Whether the run is, by another job of one of its arms: what process 0 says."""
+    return bool(cluster.of_primary(np.int32((workdir / results.SUMMARY).exists())))
+
+
+def finish(workdir: Path, arms: list[Arm], laboratory: Laboratory, fingerprints: Mapping[str, str]) -> None:
+    """Writes the run's tables, provenance and summary from what is kept of its arms, then tidies up."""
+    kept = workdir / results.CHECKPOINTS
+    tables: dict[str, list[pd.DataFrame]] = {results.METRICS: [], results.PREDICTIONS: [], results.TUNING: []}
+    rows = []
+    for arm in arms:
+        row = laboratory.stores[arm.name].row()
+        trained, tried, _ = train_arm(arm, arms, laboratory)
+        rows.append(row)
+        for name, table in (
+            (results.METRICS, trained.metrics.assign(**row["chosen"])),
+            (results.PREDICTIONS, trained.predictions),
+            (results.TUNING, tried),
+        ):
+            if len(table):
+                tables[name].append(labelled(table, arm))
+    if not cluster.primary():
+        return
+    for name, parts in tables.items():
+        if parts:
+            results.write_table(workdir / name, pd.concat(parts, ignore_index=True))
+    first, *later = checkpoints.attempts(kept)
+    provenance = (
+        first | {"fingerprints": fingerprints, "finished": now()} | ({"later_attempts": later} if later else {})
+    )
+    results.write_json(workdir / results.PROVENANCE, provenance)
+    tested = final(arms[0], {})
+    summary = {"dataset": describe_data(laboratory.datasets[data_key(tested)], tested), "arms": rows}
+    results.write_json(workdir / results.SUMMARY, summary)
+    checkpoints.tidy(kept)
 
 
 def now() -> str:
@@ -94,85 +187,32 @@ def labelled(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:
     return pd.concat([names, table], axis=1)
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """What trains populations: the module `population` in this process, or `workers.Workers`."""
-
-    def create(self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe) -> Any:
-        """A new population."""
-
-    def train_epoch(self, members: Any, /) -> train.Metrics:
-        """Trains it for a pass."""
-
-    def evaluate(self, members: Any, split: range, /) -> train.Evaluation:
-        """Evaluates it on images."""
-
-    def predict(self, members: Any, split: range, /) -> train.Predictions:
-        """What its members make of images."""
-
-
 @contextlib.contextmanager
-def engine_for(arms: list[Arm], datasets: Mapping[tuple[str, str], Dataset]) -> Iterator[Engine]:
-    """The engine that is fastest for these arms on this machine."""
-    members = max(len(members.seeds) for arm in arms for _, members in stages(arm))
+def engine_for(
+    arms: list[Arm], datasets: Mapping[tuple[str, str], Dataset], cores: int, at_once: bool
+) -> Iterator[Engine]:
+    """The engine that is fastest for these arms on this machine.
+
+    They are all arms of the run, also those that are finished: engines differ by rounding, and a run that was stopped
+    goes on with the same one.
+
+    Args:
+      arms: of the run.
+      datasets: by `data_key`.
+      cores: to be used.
+      at_once: whether it is needed; if not, only if something turns out to be damaged.
+    """
+    members = max((len(members.seeds) for arm in arms for _, members in stages(arm)), default=0)
     samples = sum(
         arm.settings["epochs"] * len(members.seeds) * len(splits_of(datasets[data_key(arm)], trained)["train"])
         for arm in arms
         for trained, members in stages(arm)
     )
-    if jax.default_backend() == "cpu" and samples >= WORTH_WORKERS:
-        with Workers(min(population.cores(), members)) as workers:
+    if jax.default_backend() == "cpu" and jax.process_count() == 1 and members and samples >= WORTH_WORKERS:
+        with Workers(min(cores, members), at_once) as workers:
             yield workers
     else:
         yield population
-
-
-@dataclasses.dataclass
-class Laboratory:
-    """What all arms of a run use.
-
-    Attributes:
-      datasets: by `data_key`.
-      engine: what trains.
-      progress, tracked: are told.
-      last: the images that were used last, with their `image_key`.
-    """
-
-    datasets: Mapping[tuple[str, str], Dataset]
-    engine: Engine
-    progress: Progress
-    tracked: tracking.Tracker
-    last: tuple[tuple[Any, ...], Images] | None = None
-
-    def images(self, arm: Arm) -> Images:
-        """`images_of` an arm. Made anew only where they differ: workers are sent what they don't have."""
-        if self.last is None or self.last[0] != image_key(arm):
-            self.last = image_key(arm), images_of(self.datasets[data_key(arm)], arm)
-        return self.last[1]
-
-
-class Members(NamedTuple):
-    """Members of a population.
-
-    Attributes:
-      seeds: one a member.
-      tuned: values of hyperparameters that are being tuned, one a member each; empty for members that are tested.
-    """
-
-    seeds: list[int]
-    tuned: dict[str, list[float]]
-
-    @property
-    def tested(self) -> bool:
-        """Whether these are an arm's own members, which are tested and tracked."""
-        return not self.tuned
-
-    def part(self, start: int, size: int) -> "Members":
-        """So many of them."""
-        return Members(
-            self.seeds[start : start + size],
-            {name: values[start : start + size] for name, values in self.tuned.items()},
-        )
 
 
 def seeds_of(arm: Arm) -> Members:
@@ -194,59 +234,27 @@ def stages(arm: Arm) -> list[tuple[Arm, Members]]:
     return [*tried, (final(arm, {}), seeds_of(arm))]
 
 
-def chunks_of(members: Members, recipe: Recipe) -> list[Members]:
-    """The members in as few equal chunks as memory needs, to be trained one after the other."""
-    total = len(members.seeds)
-    count = min(total, math.ceil(total * population.member_memory(recipe) / population.memory_for_members()))
-    size = math.ceil(total / count)
-    return [members.part(start, size) for start in range(0, total, size)]
-
-
-class Trained(NamedTuple):
-    """What members left behind.
-
-    Attributes:
-      metrics: a row for each epoch, split, metric and seed.
-      predictions: a row for each seed and test image; no rows if the config doesn't ask for them.
-      seconds: of training alone.
-      samples: trained on, of all members.
-      memory: bytes that it took at its peak, as the compiler predicted.
-    """
-
-    metrics: pd.DataFrame
-    predictions: pd.DataFrame
-    seconds: float
-    samples: int
-    memory: int
-
-
-def run_arm(arm: Arm, following: list[Arm], laboratory: Laboratory) -> tuple[Trained, pd.DataFrame, dict[str, Any]]:
-    """Tunes, trains and evaluates one arm.
+def run_arm(arm: Arm, arms: list[Arm], laboratory: Laboratory) -> None:
+    """Tunes, trains and evaluates one arm, and keeps its row of `summary.json`, unless it is finished.
 
     Args:
       arm: to be trained.
-      following: it and the arms after it, for which programs can be compiled in advance.
+      arms: of the run. For those that follow, programs can be compiled in advance.
       laboratory: of the run.
-
-    Returns:
-      what its members left, what was measured for tuning (no rows without it), and its row of `summary.json`.
     """
-    began = time.perf_counter()
-    progress = laboratory.progress
-    progress.start(arm.name)
-    tried = pd.DataFrame()
-    chosen: tuning.Values = {}
+    store, progress = laboratory.stores[arm.name], laboratory.progress
+    progress.start(arm.name, arms.index(arm) + 1)
+    if store.finished:
+        progress.finish(store.row(), "finished before: ")
+        return
+    trained, tried, chosen = train_arm(arm, arms, laboratory)
     edges: list[str] = []
     if arm.tuning:
-        tried, chosen = tune(arm, arm.tuning, following, laboratory)
         edges = tuning.at_edge(chosen, tried, arm.tuning.grid)
         errors = tuning.errors_by_candidate(tried, arm.tuning.names)
         progress.chosen(chosen, len(errors), float(errors.min()), edges)
     tested = final(arm, chosen)
     settings, dataset = tested.settings, laboratory.datasets[data_key(arm)]
-    splits = splits_of(dataset, tested)
-    laboratory.tracked.start(arm.name, settings)
-    trained = train_members(tested, seeds_of(tested), splits, following, laboratory)
     metrics = trained.metrics
     at_end = metrics[metrics.epoch == settings["epochs"]]
     losses_finite = (
@@ -264,39 +272,56 @@ def run_arm(arm: Arm, following: list[Arm], laboratory: Laboratory) -> tuple[Tra
         "parameters": sum(count for _, _, count in model.parameter_table(recipe.architecture)),
         "dataset": describe_data(dataset, tested),
     }
-    for split in splits:
+    for split in splits_of(dataset, tested):
         of_split = at_end[(at_end.split == split) & (at_end.metric == "error")].sort_values("seed")
         row[f"{split}_error"] = stats.summarize(of_split.value.to_numpy())
-    row["seconds"] = time.perf_counter() - began
+    row["seconds"] = trained.wall
     row["samples_per_second"] = trained.samples / trained.seconds
     row["predicted_memory"] = trained.memory
     means = {name: band.mean for name, band in tracking.bands_of(at_end).items()}
     laboratory.tracked.finish(means | {name: row[name] for name in ("seconds", "samples_per_second")})
+    store.finish(row)
     progress.finish(row)
-    return trained, tried, row
+
+
+def train_arm(arm: Arm, arms: list[Arm], laboratory: Laboratory) -> tuple[Trained, pd.DataFrame, tuning.Values]:
+    """Tunes, trains and evaluates one arm; what was trained before is read. Arguments: see `run_arm`.
+
+    Returns:
+      what its members left, with the wall time of tuning too; what was measured for tuning (no rows without it); and
+      the choice.
+    """
+    tried, wall = pd.DataFrame(), 0.0
+    chosen: tuning.Values = {}
+    if arm.tuning:
+        tried, chosen, wall = tune(arm, arm.tuning, arms, laboratory)
+    tested = final(arm, chosen)
+    splits = splits_of(laboratory.datasets[data_key(arm)], tested)
+    trained = train_members(tested, seeds_of(tested), checkpoints.TESTED, splits, arms, laboratory)
+    return trained._replace(wall=trained.wall + wall), tried, chosen
 
 
 def tune(
-    arm: Arm, first: tuning.Tuning, following: list[Arm], laboratory: Laboratory
-) -> tuple[pd.DataFrame, tuning.Values]:
-    """Tries an arm's hyperparameters; returns what was measured, and the choice.
+    arm: Arm, first: tuning.Tuning, arms: list[Arm], laboratory: Laboratory
+) -> tuple[pd.DataFrame, tuning.Values, float]:
+    """Tries an arm's hyperparameters; returns what was measured, the choice, and the wall time.
 
     The test images are not evaluated. Where the choice is at the edge of a grid, the grid is widened as often as the
     config allows.
     """
     splits = {"validation": splits_of(laboratory.datasets[data_key(arm)], arm)["validation"]}
     tried = new = first
-    tables: list[pd.DataFrame] = []
+    parts: list[Trained] = []
     left = arm.settings["tune_widenings"]
     while True:
-        candidates = candidates_of(arm, new)
-        tables.append(train_members(arm, candidates, splits, following, laboratory).metrics)
-        table = pd.concat(tables, ignore_index=True)
+        stage = f"{checkpoints.TRIED}-{len(parts)}"
+        parts.append(train_members(arm, candidates_of(arm, new), stage, splits, arms, laboratory))
+        table = pd.concat([part.metrics for part in parts], ignore_index=True)
         chosen = tuning.choose(table, first.names)
         further = {name: tuning.beyond(tried, name, chosen[name]) for name in tuning.at_edge(chosen, table, first.grid)}
         allowed = [name for name, value in further.items() if value is not None and in_range(name, value)]
         if not left or not allowed:
-            return table, chosen
+            return table, chosen, sum(part.wall for part in parts)
         left -= 1
         laboratory.progress.more(arm.settings["epochs"])
         value = further[allowed[0]]
@@ -305,103 +330,80 @@ def tune(
 
 
 def train_members(
-    arm: Arm, members: Members, splits: Mapping[str, range], following: list[Arm], laboratory: Laboratory
+    arm: Arm, members: Members, stage: str, splits: Mapping[str, range], arms: list[Arm], laboratory: Laboratory
 ) -> Trained:
     """Trains and evaluates members of an arm, in chunks if they don't fit in memory together.
 
     Args:
       arm: its settings are those of all members, but for what is tuned.
       members: to be trained.
+      stage: name of what is kept of them.
       splits: what is evaluated.
-      following: see `run_arm`.
+      arms: see `run_arm`.
       laboratory: of the run.
     """
-    dataset, engine = laboratory.datasets[data_key(arm)], laboratory.engine
-    recipe = recipe_of(arm, dataset)
-    chunks = chunks_of(members, recipe)
-    images = laboratory.images(arm)
-    laboratory.progress.stage("" if members.tested else "tuning, ", len(members.seeds), len(chunks))
-    if isinstance(engine, Workers):
-        coming = [stage for other in following if data_key(other) == data_key(arm) for stage in stages(other)]
-        recipes = [recipe_of(other, dataset) for other, _ in coming]
-        sizes = [len(chunks_of(some, other)[0].seeds) for other, (_, some) in zip(recipes, coming, strict=True)]
-        engine.prepare([(recipe, len(chunks[0].seeds)), *zip(recipes, sizes, strict=True)], images)
-    parts = [train_chunk(chunk, arm, splits, images, recipe, laboratory) for chunk in chunks]
+    store, total = laboratory.stores[arm.name], len(members.seeds)
+    recipe = recipe_for(arm, members, laboratory)
+    parts: list[Trained] = []
+    start, told = 0, False
+    while start < total:
+        chunk = store.chunk(stage, start, chunk_size(total - start, recipe, laboratory.most))
+        laboratory.progress.stage("" if members.tested else "tuning, ", total, chunk.size)
+        trained = chunk.trained()
+        if trained is None:
+            prepare(arm, recipe, chunk.size, arms, laboratory)
+            try:
+                trained = train_chunk(members.part(start, chunk.size), arm, splits, recipe, chunk, laboratory)
+                told = chunk.size == total  # of its epochs, as they went by
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                refuse_smallest(chunk.size, recipe, error)
+            if trained is None:  # here, when nothing holds the arrays of what failed any more
+                laboratory.most = chunk.size // 2
+                checkpoints.say(
+                    f"{chunk.size} networks don't fit in memory together: going on with {laboratory.most} at a time"
+                )
+                chunk.halved()
+                if isinstance(laboratory.engine, Workers):
+                    laboratory.engine.restart()
+                continue
+        else:
+            laboratory.progress.skip(arm.settings["epochs"])
+        parts.append(trained)
+        start += chunk.size
     metrics = pd.concat([part.metrics for part in parts], ignore_index=True)
-    if members.tested and len(chunks) > 1:
-        for epoch, table in metrics.groupby("epoch"):
-            laboratory.tracked.epoch(int(str(epoch)), tracking.bands_of(table))
+    if members.tested and not told and not store.finished:
+        laboratory.tracked.start(arm.name, arm.settings)
+        replay(metrics, laboratory.tracked)
     return Trained(
         metrics=metrics.sort_values(["epoch", "split", "metric", *members.tuned, "seed"], kind="stable"),
         predictions=pd.concat([part.predictions for part in parts], ignore_index=True),
         seconds=sum(part.seconds for part in parts),
+        wall=sum(part.wall for part in parts),
         samples=sum(part.samples for part in parts),
         memory=max(part.memory for part in parts),
     )
 
 
-def train_chunk(
-    members: Members,
-    arm: Arm,
-    splits: Mapping[str, range],
-    images: Images,
-    recipe: Recipe,
-    laboratory: Laboratory,
-) -> Trained:
-    """Trains and evaluates members that fit in memory together."""
-    engine, epochs, count = laboratory.engine, arm.settings["epochs"], len(members.seeds)
-    hyper = {name: members.tuned.get(name, [arm.settings[name]] * count) for name in optim.HYPERPARAMETERS}
-    trained = engine.create(members.seeds, hyper, images, recipe)
-    laboratory.progress.compiled(trained.memory)
-    tables: list[pd.DataFrame] = []
-    seconds, epoch_samples = 0.0, recipe.epoch_steps * recipe.batch_size * count
-    for epoch in range(epochs + 1):
-        measured: dict[str, train.Metrics | train.Evaluation] = {}
-        if epoch:
-            started = time.perf_counter()
-            measured["running"] = engine.train_epoch(trained)
-            seconds += time.perf_counter() - started
-        # The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing.
-        wanted = [name for name in splits if name != "train" or epoch == epochs]
-        measured |= {name: engine.evaluate(trained, splits[name]) for name in wanted}
-        tables.append(long_form(measured, epoch, members, recipe))
-        if members.tested and count == arm.settings["seeds"]:
-            laboratory.tracked.epoch(epoch, tracking.bands_of(tables[-1]))
-        if epoch:
-            errors = {name: float(measured[name].error.mean()) for name in ("running", wanted[-1])}
-            laboratory.progress.epoch(epoch * epoch_samples / seconds, errors)
-    predictions = pd.DataFrame()
-    if arm.settings["store_predictions"] and "test" in splits:
-        test = splits["test"]
-        labels = np.asarray(images.labels)[test.start : test.stop]
-        predictions = table_of(engine.predict(trained, test), labels, members.seeds)
-    return Trained(pd.concat(tables, ignore_index=True), predictions, seconds, epochs * epoch_samples, trained.memory)
+def recipe_for(arm: Arm, members: Members, laboratory: Laboratory) -> Recipe:
+    """What is compiled for members of an arm.
+
+    How a pass is cut depends on the config alone, and not on how many of them fit in memory: a run that was stopped
+    goes on with the same parts.
+    """
+    recipe = recipe_of(arm, laboratory.datasets[data_key(arm)])
+    return dataclasses.replace(recipe, parts=train.parts_of(recipe, len(members.seeds)))
 
 
-def long_form(
-    measured: Mapping[str, train.Metrics | train.Evaluation], epoch: int, members: Members, recipe: Recipe
-) -> pd.DataFrame:
-    """A row for each split, metric and member."""
-    rows = []
-    for split, found in measured.items():
-        names = [field.name for field in dataclasses.fields(found)]
-        if recipe.architecture.output not in model.PROBABILISTIC:
-            names = [name for name in names if name in ("loss", "error")]
-        for name in names:
-            columns = {**members.tuned, "seed": members.seeds, "epoch": epoch, "split": split, "metric": name}
-            rows.append(pd.DataFrame(columns | {"value": np.asarray(getattr(found, name), np.float64)}))
-    return pd.concat(rows, ignore_index=True)
-
-
-def table_of(predictions: train.Predictions, labels: np.ndarray, seeds: Sequence[int]) -> pd.DataFrame:
-    """A row for each seed and image."""
-    count = len(labels)
-    return pd.DataFrame(
-        {
-            "seed": np.repeat(np.array(seeds), count),
-            "image": np.tile(np.arange(count, dtype=np.int32), len(seeds)),
-            "label": np.tile(labels.astype(np.int8), len(seeds)),
-            "predicted": predictions.predicted.ravel().astype(np.int8),
-            "margin": predictions.margin.ravel(),
-        }
-    )
+def prepare(arm: Arm, recipe: Recipe, size: int, arms: list[Arm], laboratory: Laboratory) -> None:
+    """Lets workers compile, each another program: this recipe for so many members, then what comes on these data."""
+    if not isinstance(laboratory.engine, Workers):
+        return
+    coming = []
+    for other in arms[[other.name for other in arms].index(arm.name) :]:
+        if data_key(other) == data_key(arm) and not laboratory.stores[other.name].finished:
+            for stage, members in stages(other):
+                other_recipe = recipe_for(stage, members, laboratory)
+                coming.append((other_recipe, chunk_size(len(members.seeds), other_recipe, laboratory.most)))
+    laboratory.engine.prepare([(recipe, size), *coming], laboratory.images(arm))

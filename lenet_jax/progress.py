@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -19,28 +18,29 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """A bar on a terminal: arm, epochs, time left, samples a second, errors. A line an arm, wherever output goes."""
 
-    def __init__(self, arms: int, epochs: int) -> None:
-        """Counts `epochs` over all `arms`."""
-        self._console = Console(stderr=True)
+    def __init__(self, arms: int, epochs: int, hidden: bool = False) -> None:
+        """Counts `epochs` over all `arms`; says nothing if `hidden`."""
+        self._console = Console(stderr=True, quiet=hidden)
         self._bar = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("epochs"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[state]}", markup=False),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=hidden or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=epochs, state="")
-        self._total = epochs
+        self._total = float(epochs)
         self._arms = arms
         self._arm = 0
         self._name = ""
-        self._chunks = 1
+        self._share = 1.0
+        self._rate = ""
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -51,16 +51,16 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def start(self, arm: str) -> None:
-        """An arm begins."""
-        self._arm += 1
+    def start(self, arm: str, number: int) -> None:
+        """An arm begins, by its number from 1."""
+        self._arm = number
         self._name = arm
 
-    def stage(self, doing: str, members: int, chunks: int) -> None:
-        """Members of the arm are compiled, then trained in chunks, one after the other."""
-        self._chunks = chunks
+    def stage(self, doing: str, members: int, chunk: int) -> None:
+        """So many of the arm's members are compiled, then trained."""
+        self._share = chunk / members
         description = f"arm {self._arm}/{self._arms} {self._name}: {doing}{members} networks"
-        description += f" in {chunks} chunks" * (chunks > 1)
+        description += f", {chunk} at a time" * (chunk < members)
         self._bar.update(self._task, description=description, state="compiling")
 
     def more(self, epochs: int) -> None:
@@ -68,14 +68,24 @@ class Progress:
         self._total += epochs
         self._bar.update(self._task, total=self._total)
 
+    def skip(self, epochs: float) -> None:
+        """The chunk has these epochs behind it: there is less to do."""
+        self._total -= self._share * epochs
+        self._bar.update(self._task, total=self._total)
+
     def compiled(self, memory: int) -> None:
         """The members are compiled; `memory` is the predicted peak in bytes."""
         self._bar.update(self._task, state=f"training, {memory / 2**20:.0f} MiB")
 
-    def epoch(self, samples_per_second: float, errors: Mapping[str, float]) -> None:
-        """An epoch of a chunk is done; errors by split are fractions, means over the members."""
-        shown = [f"{samples_per_second:,.0f} samples/s", *(f"{split} {error:.2%}" for split, error in errors.items())]
-        self._bar.update(self._task, advance=1 / self._chunks, state=", ".join(shown))
+    def trained(self, epochs: float, samples_per_second: float) -> None:
+        """The chunk is so many epochs further."""
+        self._rate = f"{samples_per_second:,.0f} samples/s"
+        self._bar.update(self._task, advance=self._share * epochs)
+
+    def measured(self, errors: Mapping[str, float]) -> None:
+        """Errors by split are fractions, means over the members."""
+        state = ", ".join([self._rate, *(f"{split} {error:.2%}" for split, error in errors.items())])
+        self._bar.update(self._task, state=state)
 
     def chosen(self, values: Mapping[str, float], tried: int, error: float, edges: Sequence[str]) -> None:
         """An arm is tuned: its choice among so many, the mean validation error of it, and what is at a grid's edge."""
@@ -83,11 +93,11 @@ class Progress:
         flagged = f"; {', '.join(edges)} at the edge of what was tried" if edges else ""
         self._say(f"{self._name}: {settings} of {tried} tried (validation error {error:.2%}){flagged}")
 
-    def finish(self, row: dict[str, Any]) -> None:
-        """An arm is done; `row` is its row of the summary."""
+    def finish(self, row: dict[str, Any], when: str = "") -> None:
+        """An arm is done, as `when` says; `row` is its row of the summary."""
         diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
         self._say(
-            f"{row['name']}: test error {row['test_error']['mean']:.2%} over {row['seeds']} seeds{diverged}, "
+            f"{row['name']}: {when}test error {row['test_error']['mean']:.2%} over {row['seeds']} seeds{diverged}, "
             f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, "
             f"{row['predicted_memory'] / 2**20:,.0f} MiB"
         )

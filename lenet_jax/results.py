@@ -6,22 +6,26 @@
 that its presence means a finished run).
 """
 
+import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, StorageError
 
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
 PREDICTIONS, TUNING = "predictions.parquet", "tuning.parquet"
+CHECKPOINTS = "checkpoints"
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
 """Their versions are part of the provenance."""
@@ -69,6 +73,7 @@ def describe_environment(command: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor_name(),
         "devices": [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()],
+        "processes": jax.process_count(),
     }
 
 
@@ -107,31 +112,74 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes Parquet, whole or not at all."""
-    replace_file(path, lambda partial: table.to_parquet(partial, index=False, compression="zstd"))
+    replace_file(
+        path, lambda partial: table.to_parquet(partial, index=False, compression="zstd", write_page_checksum=True)
+    )
 
 
 def replace_file(path: Path, write: Any) -> None:
-    """Lets `write` make a file beside `path`, then puts it in its place in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Lets `write` make a file beside `path`, then puts it in its place in one step.
+
+    Raises:
+      StorageError: it can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with writing(path):
+        try:
+            write(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def is_partial(path: Path, name: str) -> bool:
+    """Whether a file is what `replace_file` leaves of a file when it is killed."""
+    return path.name.startswith(f".{name}.") and len(path.name) == len(f".{name}.") + 8
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file where writing fails: many libraries don't.
+
+    Raises:
+      StorageError: it failed.
+    """
     try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except StorageError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # the last two are TensorStore's
+        text = " ".join(str(error).split())
+        known = next((reason for reason in map(os.strerror, DISK_ERRORS) if reason in text), "")
+        if not known and not isinstance(error, OSError):
+            raise
+        reason = known or getattr(error, "strerror", None) or text[:200]
+        raise StorageError(f"{str(path)!r} can't be written ({reason}); all that was saved before is kept") from error
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
 def claim(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
-    """Makes `folder` the run folder of this config. Arguments: see `finished`.
+    """Makes `folder` the run folder of this config, unless it holds this run, finished. Arguments: see `finished`.
 
     Raises:
       InputError: it can't be written, or holds something else.
     """
-    finished(folder, config, defaults)  # once more: loading data may have taken minutes, and another run the folder
+    # Once more: loading data may have taken minutes, and another run the folder.
+    if finished(folder, config, defaults):
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, PROVENANCE, METRICS, PREDICTIONS, TUNING, SUMMARY):
+            for path in folder.glob(f".{name}.*"):
+                if is_partial(path, name):
+                    path.unlink(missing_ok=True)
         write_json(folder / CONFIG, config)
     except OSError as error:
         raise InputError(f"workdir: {str(folder)!r} can't be written ({error.strerror or error})") from error
+    except StorageError as error:
+        raise InputError(f"workdir: {error}") from error
 
 
 def finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> bool:
@@ -152,7 +200,7 @@ def finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any
         if not folder.is_dir():
             raise InputError(f"{field} is a file; a folder is needed")
         if not (folder / CONFIG).exists():
-            if any(folder.iterdir()):
+            if holds_others(folder):
                 raise InputError(f"{field} is not empty and holds no run; name a new folder")
             return False
         other = {**(defaults or {}), **read_json(folder / CONFIG)}
@@ -161,9 +209,15 @@ def finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any
     changed = sorted(key for key in {*config, *other} if config.get(key) != other.get(key))
     if changed:
         raise InputError(
-            f"{field} holds a run with another config (it differs in {', '.join(changed)}); name another folder"
+            f"{field} holds a run with another config (it differs in {', '.join(changed)}); name another folder, or "
+            "add --fresh to move it aside"
         )
     return (folder / SUMMARY).exists()
+
+
+def holds_others(folder: Path) -> bool:
+    """Whether a folder without config holds more than what a run leaves that is killed as it begins."""
+    return any(path.name != CHECKPOINTS and not is_partial(path, CONFIG) for path in folder.iterdir())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -212,6 +266,6 @@ def read_table(path: Path) -> pd.DataFrame:
       InputError: the file is not there or damaged.
     """
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise InputError(f"run: {str(path)!r} can't be read as Parquet ({error})") from error

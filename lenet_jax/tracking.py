@@ -7,12 +7,13 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
+from lenet_jax import results
 from lenet_jax.errors import InputError
 
 LONGEST_FOLDER = 120
@@ -36,6 +37,7 @@ class Band(NamedTuple):
     high: float
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Follows the arms of an experiment, one after the other: start, epoch, ..., epoch, finish. In the end, close."""
 
@@ -134,10 +136,11 @@ class TensorBoard:
     def start(self, arm: str, settings: Mapping[str, Any]) -> None:
         """See `Tracker`. Replaces what an earlier attempt left of this arm."""
         folder = self._folder / folder_name(arm)
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("events.out.tfevents.*"):
-            stale.unlink()
-        self._file = self._open(str(folder / "events"))
+        with results.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.glob("events.out.tfevents.*"):
+                stale.unlink()
+            self._file = self._open(str(folder / "events"))
         self._epoch = 0
         self._charts: dict[str, list[Any]] = {}
         # TensorBoard's JSON has no numbers that aren't finite: the whole HPARAMS tab would fail.
@@ -147,7 +150,7 @@ class TensorBoard:
         }
         _, session, _ = self._summary.hparams(self._settings, {})
         self._write(session)
-        self._file.flush()
+        self._flush()
 
     def epoch(self, epoch: int, bands: Mapping[str, Band]) -> None:
         """See `Tracker`."""
@@ -162,7 +165,7 @@ class TensorBoard:
         if charts != self._charts:  # TensorBoard takes the last layout of a run
             self._charts = charts
             self._write(self._summary.custom_scalars({"mean, lowest and highest seed": charts}))
-        self._file.flush()
+        self._flush()
 
     def finish(self, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -179,10 +182,16 @@ class TensorBoard:
         """See `Tracker`."""
         if self._file is not None:
             file, self._file = self._file, None
-            file.close()
+            with results.writing(self._folder):
+                file.close()
 
     def _write(self, summary: Any) -> None:
-        self._file.write_event(self._event(wall_time=time.time(), step=self._epoch, summary=summary))
+        with results.writing(self._folder):
+            self._file.write_event(self._event(wall_time=time.time(), step=self._epoch, summary=summary))
+
+    def _flush(self) -> None:
+        with results.writing(self._folder):
+            self._file.flush()
 
 
 class WandB:

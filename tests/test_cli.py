@@ -147,7 +147,7 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
         (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist5k'"]),
         (["--config.dataset=idx:nowhere"], ["nowhere", "train-images-idx3-ubyte"]),
         (["--config.batch_size=4001"], ["batch_size: 4001"]),
-        (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run'"]),
+        (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run/checkpoints' can't be written"]),
         (["--nosuch=1"], ["nosuch"]),
         (["--tracker=visdom"], ["tracker: 'visdom' is not one of"]),
         (["stray"], ["argument: 'stray'"]),

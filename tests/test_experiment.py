@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from lenet_jax.experiments import base, lenet5_1998_distorted, stored
 
-from lenet_jax import data, experiment, inputs, population, results, train
+from lenet_jax import data, experiment, inputs, population, results, train, training
 from lenet_jax.arms import expand
 from lenet_jax.errors import InputError
 
@@ -74,6 +75,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_the_design_says(finished):
     run, _, folder = finished
     assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
         "config.json",
         "provenance.json",
         "metrics.parquet",
@@ -130,7 +132,7 @@ def test_the_run_equals_a_population_trained_by_hand(finished):
     hyper = {"learning_rate": [0.03], "momentum": [0.9], "weight_decay": [0.0], "mu": [0.02]}
     members = population.create([1], hyper, inputs.images_of(dataset, arm), recipe)
     for _ in range(2):
-        population.train_epoch(members)
+        population.train_part(members)
     error = population.evaluate(members, range(4000, 5000)).error
     assert error[0] == pytest.approx(run.summary["arms"][0]["test_error"]["per_seed"][1], abs=1e-6)
 
@@ -204,15 +206,13 @@ def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
     recipe = recipe_for(small())
     # Parameters and momentum, in float32, before and after an update; key and counters are a few bytes more.
     assert population.member_memory(recipe) == pytest.approx(2 * 2 * 4 * 60_850, rel=0.001)
-    monkeypatch.setattr(population, "memory_for_members", lambda: 4.5 * population.member_memory(recipe))
-    members = experiment.Members(list(range(10, 20)), {"momentum": [seed / 20 for seed in range(10, 20)]})
-    chunks = experiment.chunks_of(members, recipe)
-    assert [len(chunk.seeds) for chunk in chunks] == [4, 4, 2]
-    assert [seed for chunk in chunks for seed in chunk.seeds] == members.seeds
-    assert [value for chunk in chunks for value in chunk.tuned["momentum"]] == members.tuned["momentum"]
+    monkeypatch.setattr(population, "memory_for_members", lambda: 9 * population.member_memory(recipe) // 2)
+    assert training.chunk_size(10, recipe, sys.maxsize) == 4
+    assert training.chunk_size(6, recipe, sys.maxsize) == 3
+    assert training.chunk_size(3, recipe, sys.maxsize) == 3
+    assert training.chunk_size(10, recipe, 2) == 2
     monkeypatch.setattr(population, "memory_for_members", lambda: 1)
-    alone = experiment.chunks_of(experiment.Members([0, 1, 2], {}), recipe)
-    assert [chunk.seeds for chunk in alone] == [[0], [1], [2]]
+    assert training.chunk_size(3, recipe, sys.maxsize) == 1
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,17 @@ def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
 def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
     recipe = recipe_for(small(output=output, loss=loss))
     found = train.Evaluation(*np.arange(10, dtype=np.float32).reshape(5, 2))
-    members = experiment.Members([7, 8], {"mu": [0.1, 0.2]})
-    table = experiment.long_form({"test": found}, 3, members, recipe)
+    members = training.Members([7, 8], {"mu": [0.1, 0.2]})
+    history: dict = {}
+    for _ in range(4):
+        training.note(history, "test", found, recipe)
+    training.note(history, "running", train.Metrics(np.float32([5, 6]), np.float32([7, 8])), recipe)
+    table = training.long_form(history, [3], members, 9)
     assert list(table.columns) == ["mu", "seed", "epoch", "split", "metric", "value"]
     assert table.metric.drop_duplicates().tolist() == measured
     assert table.value.tolist() == list(range(2 * len(measured)))
     assert table[["mu", "seed"]].drop_duplicates().to_numpy().tolist() == [[0.1, 7], [0.2, 8]]
+    assert training.long_form(history, [1], members, 9).query("split == 'running'").value.tolist() == [5, 6, 7, 8]
 
 
 def test_only_labels_that_are_trained_on_are_noisy():

@@ -71,6 +71,20 @@ def test_a_folder_belongs_to_one_config(tmp_path):
         results.finished(folder, {"epochs": 2})
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in (".config.json.0123abcd", ".summary.json.0123abcd"):
+        (folder / name).write_text("{")
+    with pytest.raises(InputError, match="holds no run"):  # a summary is written by runs that have a config
+        results.finished(folder, {})
+    (folder / ".summary.json.0123abcd").rename(folder / ".config.json.4567abcd")
+    results.claim(folder, {"epochs": 1})
+    (folder / ".summary.json.0123abcd").write_text("{")
+    results.claim(folder, {"epochs": 1})
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.json"}
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="not empty and holds no run"):

@@ -1,0 +1,164 @@
+"""Many devices and many processes: real processes that meet on 127.0.0.1."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lenet_jax import results
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+TINY = [
+    f"--config={EXPERIMENTS}/quickstart.py",
+    "--config.sweep.activation=('tanh',)",
+    "--config.sweep.loss=('cross_entropy',)",
+    "--config.validation_size=3600",
+    "--config.seeds=3",  # neither two nor four devices divide them
+    "--config.epochs=3",
+    "--tracker=none",
+]
+TUNED = [*TINY, "--config.tune.learning_rate=(0.003,0.03)", "--config.tune_seeds=1"]
+
+
+def start(folder, *arguments):
+    """A process of its own; its lines go to a file, because nobody reads a pipe meanwhile."""
+    script = Path(sys.executable).parent / "lenet-jax"
+    with (folder / f"output-{len(list(folder.glob('output-*')))}").open("w+") as output:
+        process = subprocess.Popen([script, "run", *arguments], cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+    process.output = Path(output.name)
+    return process
+
+
+def start_all(folder, *arguments, processes=2, own=None):
+    """Processes of one run, with two devices each; `own` holds further arguments of one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", "--devices=2"]
+    return [
+        start(folder, *arguments, *meeting, f"--process={number}", *(own or {}).get(number, []))
+        for number in range(processes)
+    ]
+
+
+def ended(process, within=240):
+    """Its exit code and what it printed."""
+    code = process.wait(within)
+    return code, process.output.read_text()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same tuned arm on one, two and four devices, and in two processes with two devices each."""
+    folder = tmp_path_factory.mktemp("cluster")
+    for devices in (1, 2, 4):
+        code, output = ended(start(folder, *TUNED, f"--workdir={devices}", f"--devices={devices}"))
+        assert code == 0, output
+    outputs = []
+    for process in start_all(folder, *TUNED, "--workdir=2x2"):
+        code, output = ended(process)
+        assert code == 0, output
+        outputs.append(output)
+    assert "test error" in outputs[0]
+    assert not [line for line in outputs[1].splitlines() if line and not line.startswith("[Gloo]")], "one talks"
+    return {name: results.load(folder / name) for name in ("1", "2", "4", "2x2")}
+
+
+def test_devices_and_processes_give_the_same(runs):
+    """What differs is rounding: the order of sums in a matrix product depends on how many threads share it."""
+    one = runs["1"]
+    assert set(one.metrics.seed) == {0, 1, 2}
+    assert one.summary["arms"][0]["test_error"]["mean"] < 0.5, "it learned"
+    for name, run in runs.items():
+        arm = run.summary["arms"][0]
+        assert arm["chosen"] == one.summary["arms"][0]["chosen"]
+        # At most one of 1,000 test images on the other side of a decision.
+        np.testing.assert_allclose(
+            arm["test_error"]["per_seed"], one.summary["arms"][0]["test_error"]["per_seed"], atol=0.00101, err_msg=name
+        )
+        for table, expected in ((run.metrics, one.metrics), (run.tuning, one.tuning)):
+            columns = [column for column in table if column != "value"]
+            pd.testing.assert_frame_equal(table[columns], expected[columns])
+            losses = table.metric == "loss"
+            np.testing.assert_allclose(table.value[losses], expected.value[losses], rtol=1e-3)
+
+
+def test_two_processes_give_exactly_what_one_gives(runs):
+    for name in (results.METRICS, results.PREDICTIONS, results.TUNING):
+        assert (runs["2x2"].folder / name).read_bytes() == (runs["2"].folder / name).read_bytes()
+    assert runs["2x2"].provenance["processes"] == 2
+    assert len(runs["2x2"].provenance["devices"]) == 4
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_the_others_end_with_a_process_that_is_killed_and_one_alone_goes_on(runs, tmp_path, victim):
+    arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
+    processes = start_all(tmp_path, *arguments)
+    wait_for(lambda: list(tmp_path.glob("run/checkpoints/*/tested-*/states/[0-9]*/commit_success.txt")), processes)
+    processes[victim].kill()
+    processes[victim].wait()
+    killed = time.monotonic()
+    code, output = ended(processes[1 - victim])
+    assert time.monotonic() - killed < 60
+    assert code == 1, output
+    assert "another process of this run has ended" in output
+    assert output.strip().endswith("the same command goes on")
+    before = saved_steps(tmp_path / "run")
+    assert before
+    # One process takes it up, and stops when it is told to.
+    alone = start(tmp_path, *arguments)
+    wait_for(lambda: saved_steps(tmp_path / "run") > before, [alone])
+    alone.send_signal(signal.SIGTERM)
+    code, output = ended(alone)
+    assert code == 143, output
+    assert output.strip().endswith("the same command goes on")
+
+
+def wait_for(condition, processes):
+    """Waits until it holds; fails if a process ends before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), [ended(process) for process in processes]
+        time.sleep(0.05)
+
+
+def saved_steps(run):
+    """Updates after which states were saved, the last ones last."""
+    return sorted(int(path.name) for path in run.glob("checkpoints/*/tested-*/states/*") if path.name.isdigit())[-1:]
+
+
+def test_sigterm_to_one_process_stops_all(tmp_path):
+    arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
+    processes = start_all(tmp_path, *arguments)
+    wait_for(lambda: saved_steps(tmp_path / "run"), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        code, output = ended(process)
+        assert code == 143, output
+        assert "the same command goes on" in output
+
+
+def test_processes_must_agree(tmp_path):
+    processes = start_all(tmp_path, *TINY, "--workdir=run", own={1: ["--config.epochs=4"]})
+    for process in processes:
+        code, output = ended(process)
+        assert code == 2, output
+        assert "distributed: process 1 has another config than process 0" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_is_not_there_is_refused(tmp_path):
+    code, output = ended(start(tmp_path, *TINY, "--distributed"))
+    assert code == 2, output
+    assert len(output.splitlines()) == 1, output
+    assert "--coordinator=HOST:PORT --processes=COUNT --process=NUMBER" in output
+    assert json.dumps(os.listdir(tmp_path)) == '["output-0"]'

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -352,6 +353,7 @@ class Chunk:
             create=False,
             multiprocessing_options=alone,
         )
+        hush()
         with quiet(), ocp.CheckpointManager((self.folder / STATES).absolute(), options=options) as manager:
             yield manager
 
@@ -360,13 +362,17 @@ class Chunk:
         waited = time.monotonic() - self._saved_at
         return waited >= self._every and (not self._every or waited >= SHARE * self._cost)
 
-    def save(self, saved: Saved) -> None:
+    def save(self, saved: Saved, since: float | None = None) -> None:
         """Keeps a state, whole or not at all, and drops older ones.
+
+        Args:
+          saved: the state.
+          since: `time.monotonic` when it began to be taken, which is a part of what saving costs; None for now.
 
         Raises:
           StorageError: it can't be written. What was saved before is kept.
         """
-        started = time.monotonic()
+        started = time.monotonic() if since is None else since
         if cluster.primary():
             about = {"seconds": saved.seconds, "wall": saved.wall, "digest": saved.digest}
             states = self.folder / STATES
@@ -506,3 +512,19 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@functools.cache
+def hush() -> None:
+    """Lets Python say nothing of closed event loops from now on.
+
+    Where one array of a state can't be read or written, TensorStore's threads go on with the others, and have nobody
+    left to tell: pages of tracebacks.
+    """
+    before = sys.unraisablehook
+
+    def told(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = told

@@ -157,6 +157,8 @@ def watched() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # of this process; the caller knows what to do
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ProcessError(
             f"process {jax.process_index()} of {jax.process_count()}: another process of this run has ended or can't "

@@ -32,6 +32,9 @@ Snapshot = dict[str, Any]
 MEMBERS = "members"
 """Name of the mesh axis that members are sharded over."""
 
+SAVING = 4
+"""Times a state that saving it takes, with all that orbax copies; measured: 3.4 (docs/scaling.md)."""
+
 WIDTHS = {"cpu": 1}
 """Members that one device trains side by side, by platform; other platforms: `ACCELERATOR_WIDTH`."""
 
@@ -238,13 +241,16 @@ def predicted_memory(program: Any, mesh: Mesh) -> int:
 
 
 def member_memory(recipe: Recipe) -> int:
-    """Bytes that one member's state takes while it trains: before and after an update."""
+    """Bytes that one member's state takes at most: before and after an update, and where members are saved from.
+
+    That is in the same memory on a CPU alone.
+    """
 
     def state() -> TrainState:
         return train.init(jnp.uint32(0), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))), recipe)
 
     sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state))]
-    return 2 * sum(sizes)
+    return (2 + (SAVING if jax.default_backend() == "cpu" else 0)) * sum(sizes)
 
 
 def memory_for_members() -> int:

@@ -157,7 +157,7 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(f"{str(path)!r} can't be written ({reason}); all that was saved before is kept") from error
 
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
 def claim(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:

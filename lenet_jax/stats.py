@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,11 @@ def vary(values: np.ndarray) -> bool:
     return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
 
 
+def at_once(count: int) -> int:
+    """Resamples of so many values that are drawn together: all of them, unless that takes gigabytes."""
+    return max(1, min(RESAMPLES, 10_000_000 // count))
+
+
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), always with the same resamples.
 
@@ -55,7 +60,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what the next lines mend
         bootstrap = scipy.stats.bootstrap(
-            (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, rng=0
+            (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, batch=at_once(count), rng=0
         )
     low, high = (float(end) for end in bootstrap.confidence_interval)
     # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
@@ -137,17 +142,24 @@ def sign_flip(values: np.ndarray) -> np.ndarray:
     scale = np.abs(values).max(axis=-1, keepdims=True)
     scaled = np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0)
     exact = 2**count <= RESAMPLES + 1
-    if exact:
-        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
-    else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, count))
     # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
-    observed, sums = (np.round(found * 2**30) for found in (scaled.sum(axis=-1), scaled @ signs.T))
-    tails = [(sums >= observed[..., None]).sum(axis=-1), (sums <= observed[..., None]).sum(axis=-1)]
+    observed = np.round(scaled.sum(axis=-1) * 2**30)[..., None]
+    drawn, above, below = 0, 0, 0
+    for signs in [np.array(list(itertools.product((-1.0, 1.0), repeat=count)))] if exact else random_signs(count):
+        sums = np.round(scaled @ signs.T * 2**30)
+        above, below = above + (sums >= observed).sum(axis=-1), below + (sums <= observed).sum(axis=-1)
+        drawn += len(signs)
     # Of random signs the observed ones are one more.
-    smaller = np.minimum(*tails) + (0 if exact else 1)
-    p: np.ndarray = np.minimum(2 * smaller / (len(signs) + (0 if exact else 1)), 1.0)
+    smaller = np.minimum(above, below) + (0 if exact else 1)
+    p: np.ndarray = np.minimum(2 * smaller / (drawn + (0 if exact else 1)), 1.0)
     return p
+
+
+def random_signs(count: int) -> Iterator[np.ndarray]:
+    """`RESAMPLES` rows of `count` signs, the same ones always, as many at a time as memory is no matter of."""
+    rng, most = np.random.default_rng(0), at_once(count)
+    for start in range(0, RESAMPLES, most):
+        yield rng.choice((-1.0, 1.0), (min(most, RESAMPLES - start), count))
 
 
 def smallest_p(n: int) -> float:

@@ -204,7 +204,8 @@ def train_chunk(
             if step == epoch * recipe.epoch_steps:
                 note(history, "running", running, recipe)
             if cluster.everywhere(np.int32(chunk.due() or stop.signal)).any():
-                chunk.save(now_saved())
+                since = time.monotonic()
+                chunk.save(now_saved(), since)
                 laboratory.stopped_at(chunk.folder, f"in epoch {epoch} of {epochs} of {arm.name!r}")
         # The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing.
         wanted = [name for name in splits if name != "train" or epoch == epochs]

@@ -1,11 +1,13 @@
 """What a run survives: every fault is a real one, in a process of its own."""
 
 import contextlib
+import functools
 import json
 import os
 import pickle
 import random
-import resource
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,33 +17,50 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from tensorboardX.proto import event_pb2
 
-from lenet_jax import results
+from lenet_jax import checkpoints, results
+from lenet_jax.errors import InputError
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TABLES = (results.METRICS, results.PREDICTIONS, results.TUNING)
 SMALL = [
     f"--config={EXPERIMENTS}/quickstart.py",
     "--config.sweep.activation=('tanh',)",
-    "--config.validation_size=3600",
+    "--config.sweep.loss=('mse',)",
+    "--config.sweep.momentum=(0.8,0.9)",
+    "--config.train_size=400",
+    "--config.validation_size=200",
     "--config.seeds=2",
     "--config.epochs=6",
 ]
-"""Two arms; one process trains them."""
+"""Two arms, of one program; one process trains them."""
+
+SECOND = "loss=mse,activation=tanh,momentum=0.9"
+ONE_ARM = [*SMALL, "--config.sweep.momentum=(0.9,)"]
 
 TUNED = [*SMALL, "--config.tune.learning_rate=(0.003,0.01)", "--config.tune_seeds=1", "--config.tune_widenings=1"]
-CROWD = [*SMALL, "--config.seeds=4", "--config.validation_size=0", "--config.epochs=20"]
+CROWD = [*SMALL, "--config.seeds=4", "--config.train_size=0", "--config.validation_size=0", "--config.epochs=20"]
 """Enough for worker processes."""
+
+PAIR = [*ONE_ARM, "--config.seeds=4"]
+"""Not enough, but see `command`."""
 
 
 def command(workdir, arguments, *more):
-    script = Path(sys.executable).parent / "lenet-jax"
-    return [script, "run", *arguments, f"--workdir={workdir}", *more]
+    program = [Path(sys.executable).parent / "lenet-jax"]
+    if arguments is PAIR:  # worker processes whatever they gain, or a test would train for half a minute
+        text = "from lenet_jax import cli, experiment; experiment.WORTH_WORKERS = 0; cli.main()"
+        program = [sys.executable, "-c", text]
+    return [*program, "run", *arguments, f"--workdir={workdir}", *more]
 
 
-def lenet_jax(workdir, arguments, *more, **options):
-    """Runs to the end."""
-    return subprocess.run(command(workdir, arguments, *more), capture_output=True, text=True, timeout=500, **options)
+def lenet_jax(workdir, arguments, *more, limit="", **options):
+    """Runs to the end, if need be with a limit of the shell's."""
+    shell = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh"] if limit else []
+    return subprocess.run(
+        [*shell, *command(workdir, arguments, *more)], capture_output=True, text=True, timeout=500, **options
+    )
 
 
 class Running:
@@ -68,8 +87,16 @@ class Running:
         return code, self.output.read_text()
 
     def children(self):
-        """Its worker processes."""
+        """All processes that it started."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self):
+        """One of its worker processes."""
+        return next(child for child in self.children() if "spawn_main" in " ".join(child.cmdline()))
+
+
+def exists(folder, pattern):
+    return any(folder.glob(pattern))
 
 
 def saved(workdir):
@@ -78,8 +105,34 @@ def saved(workdir):
     return sorted(found, key=lambda path: (path.parent.stat().st_mtime, int(path.name)))
 
 
+def files(workdir):
+    """Files and folders of a run, without what is random or a time in their names."""
+    names = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.name != "lock")
+    return {re.sub(r"/d/[0-9a-f]{32}|tfevents\.\d+", "", name) for name in names}
+
+
+def curves(folder):
+    """Names and steps of all that an event file holds."""
+    (file,) = folder.iterdir()
+    content, found = file.read_bytes(), []
+    while content:  # length, checksum, event, checksum
+        length = int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        found += [(value.tag, event.step) for value in event.summary.value]
+        content = content[16 + length :]
+    return sorted(found)
+
+
 def assert_same(workdir, reference):
-    """All tables byte for byte, the summary but for the times; nothing half written, no curve twice."""
+    """The same results and the same files; nothing half written, no curve twice."""
+    assert_tables(workdir, reference)
+    assert files(workdir) == files(reference)
+    for arm in (reference / "tensorboard").iterdir():
+        assert curves(workdir / "tensorboard" / arm.name) == curves(arm)
+
+
+def assert_tables(workdir, reference):
+    """All tables byte for byte, the summary but for the times."""
     for name in TABLES:
         assert (workdir / name).exists() == (reference / name).exists()
         if (reference / name).exists():
@@ -90,9 +143,6 @@ def assert_same(workdir, reference):
         times = ("seconds", "samples_per_second", "predicted_memory")
         rows.append([{key: value for key, value in arm.items() if key not in times} for arm in summary["arms"]])
     assert rows[0] == rows[1]
-    assert {path.name for path in workdir.iterdir()} == {path.name for path in reference.iterdir()}
-    for arm in (workdir / "tensorboard").iterdir():
-        assert len(list(arm.iterdir())) == 1
 
 
 def reference(tmp_path_factory, arguments):
@@ -113,30 +163,52 @@ def tuned(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return reference(tmp_path_factory, PAIR)
+
+
+@pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
     return reference(tmp_path_factory, CROWD)
+
+
+def running_in(group):
+    """Processes of a session that haven't ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def assert_gone(session):
+    """All processes of a session end within seconds."""
+    deadline = time.monotonic() + 20
+    while running_in(session):
+        assert time.monotonic() < deadline, [process.cmdline() for process in running_in(session)]
+        time.sleep(0.1)
 
 
 def kill_often(workdir, arguments, kills, longest):
     """Kills a run that often at random moments, then lets it end."""
     rng = random.Random(0)
     for number in range(kills):
-        run = Running(workdir, arguments, "--save_every=0")
+        run = Running(workdir, arguments, "--save_every=0", start_new_session=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.process.wait(rng.uniform(2, longest))
-        workers = run.children() if run.process.poll() is None else []
         run.process.kill()
         code, output = run.ended()
         assert code == -signal.SIGKILL, f"{number} kills: {code} {output}"
         assert "Traceback" not in output
-        assert not psutil.wait_procs(workers, timeout=20)[1], "no worker outlives the run"
+        assert_gone(run.process.pid)
     result = lenet_jax(workdir, arguments, "--save_every=0")
     assert result.returncode == 0, result.stderr
     return result
 
 
 def test_kill(tuned, tmp_path):
-    kill_often(tmp_path / "run", TUNED, 3, 7)
+    kill_often(tmp_path / "run", TUNED, 3, 5)
     assert_same(tmp_path / "run", tuned)
     provenance = json.loads((tmp_path / "run" / results.PROVENANCE).read_text())
     assert len(provenance["later_attempts"]) >= 1
@@ -150,6 +222,74 @@ def test_twenty_kills(arguments, request, tmp_path):
     # So long that twenty attempts of a few seconds don't end it: the first half of each is starting and compiling.
     kill_often(tmp_path / "run", {"tuned": TUNED, "crowd": CROWD}[arguments], 20, 4.5)
     assert_same(tmp_path / "run", whole)
+
+
+WATCH = """
+import os, re, sys
+
+if "run" in sys.orig_argv[:4]:  # the program itself, not its workers
+    def kind(event, path):
+        path = os.path.relpath(path, os.environ["FAULT_RUN"])
+        path = re.sub(r"/d/[0-9a-f]{32}$", "/d/HASH", path)
+        path = re.sub(r"\\.[0-9a-f]{8}$|-[0-9a-f]{8}\\.json", "", path)
+        return f"{event} {re.sub('[0-9]+', '', path)}"
+
+    def hook(event, arguments):
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") or not arguments[0]:
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        path = os.fsdecode(arguments[0]) if not isinstance(arguments[0], int) else ""
+        if not os.path.isabs(path) and event in ("os.remove", "os.rmdir") and arguments[1] > 0:
+            path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), path)
+        if path.startswith(os.environ["FAULT_RUN"]):
+            happened(kind(event, path))
+
+    sys.addaudithook(hook)
+"""
+"""Put where Python looks when it starts: calls `happened` before every change in the run folder FAULT_RUN, but those
+that Parquet's and orbax's own threads make."""
+
+KILL = """
+    def happened(kind):
+        known = os.open(os.environ["FAULT_KNOWN"], os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        if f"{kind}\\n" not in os.read(known, 2**20).decode():
+            os.write(known, f"{kind}\\n".encode())
+            os.kill(os.getpid(), 9)
+        os.close(known)
+"""
+"""Ends the program before each kind of change for once."""
+
+
+def watched(tmp_path, run, action):
+    """The environment of a run with which something happens at its changes of files."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(WATCH + action)
+    return os.environ | {"PYTHONPATH": str(site), "FAULT_RUN": str(run), "FAULT_KNOWN": str(tmp_path / "known")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
+    """One run that is killed at each file that it is about to make, to rename or to remove, for the first time."""
+    run = tmp_path / "run"
+    environment = watched(tmp_path, run, KILL)
+    for kills in range(1000):
+        result = lenet_jax(run, TUNED, "--save_every=0", env=environment)
+        assert "Traceback" not in result.stderr
+        assert "damaged" not in result.stderr
+        if not result.returncode:
+            break
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        known = (tmp_path / "known").read_text().splitlines()
+        assert len(known) == kills + 1
+        if (run / results.SUMMARY).exists():
+            assert_tables(run, tuned)
+    assert len(known) > 50
+    for kind in ("os.rename .config.json", "os.rename .metrics.parquet", "os.rmdir checkpoints/attempts"):
+        assert kind in known
+    assert_same(run, tuned)
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +333,34 @@ def bomb(path):
 DAMAGES = {
     "a flipped byte": lambda state: flip(largest(state)),
     "a truncated file": lambda state: os.truncate(largest(state), 1000),
-    "an emptied file": lambda state: os.truncate(largest(state), 0),
+    "an emptied folder": lambda state: (shutil.rmtree(state), state.mkdir()),
     "metadata gone": lambda state: (state / "state" / "_METADATA").unlink(),
     "no JSON": lambda state: (state / "about" / "metadata").write_text("{"),
     "a pickle": lambda state: bomb(largest(state)),
 }
 
 
-DAMAGED_TABLES = ("metrics.parquet", "predictions.parquet", "trained.json")
+def cut_off(path):
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def another_digit(path):
+    """Valid JSON still."""
+    text, count = re.subn(
+        r"(\d)(,?\s*})", lambda match: f"{(int(match[1]) + 1) % 10}{match[2]}", path.read_text(), count=1
+    )
+    assert count == 1
+    path.write_text(text)
+
+
+DAMAGED_TABLES = {
+    ("arm.json", "cut off"): cut_off,
+    ("arm.json", "another digit"): another_digit,
+    ("trained.json", "cut off"): cut_off,
+    ("trained.json", "another digit"): another_digit,
+    ("metrics.parquet", "a flipped byte"): flip,
+    ("predictions.parquet", "a flipped byte"): flip,
+}
 
 
 def copied(cut, tmp_path):
@@ -218,12 +378,34 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damage, cut, s
     DAMAGES[damage](newest)
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
     told = [line for line in result.stderr.splitlines() if "is damaged" in line]
     assert len(told) == 1, result.stderr
     assert str(newest) in told[0]
     assert "going on from the state before" in told[0]
     assert_same(run, small)
     assert not list(run.rglob("unpickled"))
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
+    """What is read is what was saved, the last time or the time before, and nothing is executed."""
+    newest, before = states_of_second(cut)
+    kept, steps = newest.parents[1], [int(newest.name), int(before.name)]
+    folder = tmp_path / kept.name
+    found = []
+    for path in [None, *(path.relative_to(kept) for path in newest.rglob("*") if path.is_file())]:
+        for damage in (flip, bomb) if path else [None]:
+            shutil.copytree(kept, folder)
+            if path:
+                damage(folder / path)
+            saved = checkpoints.Chunk(folder, 0).latest()
+            found.append((saved.step, saved.digest))
+            shutil.rmtree(folder)
+    assert {step for step, _ in found} == set(steps)
+    assert len(set(found)) == 2
+    assert found[0][0] == steps[0]
+    assert sum(step == steps[1] for step, _ in found) > 10
+    assert not list(tmp_path.rglob("unpickled"))
 
 
 @pytest.mark.slow
@@ -237,42 +419,49 @@ def test_if_both_are_damaged_the_members_start_anew(cut, small, tmp_path):
     assert_same(run, small)
 
 
-@pytest.mark.parametrize("name", ["arm.json", *(pytest.param(name, marks=pytest.mark.slow) for name in DAMAGED_TABLES)])
-def test_a_damaged_table_of_a_finished_arm_is_made_again(name, cut, small, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [key if number == 1 else pytest.param(*key, marks=pytest.mark.slow) for number, key in enumerate(DAMAGED_TABLES)],
+)
+def test_a_damaged_table_of_a_finished_arm_is_made_again(name, how, cut, small, tmp_path):
     run = copied(cut, tmp_path)
     (path,) = [
         path
         for path in run.glob(f"checkpoints/*/**/{name}")
         if (path.parent / "arm.json").exists() or (path.parents[1] / "arm.json").exists()
     ]
-    if name.endswith(".json"):
-        path.write_text(path.read_text()[:-5])
-    else:
-        flip(path)
+    DAMAGED_TABLES[name, how](path)
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
     assert str(path) in result.stderr
     assert_same(run, small)
 
 
-def test_signals_save_and_the_same_command_goes_on(tuned, tmp_path):
-    run = tmp_path / "run"
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        running = Running(run, TUNED, "--save_every=1000", start_new_session=True)
-        running.wait_for(lambda: list(run.glob("checkpoints/attempts/*.json")))
-        time.sleep(4)
-        os.killpg(running.process.pid, number)
-        ended, output = running.ended()
-        assert ended in (code, 0), output
-        if ended:
-            assert output.strip().endswith("the same command goes on")
-            assert "Traceback" not in output
-    result = lenet_jax(run, TUNED)
+@pytest.mark.parametrize(
+    ("number", "arguments", "stage"),
+    [
+        (signal.SIGINT, "small", "tested"),
+        pytest.param(signal.SIGINT, "tuned", "tried", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "tuned", "tested", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(number, arguments, stage, request, tmp_path):
+    """The signal goes to all processes of the session, as a terminal and Slurm send it."""
+    whole = request.getfixturevalue(arguments)
+    run, arguments = tmp_path / "run", {"small": SMALL, "tuned": TUNED}[arguments]
+    running = Running(run, arguments, "--save_every=0", start_new_session=True)
+    running.wait_for(functools.partial(exists, run, f"checkpoints/*/{stage}-*/states/*"))
+    os.killpg(running.process.pid, number)
+    code, output = running.ended()
+    assert code == 128 + number, output
+    assert output.strip().endswith("the same command goes on")
+    assert "Traceback" not in output
+    result = lenet_jax(run, arguments)
     assert result.returncode == 0, result.stderr
-    assert_same(run, tuned)
+    assert_same(run, whole)
 
 
-LONG = [*SMALL, "--config.validation_size=0", "--config.seeds=400", "--config.sweep.loss=('mse',)"]
+LONG = [*ONE_ARM, "--config.train_size=0", "--config.validation_size=0", "--config.seeds=400"]
 """A step of it takes some 15 seconds: worker processes, 1.6 million samples an epoch."""
 
 
@@ -294,6 +483,49 @@ def test_the_first_signal_finishes_the_step_and_the_second_ends_at_once(tmp_path
     assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
+def test_ctrl_c_while_workers_start(tmp_path):
+    """A terminal sends it to them too, and they can't ignore it before Python runs."""
+    running = Running(tmp_path / "run", PAIR, start_new_session=True)
+    running.wait_for(lambda: len(running.children()) > 1)
+    time.sleep(0.5)
+    os.killpg(running.process.pid, signal.SIGINT)
+    started = time.monotonic()
+    code, output = running.ended()
+    assert time.monotonic() - started < 5
+    assert code == 130
+    assert output == "lenet-jax: stopped; the same command goes on\n"
+    assert_gone(running.process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(number, tmp_path):
+    for wait in np.arange(0.5, 7, 0.5):
+        running = Running(tmp_path / "run", CROWD, "--config.epochs=200", start_new_session=True)
+        time.sleep(wait)
+        os.killpg(running.process.pid, number)
+        started = time.monotonic()
+        code, output = running.ended()
+        assert time.monotonic() - started < 8
+        assert code == 128 + number, (wait, output)
+        assert "Traceback" not in output
+        assert output.strip().endswith("the same command goes on"), (wait, output)
+        assert_gone(running.process.pid)
+
+
+def test_signals_work_when_nobody_reads_what_is_said(tmp_path):
+    read, write = os.pipe()
+    process = subprocess.Popen(command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save_every=0"), stderr=write)
+    os.close(write)
+    deadline = time.monotonic() + 120
+    while not saved(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.close(read)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+
+
 def test_a_signal_before_anything_is_trained_ends_at_once(tmp_path):
     running = Running(tmp_path / "run", SMALL)
     running.wait_for(lambda: (tmp_path / "run" / results.CONFIG).exists())
@@ -307,23 +539,34 @@ def test_a_signal_before_anything_is_trained_ends_at_once(tmp_path):
 
 def test_a_folder_has_one_owner(tmp_path):
     run = tmp_path / "run"
-    first = Running(run, SMALL, "--save_every=0", "--config.epochs=2000")
-    first.wait_for(lambda: saved(run))
+    first = Running(run, SMALL, "--save_every=1000", "--config.epochs=2000")
+    first.wait_for(functools.partial(exists, run, "tensorboard/*/*"))
     config = (run / results.CONFIG).read_bytes()
-    for more, message in (
-        (["--config.epochs=2000"], f"workdir: {str(run)!r} is in use by process {first.process.pid} on"),
-        (["--config.epochs=2000", "--fresh"], "is in use by process"),
-        (["--config.epochs=2000", "--only-arm=1"], "is in use by process"),
-        ([], "another config (it differs in epochs)"),
-    ):
-        refused = lenet_jax(run, SMALL, *more)
-        assert refused.returncode == 2, refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
-        assert message in refused.stderr
+    others = [
+        (Running(run, SMALL, *more), message)
+        for more, message in (
+            (["--config.epochs=2000"], f"workdir: {str(run)!r} is in use by process {first.process.pid} on"),
+            (["--config.epochs=2000", "--fresh"], "is in use by process"),
+            (["--config.epochs=2000", "--only-arm=1"], "is in use by process"),
+            ([], "another config (it differs in epochs)"),
+        )
+    ]
+    for other, message in others:
+        code, output = other.ended()
+        assert code == 2, output
+        assert len(output.splitlines()) == 1
+        assert message in output
     assert (run / results.CONFIG).read_bytes() == config
+    assert not saved(run)
     first.process.terminate()
-    assert first.ended()[0] == 143, "the owner went on all the time"
-    assert saved(run)
+    code, output = first.ended()
+    assert code == 143, "the owner went on all the time"
+    (state,) = saved(run)
+    first, last = output.strip().splitlines()
+    assert first == "lenet-jax: SIGTERM: finishing the step, then saving; once more stops at once"
+    assert re.search(
+        f"stopped in epoch .* of 2000 of .*; saved in {str(state.parents[1])!r}; the same command goes on", last
+    )
 
 
 @pytest.mark.slow
@@ -337,15 +580,27 @@ def test_a_killed_owner_owns_nothing(cut, tmp_path):
     assert moved.returncode == 0, moved.stderr
 
 
+def test_what_cannot_be_moved_aside_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    for folder in (Path(".."), tmp_path / "run"):
+        with pytest.raises(InputError, match="is where you are"):
+            checkpoints.move_aside(folder)
+    assert checkpoints.move_aside(tmp_path / "other") is None
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.move_aside(Path("run")).is_dir(), "of a run that was killed as it began"
+    assert not (tmp_path / "run").exists()
+
+
 def test_fresh_moves_the_old_run_aside(small, tmp_path):
     run = copied(small, tmp_path)
-    files = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    result = lenet_jax(run, SMALL, "--fresh", "--config.epochs=1")
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = lenet_jax(run, ONE_ARM, "--fresh", "--config.epochs=1")
     assert result.returncode == 0, result.stderr
     (aside,) = tmp_path.glob("run-20*")
     assert f"{run} was moved to {aside}" in result.stderr
     lock = Path("checkpoints/lock")
-    for path, content in files.items():
+    for path, content in before.items():
         assert path == lock or (aside / path).read_bytes() == content
     assert results.load(run).config["epochs"] == 1
     assert results.load(aside).config["epochs"] == 6
@@ -359,7 +614,7 @@ def test_fresh_moves_the_old_run_aside(small, tmp_path):
 def test_arms_as_jobs_of_their_own(small, tmp_path):
     """Two at the same time, in one folder: the last one writes the tables, the same as if one process had run both."""
     run = tmp_path / "run"
-    jobs = [Running(run, SMALL, "--only-arm=1"), Running(run, SMALL, "--only-arm=loss=cross_entropy,activation=tanh")]
+    jobs = [Running(run, SMALL, "--only-arm=1"), Running(run, SMALL, f"--only-arm={SECOND}")]
     jobs[0].wait_for(lambda: (run / results.CONFIG).exists())
     whole = lenet_jax(run, SMALL)
     assert whole.returncode == 2
@@ -373,8 +628,50 @@ def test_arms_as_jobs_of_their_own(small, tmp_path):
     assert_same(run, small)
     refused = lenet_jax(tmp_path / "other", SMALL, "--only-arm=3")
     assert refused.returncode == 2
-    assert "only-arm: '3' is no arm; allowed are 1 (loss=mse,activation=tanh), 2 (" in refused.stderr
+    assert "only-arm: '3' is no arm; allowed are 1 (loss=mse,activation=tanh,momentum=0.8), 2 (" in refused.stderr
     assert not (tmp_path / "other").exists()
+
+
+STOP = """
+    def happened(kind):
+        if kind == "os.rename .metrics.parquet":
+            os.kill(os.getpid(), 19)
+"""
+"""Stops the program, as Ctrl-Z does, when it writes the run's tables."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_two_jobs_that_come_to_the_end_together(small, tmp_path):
+    """The one waits while the other writes, and finds the run finished."""
+    run = tmp_path / "run"
+    first = lenet_jax(run, SMALL, "--only-arm=1")
+    assert first.returncode == 0
+    assert f"1 of 2 arms are finished; {SECOND!r} is not" in first.stderr
+    second = Running(run, SMALL, "--only-arm=2", env=watched(tmp_path, run, STOP))
+    second.wait_for(lambda: psutil.Process(second.process.pid).status() == psutil.STATUS_STOPPED)
+    again = Running(run, SMALL, "--only-arm=1")
+    time.sleep(10)
+    assert again.process.poll() is None, "it waits"
+    second.process.send_signal(signal.SIGCONT)
+    for job in (second, again):
+        code, output = job.ended()
+        assert code == 0, output
+        assert "run folder:" in output
+    assert_same(run, small)
+
+
+@pytest.mark.slow
+def test_an_arm_has_one_job(cut, tmp_path):
+    run = copied(cut, tmp_path)
+    job = Running(run, SMALL, "--only-arm=2", "--save_every=0")
+    arm = run / "checkpoints" / SECOND
+    job.wait_for((arm / "lock").exists)
+    refused = lenet_jax(run, SMALL, "--only-arm=2")
+    job.process.kill()
+    job.ended()
+    assert refused.returncode == 2, refused.stderr
+    assert f"arm {SECOND!r} is in use by process" in refused.stderr
 
 
 @pytest.fixture
@@ -411,6 +708,56 @@ def test_a_full_disk(small, small_disk):
 
 
 @pytest.mark.slow
+def test_a_file_that_cannot_be_written_whole(small, tmp_path):
+    """A limit of the shell's, which the array library finds out in the middle of a checkpoint."""
+    run = tmp_path / "run"
+    refused = lenet_jax(run, SMALL, limit="-f 600")  # of 512 bytes
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.endswith(
+        "can't be written (File too large); all that was saved before is kept; the same command goes on"
+    )
+    result = lenet_jax(run, SMALL)
+    assert result.returncode == 0, result.stderr
+    assert_same(run, small)
+
+
+@pytest.mark.slow
+def test_a_disk_that_has_no_place_for_any_of_the_files(small, small_disk):
+    """Every file of a run is the one that fails, one after the other: a file or folder more is allowed each time."""
+    disk = small_disk("size=50m,nr_inodes=2")
+    for files_allowed in [*range(2, 15), *range(15, 160, 8)]:
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={files_allowed}", disk], check=True)
+        result = lenet_jax(disk / "run", SMALL, "--save_every=0")
+        if not result.returncode:
+            break
+        lines = result.stderr.splitlines()
+        assert result.returncode in (1, 2), result.stderr
+        assert "can't be written (No space left on device)" in lines[-1], (files_allowed, result.stderr)
+        assert all(line.startswith("arm ") for line in lines[:-1]), (files_allowed, result.stderr)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=10000", disk], check=True)
+    result = lenet_jax(disk / "run", SMALL)
+    assert result.returncode == 0, result.stderr
+    assert_same(disk / "run", small)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_curves_are_written(small_disk):
+    disk = small_disk("size=20m")
+    running = Running(disk / "run", SMALL, "--config.epochs=200", "--save_every=1000")
+    running.output = running.output.rename(disk.parent / "output.txt")
+    running.wait_for(lambda: list((disk / "run").glob("tensorboard/*/*")))
+    with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as full:
+        while True:
+            full.write(bytes(4096))
+    code, output = running.ended()
+    assert code == 1, output
+    assert "Traceback" not in output
+    assert "tensorboard" in output
+    assert "can't be written (No space left on device)" in output.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start(small_disk):
     disk = small_disk("size=64k")
     (disk / "full").write_bytes(bytes(64 * 1024 - 4096))
@@ -428,48 +775,82 @@ def test_a_folder_that_can_only_be_read(small_disk):
     assert f"workdir: '{disk}/run/checkpoints' can't be written (Read-only file system)" in result.stderr
 
 
+def test_a_finished_run_that_can_only_be_read_is_shown(small, small_disk):
+    disk = small_disk("size=20m")
+    copied(small, disk)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    result = lenet_jax(disk / "run", SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "already finished" in result.stderr
+
+
 def test_members_that_diverge_leave_the_others_alone(tmp_path):
     """Candidates of tuning train in one population: one of them with an absurd weight decay."""
-    tables = {}
+    runs = {}
     for name, values in {"good": "(0.0,0.001)", "bad": "(0.0,0.001,1e30)"}.items():
-        tune = [f"--config.tune.weight_decay={values}", "--config.tune_seeds=2", "--config.sweep.loss=('mse',)"]
-        result = lenet_jax(tmp_path / name, SMALL, *tune, "--config.epochs=2")
-        assert result.returncode == 0, result.stderr
-        tables[name] = results.load(tmp_path / name).tuning
-    bad = tables["bad"]
+        tune = [f"--config.tune.weight_decay={values}", "--config.tune_seeds=2", "--config.epochs=2"]
+        runs[name] = Running(tmp_path / name, ONE_ARM, *tune)
+    for run in runs.values():
+        code, output = run.ended()
+        assert code == 0, output
+    good, bad = (results.load(tmp_path / name).tuning for name in runs)
     lost = bad[(bad.weight_decay == 1e30) & (bad.epoch == 2)]
     assert not np.isfinite(lost[lost.metric == "loss"].value).any()
     assert (lost[(lost.metric == "error") & (lost.split == "validation")].value == 1).all(), "counted, not dropped"
     others = bad[bad.weight_decay < 1].reset_index(drop=True)
-    assert others.equals(tables["good"].reset_index(drop=True)), "bit for bit"
+    assert others.equals(good.reset_index(drop=True)), "bit for bit"
 
 
-def test_a_worker_that_runs_out_of_memory(crowd, tmp_path):
+def test_a_worker_that_runs_out_of_memory(pair, tmp_path):
     """What Linux does then: SIGKILL. The others go on from what was saved, fewer at a time."""
     run = tmp_path / "run"
-    running = Running(run, CROWD, "--save_every=0")
-    running.wait_for(lambda: saved(run))
-    victim = next(child for child in running.children() if "spawn_main" in " ".join(child.cmdline()))
-    victim.kill()
+    running = Running(run, PAIR, "--save_every=0")
+    running.wait_for(functools.partial(exists, run, "checkpoints/*/*/states/*"))
+    running.worker().kill()
     code, output = running.ended()
     assert code == 0, output
     assert "4 networks don't fit in memory together: going on with 2 at a time" in output
-    assert_same(run, crowd)
+    assert_tables(run, pair)
+
+
+@pytest.mark.slow
+def test_workers_that_always_run_out_of_memory(tmp_path):
+    """They are killed as soon as they train, until there is nothing left to halve."""
+    run = tmp_path / "run"
+    running = Running(run, CROWD, "--save_every=0", "--devices=1", start_new_session=True)
+    last = [0]
+
+    def step():
+        return max((int(path.name) for path in run.glob("checkpoints/*/*/states/*") if path.name.isdigit()), default=0)
+
+    for _ in (4, 2, 1):
+        running.wait_for(lambda: step() > last[-1])
+        worker = running.worker()
+        worker.suspend()
+        time.sleep(0.5)  # what is being saved is saved
+        last.append(step())
+        worker.kill()
+    code, output = running.ended()
+    assert code == 1, output
+    lines = output.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == [f"{n} networks don't fit in memory together" for n in (4, 2)]
+    assert "memory ran out with 1 networks of" in lines[2]
+    assert lines[2].endswith("the same command goes on")
+    assert len(lines) == 3
+    assert_gone(running.process.pid)
 
 
 @pytest.mark.slow
 def test_a_population_that_does_not_fit_is_trained_in_chunks(tmp_path):
     """1,500 networks of 1 MB each in 3 GiB of address space, of which the program itself takes a good part."""
     few = ["--config.train_size=20", "--config.batch_size=20", "--config.epochs=1", "--config.validation_size=0"]
-    limit = 3 * 2**30
     result = lenet_jax(
         tmp_path / "run",
-        SMALL,
+        ONE_ARM,
         *few,
         "--config.seeds=1500",
         "--config.store_predictions=False",
-        "--config.sweep.loss=('mse',)",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        limit=f"-v {3 * 2**20}",
     )
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "run").glob("checkpoints/*/tested-*"))) > 1

@@ -1,0 +1,369 @@
+"""What a run costs on 1, 2, 4 and 8 host devices, to check the model of `cost.py`, and docs/scaling.md with it.
+
+Each point runs in a fresh process, with the engine that has all devices in one process (`population`), pinned to as
+many cores as it has devices if there are so many; on mnist5k with the network of `task.py`, batches of 32:
+
+- seconds to compile all programs, without the persistent cache;
+- seconds of a part of a pass, here a whole pass of 4,000 images: the fastest within --seconds, after a first one;
+- by how many bytes the process grows meanwhile, and what the compiler predicts; its count of FLOPs and bytes;
+- seconds of a snapshot, of saving it with `checkpoints.Chunk` and of restoring it; bytes on disk.
+
+Then a large population for a short pass, and the tables of many members, whose bytes a row are measured. With
+--dataset=idx:FOLDER (all of MNIST) nothing but the share of an epoch that saving takes: 8 members, worker processes as
+experiments use them, medians of 4 epochs.
+
+Cost: about 4 minutes on two cores, which nothing else may use meanwhile; with --dataset about 1 minute. A point during
+which other programs took more than 5 % of the processor is measured again, up to --attempts times, and the least
+disturbed one is kept; `others_percent` tells. The same command again then measures the disturbed points alone.
+
+    .venv/bin/python experiments/benchmarks/devices.py [--dataset=idx:FOLDER] [--out=FOLDER]
+
+Writes FOLDER/devices.json and devices.md, or checkpoint.json and checkpoint.md; FOLDER is experiments/results/devices
+by default. Rewrites the marked blocks of docs/scaling.md (--doc) from both.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cost
+import machine
+import numpy as np
+import psutil
+import report
+import task
+from absl import app, flags
+from workers import SPAWN
+
+from lenet_jax import data
+from lenet_jax.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+BATCH = 32
+LARGE = 1000
+"""Members of the large population."""
+SHORT = 320
+"""Images of its pass."""
+PATIENCE = 60.0
+"""Seconds that a point waits for other programs to leave the processor alone."""
+REPEATS = 3
+"""Snapshots, savings and restorings at a point."""
+
+DEVICES = flags.DEFINE_multi_integer("devices", [1, 2, 4, 8], "Host devices; repeat the flag.", lower_bound=1)
+MEMBERS = flags.DEFINE_multi_integer("members", [8, 64], "Members; repeat the flag.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 4.0, "Least time of a point's measured passes.", lower_bound=0.0)
+DATASET = flags.DEFINE_string("dataset", "", "Measure the share of saving on this data set instead, as idx:FOLDER.")
+ATTEMPTS = flags.DEFINE_integer("attempts", 4, "Times that a disturbed point is measured.", lower_bound=1)
+OUT = flags.DEFINE_string("out", str(ROOT / "experiments" / "results" / "devices"), "Folder for the results.")
+DOC = flags.DEFINE_string("doc", str(ROOT / "docs" / "scaling.md"), "Page whose marked blocks are rewritten.")
+
+
+class Point(NamedTuple):
+    """What is run in one process; passes are repeated for `seconds` (0: one pass)."""
+
+    devices: int
+    members: int
+    train_size: int
+    seconds: float
+
+
+class Growth:
+    """By how many bytes this process grows from now on, at its peak (Linux)."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what compiling left free would be used again, and hide the growth
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        self._before = psutil.Process().memory_info().rss
+
+    def bytes(self) -> int:
+        """Until now."""
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found
+        return int(found[1]) * 1024 - self._before
+
+
+def timed(function: Any, *arguments: Any) -> tuple[Any, float]:
+    """What a function returns, and its seconds."""
+    start = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - start
+
+
+def measure(point: Point) -> dict[str, Any]:
+    """Trains, saves and restores a population on so many devices of this process. For a fresh process."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: point.devices])
+
+    import jax  # only here: the main process runs no JAX
+
+    from lenet_jax import population
+
+    population.configure(point.devices)
+    jax.config.update("jax_enable_compilation_cache", False)
+    images = task.load("mnist5k", point.train_size).images
+    recipe = task.recipe(BATCH, point.train_size)
+    used = min(point.devices, point.members)
+    padded = point.members + -point.members % used
+    mesh = population.mesh_of(jax.devices()[:used])
+    programs, compile_seconds = timed(population.compile_programs, recipe, padded, len(images.labels), mesh)
+    analysis = programs.train_part.cost_analysis() or {}
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+
+    growth = Growth()
+    hyper = task.hyperparameters(point.members)
+    members, create_seconds = timed(population.create, range(point.members), hyper, images, recipe)
+    passes, begun = [], time.perf_counter()
+    while len(passes) < 2 or time.perf_counter() - begun < point.seconds:
+        passes.append(timed(population.train_part, members)[1])
+        if not point.seconds:
+            break
+    grown = growth.bytes()
+    seconds = min(passes[1:] or passes)
+    return {
+        **point._asdict(),
+        "batch_size": BATCH,
+        "samples": recipe.epoch_steps * BATCH,
+        "members_padded": padded,
+        "effective": min(used, machine.cores()),
+        "compile_seconds": compile_seconds,
+        "create_seconds": create_seconds,
+        "passes": passes,
+        "epoch_seconds": seconds,
+        "samples_per_second": recipe.epoch_steps * BATCH * point.members / seconds,
+        "grown_bytes": grown,
+        "predicted_bytes": members.memory,
+        "xla_flops": analysis.get("flops"),
+        "xla_bytes": analysis.get("bytes accessed"),
+        **saving(population, members),
+    }
+
+
+def saving(engine: Any, members: Any) -> dict[str, Any]:
+    """Seconds of snapshots, savings and restorings of a population, medians; bytes on disk, and in memory meanwhile."""
+    from lenet_jax.checkpoints import STATES, Chunk, Saved
+
+    times: dict[str, list[float]] = {"snapshot_seconds": [], "save_seconds": [], "restore_seconds": []}
+    history = {f"test/{name}": np.zeros((1, members.size)) for name in ("loss", "error", "nll", "brier", "ece")}
+    with tempfile.TemporaryDirectory() as folder:
+        chunk = Chunk(Path(folder) / f"tested-0-{members.size}", 0)
+        growth = Growth()
+        for step in range(1, REPEATS + 1):
+            state, seconds = timed(engine.snapshot, members)
+            times["snapshot_seconds"].append(seconds)
+            times["save_seconds"].append(timed(chunk.save, Saved(step, state, history, 0.0, 0.0))[1])
+        peak = growth.bytes()
+        saved = chunk.folder / STATES / str(REPEATS)
+        disk = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+        for _ in range(REPEATS):
+            found, reading = timed(chunk.latest)
+            times["restore_seconds"].append(reading + timed(engine.restore, members, found.state)[1])
+        again = engine.snapshot(members)
+    assert all(np.array_equal(again[name], array) for name, array in state.items())
+    size = sum(array.nbytes for array in state.values())
+    return {name: statistics.median(values) for name, values in times.items()} | {
+        "state_bytes": size,
+        "disk_bytes": disk,
+        "disk_share": disk / size,
+        "save_peak_share": peak / size,
+    }
+
+
+def measure_tables(kind: str) -> dict[str, Any]:
+    """Bytes a row of a table of many members, as a run makes and writes it. For a fresh process."""
+    import pandas as pd
+
+    from lenet_jax import experiment, results, train, training
+    from lenet_jax.arms import Arm
+
+    arm = Arm.__new__(Arm)  # only its name and axes are asked for
+    object.__setattr__(arm, "name", "activation=tanh,loss=cross_entropy")
+    object.__setattr__(arm, "axes", {"activation": "tanh", "loss": "cross_entropy"})
+    rng = np.random.default_rng(0)
+    if kind == "predictions":
+        count = 200
+        shape = count, cost.TEST
+        found = train.Predictions(rng.integers(0, 10, shape, np.int32), rng.random(shape, np.float32))
+        labels = rng.integers(0, 10, cost.TEST, np.int32)
+    else:
+        count = 10_000
+        epochs = {"running": cost.EPOCHS, "test": cost.EPOCHS + 1, "train": 1}
+        names = dict.fromkeys(epochs, ("loss", "error", "nll", "brier", "ece")) | {"running": ("loss", "error")}
+        history = {
+            f"{split}/{name}": list(rng.random((epochs[split], count))) for split in epochs for name in names[split]
+        }
+    growth = Growth()
+    if kind == "predictions":
+        table = training.table_of(found, labels, range(count))
+    else:
+        table = training.long_form(
+            history, range(cost.EPOCHS + 1), training.Members(list(range(count)), {}), cost.EPOCHS
+        )
+    table = pd.concat([table], ignore_index=True)
+    if kind == "metrics":
+        table = table.sort_values(["epoch", "split", "metric", "seed"], kind="stable")
+    # As `experiment.finish` puts all arms together.
+    table = pd.concat([experiment.labelled(table, arm)], ignore_index=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        results.write_table(path, table)
+        parquet = path.stat().st_size
+    rows = len(table)
+    held = int(table.memory_usage(deep=True).sum())
+    return {"rows": rows, "held": held / rows, "peak": growth.bytes() / rows, "parquet": parquet / rows}
+
+
+def measure_checkpoint(name: str) -> dict[str, Any]:
+    """The share of an epoch that saving takes, with worker processes. For a fresh process."""
+    import jax
+
+    from lenet_jax import population, train
+    from lenet_jax.checkpoints import Chunk, Saved
+    from lenet_jax.workers import Workers
+
+    count, epochs = 8, 4
+    images = task.load(name).images
+    recipe = task.recipe(BATCH, len(images.labels))
+    parts = train.parts_of(recipe, count)
+    assert parts == 1, "a pass is one part"
+    workers = min(population.cores(), count)
+    rows: dict[str, list[float]] = {"epoch_seconds": [], "snapshot_seconds": [], "save_seconds": []}
+    history = {f"test/{name}": np.zeros((1, count)) for name in ("loss", "error", "nll", "brier", "ece")}
+    with tempfile.TemporaryDirectory() as folder, Workers(workers) as engine:
+        chunk = Chunk(Path(folder) / f"tested-0-{count}", 0)
+        members = engine.create(range(count), task.hyperparameters(count), images, recipe)
+        for epoch in range(1, epochs + 1):
+            rows["epoch_seconds"].append(timed(engine.train_part, members)[1])
+            state, seconds = timed(engine.snapshot, members)
+            rows["snapshot_seconds"].append(seconds)
+            saved = Saved(epoch * recipe.epoch_steps, state, history, 0.0, 0.0)
+            rows["save_seconds"].append(timed(chunk.save, saved)[1])
+    shares = [(snapshot + save) / epoch for epoch, snapshot, save in zip(*rows.values(), strict=True)]
+    medians = {key: statistics.median(values) for key, values in rows.items()}
+    return medians | {
+        "members": count,
+        "workers": workers,
+        "samples": recipe.epoch_steps * BATCH,
+        "epochs": rows,
+        "share": statistics.median(shares),
+        "samples_per_second": recipe.epoch_steps * BATCH * count / medians["epoch_seconds"],
+        "backend": jax.default_backend(),
+    }
+
+
+def cpu_seconds() -> float:
+    """Processor seconds of everything on this machine but this process and its children that have ended."""
+    times, own = psutil.cpu_times(), os.times()
+    everything = times.user + times.nice + times.system
+    return everything - own.user - own.system - own.children_user - own.children_system
+
+
+def fresh(function: Any, *arguments: Any) -> dict[str, Any]:
+    """Calls a function in a process of its own."""
+    attempts: list[dict[str, Any]] = []
+    timing = function is not measure_tables  # bytes are the same on a busy machine
+    while len(attempts) < (ATTEMPTS.value if timing else 1):
+        deadline = time.monotonic() + PATIENCE * timing
+        while machine.busy().total > machine.BUSY_PERCENT and time.monotonic() < deadline:
+            pass
+        before, started = cpu_seconds(), time.perf_counter()
+        with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+            result: dict[str, Any] = pool.submit(function, *arguments).result()
+        all_cores = (time.perf_counter() - started) * machine.cores()
+        result["others_percent"] = 100 * (cpu_seconds() - before) / all_cores
+        attempts.append(result)
+        if result["others_percent"] <= machine.BUSY_PERCENT:
+            break
+    result = min(attempts, key=lambda attempt: attempt["others_percent"])
+    numbers = {key: value for key, value in result.items() if isinstance(value, float)}
+    told = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+    print(f"{time.strftime('%H:%M:%S')} {function.__name__} {arguments}: {told}", file=sys.stderr, flush=True)
+    return result
+
+
+class Partial:
+    """Points that are measured already: a command that was stopped goes on, and disturbed points are measured again."""
+
+    def __init__(self, path: Path, where: dict[str, Any]) -> None:
+        """What a file holds, if it is of the same machine and versions."""
+        self._path, self._held = path, {"where": where, "points": {}}
+        if path.exists() and (held := json.loads(path.read_text()))["where"] == where:
+            self._held = held
+
+    def fresh(self, function: Any, point: Point) -> dict[str, Any]:
+        """`fresh`, unless the point is there."""
+        key, points = repr(tuple(point)), self._held["points"]
+        if key not in points:
+            points[key] = found = fresh(function, point)
+            if found["others_percent"] > machine.BUSY_PERCENT:
+                return points.pop(key)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._held))
+        return points[key]
+
+    def done(self) -> None:
+        """Forgets all, when nothing is left to be measured again."""
+        self._path.unlink(missing_ok=True)
+
+
+def rewrite(page: Path, blocks: dict[str, str]) -> None:
+    """Puts each block between its marks."""
+    text = page.read_text()
+    for name, block in blocks.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, b=block: m[1] + b + m[2], text, flags=re.S
+        )
+    page.write_text(text)
+
+
+def main(argv: list[str]) -> None:
+    """Measures, writes the results, and rewrites the page."""
+    if argv[1:]:
+        sys.exit(f"devices.py takes flags only, not {argv[1]!r}")
+    busy = machine.busy()
+    machine.warn_if(busy)
+    header = {**machine.describe(), "busy_percent_before": busy.total}
+    out = Path(OUT.value)
+    try:
+        if DATASET.value:
+            data.load(DATASET.value)  # refuses what can't be read, in one line
+            results = header | fresh(measure_checkpoint, DATASET.value)
+            name, table = "checkpoint", cost.checkpoint_block(results)
+        else:
+            partial = Partial(out / "partial.json", {key: header[key] for key in ("machine", "versions")})
+            points = [
+                partial.fresh(measure, Point(devices, members, 4000, SECONDS.value))
+                for devices in DEVICES.value
+                for members in MEMBERS.value
+            ]
+            large = partial.fresh(measure, Point(machine.cores(), LARGE, SHORT, 0.0))
+            tables = {kind: fresh(measure_tables, kind) for kind in ("predictions", "metrics")}
+            results = header | {"points": points, "large": large, "tables": tables}
+            name = "devices"
+            if all(one["others_percent"] <= machine.BUSY_PERCENT for one in (*points, large)):
+                partial.done()
+            table = "\n".join([cost.devices_block(results), cost.flops_block(results), cost.tables_block(results)])
+    except (InputError, BrokenProcessPool) as error:
+        sys.exit(f"devices.py: {error}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    title = "Devices" if name == "devices" else f"Saving {results['members']} members on {DATASET.value}"
+    (out / f"{name}.md").write_text(f"# {title}\n\n{report.provenance(results)}\n{table}")
+    print(table)
+    print(f"results are in {out}", file=sys.stderr)
+    stored = [out / f"{kind}.json" for kind in ("devices", "checkpoint")]
+    if all(path.exists() for path in stored) and Path(DOC.value).exists():
+        rewrite(Path(DOC.value), cost.blocks(*(json.loads(path.read_text()) for path in stored)))
+
+
+if __name__ == "__main__":
+    app.run(main)

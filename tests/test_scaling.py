@@ -1,0 +1,88 @@
+"""Tests that docs/scaling.md says what is stored, and that its model agrees with what was measured."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lenet_jax import population
+
+ROOT = Path(__file__).parent.parent
+STORED = ROOT / "experiments" / "results" / "devices"
+PAGE = (ROOT / "docs" / "scaling.md").read_text()
+
+sys.path.append(str(ROOT / "experiments" / "benchmarks"))
+import cost  # noqa: E402
+
+RESULTS = json.loads((STORED / "devices.json").read_text())
+CHECKPOINT = json.loads((STORED / "checkpoint.json").read_text())
+POINTS = RESULTS["points"]
+NAMES = [f"{point['devices']} devices, {point['members']} members" for point in POINTS]
+
+
+@pytest.mark.parametrize(("name", "block"), cost.blocks(RESULTS, CHECKPOINT).items())
+def test_the_page_says_what_is_stored(name, block):
+    assert re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", PAGE, re.DOTALL).group(1) == block
+
+
+def test_all_points_are_stored():
+    assert [(point["devices"], point["members"]) for point in POINTS] == [(d, m) for d in (1, 2, 4, 8) for m in (8, 64)]
+    assert all(one["others_percent"] < 5 for one in (*POINTS, RESULTS["large"], CHECKPOINT)), "nothing else ran"
+
+
+@pytest.mark.parametrize("point", POINTS, ids=NAMES)
+def test_time_is_predicted_within_25_percent(point):
+    assert cost.epoch_seconds(point, cost.base_of(RESULTS)) == pytest.approx(point["epoch_seconds"], rel=0.25)
+
+
+@pytest.mark.parametrize("point", [*POINTS, RESULTS["large"]], ids=[*NAMES, "large"])
+def test_bytes_are_predicted_within_10_percent(point):
+    assert point["state_bytes"] == pytest.approx(point["members"] * cost.STATE, rel=1e-3)
+    assert point["disk_bytes"] == pytest.approx(point["members"] * cost.STATE, rel=0.1)
+
+
+@pytest.mark.parametrize("point", [*POINTS, RESULTS["large"]], ids=[*NAMES, "large"])
+def test_the_compilers_memory_is_predicted_within_8_percent(point):
+    assert point["predicted_bytes"] == pytest.approx(cost.device_bytes(point), rel=0.08)
+    if point["members"] > 8:
+        assert point["predicted_bytes"] == pytest.approx(cost.device_bytes(point), rel=0.01)
+
+
+def test_the_memory_of_many_members_is_predicted_within_25_percent():
+    """Few members take less than JAX's own buffers."""
+    large = RESULTS["large"]
+    assert large["predicted_bytes"] == pytest.approx(2 * cost.STATE * large["members"], rel=0.1)
+    assert large["grown_bytes"] == pytest.approx(large["predicted_bytes"], rel=0.25)
+    assert large["save_peak_share"] < population.SAVING
+
+
+def test_saving_takes_at_most_a_twentieth_of_an_epoch():
+    assert CHECKPOINT["samples"] == cost.TRAIN
+    assert CHECKPOINT["share"] <= 0.05
+
+
+def test_the_constants_of_the_model_are_those_of_the_code():
+    from lenet_jax import arms, checkpoints, model, optim, train
+
+    sizes = [count for _, _, count in model.parameter_table(cost.task.ARCHITECTURE)]
+    assert sum(sizes) == cost.PARAMETERS
+    assert population.member_memory(cost.task.recipe(32, 4000)) == pytest.approx(
+        (2 + population.SAVING) * cost.STATE, rel=1e-3
+    )
+    assert checkpoints.KEPT + 1 == cost.KEPT
+    assert cost.MEMBERS[-1] == arms.MOST_MEMBERS
+    assert (train.LONGEST_CALL, train.MOST_PARTS) == (1_000_000, 16)
+    assert "momentum" in optim.OPTIMIZERS
+
+
+def test_an_arm_can_be_cut_as_the_page_says():
+    from lenet_jax.experiments import base
+
+    from lenet_jax import arms
+
+    config = base.get_config()
+    config.seeds = 50_000
+    config.sweep.first_seed = tuple(range(0, 1_000_000, 50_000))
+    assert len(arms.expand(config)) == 20

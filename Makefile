@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow fuzz lint format benchmark reproduction constraints clean
+.PHONY: quickstart test test-slow fuzz lint format benchmark reproduction docs constraints clean
 
 quickstart: $(VENV)/installed
 	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute on two cores."
@@ -21,7 +21,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -m 'not slow' --numprocesses=2 --dist=loadfile
+	$(BIN)/pytest -m 'not slow' --nbmake --numprocesses=2 --dist=loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow
@@ -61,6 +61,11 @@ reproduction: $(VENV)/installed
 	done
 	$(BIN)/python experiments/reproduction/reproduction.py --runs=runs --out=runs/reproduction --dataset=$(DATASET)
 
+# The documentation, into site/. To read it with search: .venv/bin/python -m http.server --directory site
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The newest versions that fit become the ones that everybody gets.
 constraints: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[test]'
@@ -68,4 +73,4 @@ constraints: $(VENV)/installed-test
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

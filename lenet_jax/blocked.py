@@ -1,7 +1,7 @@
 """The fast form of LeNet-5: `model.forward` for a batch, as matrix products over pixel blocks.
 
 Convolutions are slow inside compiled loops on a CPU, and gathering each output's 5 x 5 inputs moves every pixel 25
-times. Here neighbouring outputs are computed together, from the blocks of inputs that they share::
+times. Here neighbouring outputs are computed together, from the blocks of inputs that they share:
 
       input, 8 x 16 blocks of 4 x 2 pixels           C1, 7 x 14 tiles of 4 x 2 outputs x 6 maps
       +--+--+--+--+--                                +--+--+--+--

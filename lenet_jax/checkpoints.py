@@ -322,6 +322,21 @@ class Chunk:
                 found = self._read(manager, step)
         return found
 
+    def last(self) -> Saved:
+        """The state at the end of the training. Nothing is written.
+
+        Raises:
+          InputError: there is none that is whole.
+        """
+        states = self.folder / STATES
+        try:
+            with self._manager() as manager:
+                return self._read(manager, max(manager.all_steps()))
+        except Exception as error:  # a damaged file raises nearly anything
+            raise InputError(
+                f"run: {str(states)!r} is gone or damaged ({' '.join(str(error).split())[:200]})"
+            ) from error
+
     def _set_aside(self, step: int, error: Exception) -> None:
         damaged = self.folder / "damaged"
         path = self.folder / STATES / str(step)
@@ -488,6 +503,19 @@ class Store:
                         other.unlink()
                     elif other not in (last, path / STATES):
                         shutil.rmtree(other, ignore_errors=True)
+
+
+def networks(folder: Path, members: int) -> Snapshot:
+    """The last states of an arm's tested members, [members, ...], from what a finished run keeps of it.
+
+    Raises:
+      InputError: they are not all there.
+    """
+    chunks = sorted((Chunk(path, 0) for path in folder.glob(f"{TESTED}-*-*")), key=lambda chunk: chunk.start)
+    if sum(chunk.size for chunk in chunks) != members:
+        raise InputError(f"run: {str(folder)!r} doesn't hold the {members} trained networks (any more)")
+    states = [chunk.last().state for chunk in chunks]
+    return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
 
 
 def digest_of(path: Path) -> str:

@@ -27,11 +27,15 @@ HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
       that was stopped.
   lenet-jax compare RUN [RUN ...] [--metric=test_error] [--baseline=ARM] [--out=DIR]
       Compares the arms of finished runs: statistics, figures, and a report.html.
+  lenet-jax classify RUN IMAGE [IMAGE ...] [--arm=ARM] [--seed=SEED]
+      Says which digit image files show, with a run's trained networks.
 
 Examples:
   lenet-jax run --config=experiments/quickstart.py
+  lenet-jax run --config=lenet_jax:quickstart          (the same, from anywhere: experiments come with the package)
   lenet-jax run --config=experiments/ablation.py --config.epochs=2 --config.sweep.loss="('mse',)"
   lenet-jax compare runs/quickstart
+  lenet-jax classify runs/quickstart mine.png
 
 `lenet-jax COMMAND --help` lists a command's flags; experiments/base.py documents every config field."""
 
@@ -110,7 +114,7 @@ def run_command(arguments: list[str]) -> None:
     arguments = joined(arguments)
     # A key that the config file's sweep or tune doesn't have can be added: config_flags would refuse it as unknown.
     keys = [argument for argument in arguments if argument.startswith(tuple(f"{FIELD}{name}." for name in MAPPINGS))]
-    others = [argument for argument in arguments if argument not in keys]
+    others = [with_shipped(argument) for argument in arguments if argument not in keys]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
@@ -163,6 +167,19 @@ def run_command(arguments: list[str]) -> None:
     Console().print(tables.table(compare.statistics([run]), "test_error"))
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
     print(f"run folder: {workdir}\ndraw it:    {program} compare {workdir}")
+
+
+def with_shipped(argument: str) -> str:
+    """``--config=lenet_jax:NAME`` with the file of the experiment that comes with the package under this name."""
+    given, _, rest = argument.partition("=lenet_jax:")
+    if given != "--config" or not rest:
+        return argument
+    name, colon, more = rest.partition(":")
+    folder = Path(base.__file__).parent
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise InputError(f"config: {name!r} is no experiment of lenet_jax; allowed are {', '.join(known)}")
+    return f"{given}={folder / name}.py{colon}{more}"
 
 
 def define_ways(values: flags.FlagValues) -> None:
@@ -330,6 +347,31 @@ def compare_command(arguments: list[str]) -> None:
     print("written:", *others, f"{out}{os.sep}*.png, *.svg", sep="\n  ")
 
 
+def classify_command(arguments: list[str]) -> None:
+    """`lenet-jax classify`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "arm", "", "whose networks; default: the arm with the smallest mean test error", flag_values=values
+    )
+    flags.DEFINE_integer("seed", None, "one network, by its seed; default: all of the arm", flag_values=values)
+    folder, *files = parse("classify", values, arguments) or [""]
+    if not folder or not files:
+        raise InputError("image: none is given; write lenet-jax classify RUN IMAGE, as in runs/quickstart mine.png")
+
+    import numpy as np
+    from rich.console import Console
+
+    from lenet_jax import pictures, tables, trained
+
+    run = trained.load_run(folder)
+    digits = np.stack([pictures.prepare(pictures.read(file), file) for file in files])
+    found = trained.classify(run, digits, values.arm, values.seed)
+    name, networks = run.row(values.arm)["name"], int(found.votes[0].sum())
+    which = f"seed {values.seed}" if values.seed is not None else f"{networks} networks, their mean score"
+    probabilities = run.architecture(values.arm).output == "softmax"
+    Console().print(tables.classification(files, found, f"{name}: {which}", probabilities))
+
+
 def default_out(folders: Sequence[Path], metric: str) -> Path:
     """Where a comparison goes: into the run if it is of one alone."""
     together = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
@@ -337,4 +379,8 @@ def default_out(folders: Sequence[Path], metric: str) -> Path:
     return place if metric == "test_error" else place / metric
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": run_command, "compare": compare_command}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": run_command,
+    "compare": compare_command,
+    "classify": classify_command,
+}

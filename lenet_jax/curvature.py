@@ -1,7 +1,7 @@
 """The curvature of stochastic diagonal Levenberg-Marquardt: h_kk of LeCun et al. 1998, appendix C.
 
 For every weight, the mean over patterns of the sum, over the connections u_ij that share it, of an estimate of
-d2E/du_ij^2 (eq. 23, 24) that leaves out what lies off the diagonal, and is never negative (eq. 25 to 27)::
+d2E/du_ij^2 (eq. 23, 24) that leaves out what lies off the diagonal, and is never negative (eq. 25 to 27):
 
     d2E/du_ij^2 = d2E/da_i^2 x_j^2                        (25)
     d2E/da_i^2  = f'(a_i)^2 sum_k u_ki^2 d2E/da_k^2       (27)

@@ -260,7 +260,7 @@ def run_arm(arm: Arm, arms: list[Arm], laboratory: Laboratory) -> None:
     losses_finite = (
         metrics[metrics.metric == "loss"].groupby("seed").value.agg(lambda values: np.isfinite(values).all())
     )
-    recipe = recipe_of(tested, dataset)
+    recipe, images = recipe_of(tested, dataset), laboratory.images(tested)
     row = {
         "name": arm.name,
         "axes": arm.axes,
@@ -270,7 +270,9 @@ def run_arm(arm: Arm, arms: list[Arm], laboratory: Laboratory) -> None:
         "chosen_at_edge": edges,
         "settings": settings,
         "parameters": sum(count for _, _, count in model.parameter_table(recipe.architecture)),
+        "classes": recipe.architecture.classes,
         "dataset": describe_data(dataset, tested),
+        "scaling": {"scale": float(images.scale), "shift": float(images.shift)},
     }
     for split in splits_of(dataset, tested):
         of_split = at_end[(at_end.split == split) & (at_end.metric == "error")].sort_values("seed")

@@ -377,9 +377,9 @@ def restore(population: Population, saved: Snapshot) -> None:
     population.state = jax.tree.unflatten(jax.tree.structure(population.state), leaves)
 
 
-def leaves_of(state: TrainState) -> list[tuple[str, Any]]:
-    """The arrays of a state with their paths, such as ``params/c1/kernel``."""
-    found = jax.tree_util.tree_leaves_with_path(state)
+def leaves_of(tree: Any) -> list[tuple[str, Any]]:
+    """The arrays of a tree with their paths, such as ``params/c1/kernel``."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
 
 

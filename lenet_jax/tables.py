@@ -13,6 +13,7 @@ from rich.text import Text
 from lenet_jax import metrics, stats
 from lenet_jax.compare import ArmStatistics, Comparison, Judgement
 from lenet_jax.results import Run, format_value
+from lenet_jax.trained import Classification
 
 
 def summary(comparison: Comparison) -> str:
@@ -207,3 +208,28 @@ def judgement_frame(judgements: Sequence[Judgement], metric: str) -> pd.DataFram
         for judgement in judgements
     ]
     return pd.DataFrame(found)
+
+
+def classification(names: Sequence[str], found: Classification, title: str, probabilities: bool) -> Table:
+    """What networks make of images, a row an image.
+
+    Args:
+      names: of the images.
+      found: of each.
+      title: of the table.
+      probabilities: whether scores are.
+    """
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made.add_column("image", overflow="fold")
+    score = "probability" if probabilities else "score"
+    for column in ("digit", score, "next", "margin", "agree"):
+        made.add_column(column, justify="right")
+
+    def show(value: float) -> str:
+        return f"{100 * value:.1f} %" if probabilities else f"{value:.2f}"
+
+    for name, digit, scores, margin, votes in zip(names, *found, strict=True):
+        second = int(np.argsort(scores)[-2])
+        agree = f"{votes[digit]} of {votes.sum()}"
+        made.add_row(Text(name), str(digit), show(scores[digit]), str(second), show(margin), agree)
+    return made

@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from lenet_jax import arms, compare, report, results, tables
+from lenet_jax import arms, compare, data, report, results, tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,11 +103,63 @@ def test_there_are_tables_and_every_link_leads_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+SMALL = ["--config.seeds=4", "--config.epochs=1", "--config.train_size=400"]
+"""Added to the runs of the README."""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A folder as of somebody who has run `make quickstart`."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    digit = data.load("mnist5k").test_images[0]
+    Image.fromarray(255 - np.kron(digit, np.ones((5, 5), np.uint8))).save(folder / "seven.png")
+    recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax .*quickstart.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(recipe) == 2
+    for line in recipe:
+        said(folder, f".venv/bin/{line}")
+    return folder
+
+
+def said(folder, command):
+    """What a command prints."""
+    parts = shlex.split(command)
+    if parts[1] == "run" and "stored.py" not in command:
+        parts += SMALL
+    if "sweep.batch_size" in command:
+        parts += ["--config.sweep.activation=('tanh',)", "--config.sweep.loss=('mse',)"]
+    result = subprocess.run(parts, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, (command, result.stderr)
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_in_the_readme_run(started):
+    """All, in their order."""
+    commands = re.findall(r"^    (\.venv/bin/lenet-jax .*)", README, re.MULTILINE)
+    printed = {command: said(started, command) for command in commands}
+    assert len(printed) == 9
+    again = [results.load(started / "runs" / name).metrics for name in ("quickstart", "again")]
+    pd.testing.assert_frame_equal(*again)
+    assert (started / "runs" / "figures" / "report.html").exists()
+    (classified,) = (text for command, text in printed.items() if "classify" in command)
+    assert "seven.png" in classified
+
+
+def test_targets_and_extras_in_the_readme_exist():
+    for target in re.findall(r"`?make (\S+?)[`\n]", README):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    assert extras >= {"tensorboard", "notebooks"}
+    for extra in extras:
+        assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE), extra
+
+
+def test_the_python_in_the_readme_runs(started, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(ROOT / "experiments" / "results" / "quickstart")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(started)
+    assert any("classify" in block for block in blocks)
     for block in blocks:
         names = {}
         exec(compile(block, "README.md", "exec"), names)

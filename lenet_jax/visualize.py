@@ -1,0 +1,139 @@
+"""Pictures of a network: its states, kernels and connections. Each function draws into axes and returns them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lenet_jax.layers import BITMAPS
+from lenet_jax.layers import Table as Connections
+from lenet_jax.plots import COLORS, styled
+
+GAP = 1
+"""Pixels between the tiles of a mosaic."""
+
+
+def mosaic(tiles: Float[np.ndarray, "tiles rows columns"], across: int) -> Float[np.ndarray, "height width"]:
+    """Tiles side by side, so many in a row, with gaps of NaN."""
+    count, rows, columns = tiles.shape
+    down = -(-count // across)
+    sheet = np.full((down * (rows + GAP) - GAP, across * (columns + GAP) - GAP), np.nan)
+    for place, tile in enumerate(tiles):
+        top, left = place // across * (rows + GAP), place % across * (columns + GAP)
+        sheet[top : top + rows, left : left + columns] = tile
+    return sheet
+
+
+def picture(pixels: Float[Array | np.ndarray, "rows columns"], axes: Axes, title: str = "") -> Axes:
+    """One image, its largest value black, as ink on paper."""
+    axes.imshow(np.asarray(pixels), cmap="gray_r")
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+    return axes
+
+
+def maps(state: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0) -> Axes:
+    """The state of a layer: feature maps [maps, rows, columns] side by side, or units [units] as a strip.
+
+    White is the layer's smallest value, black its largest.
+
+    Args:
+      state: as `model.activations` gives it.
+      axes: drawn into.
+      title: of the axes.
+      across: maps in a row; 0: all. Units are wrapped after so many, too.
+    """
+    values = np.asarray(state, float)
+    if values.ndim == 1:
+        across = across or len(values)
+        padded = np.full(-(-len(values) // across) * across, np.nan)
+        padded[: len(values)] = values
+        sheet = padded.reshape(-1, across)
+    else:
+        sheet = mosaic(values, across or len(values))
+    axes.imshow(sheet, cmap="gray_r", interpolation="nearest")
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+    return axes
+
+
+def states(activations: Mapping[str, Array], image: Array | np.ndarray) -> Figure:
+    """A network's view of one image: the image, the feature maps of every layer, the units, the output.
+
+    Args:
+      activations: of one image, as `model.activations` gives them.
+      image: [32, 32].
+    """
+    with styled():
+        figure = Figure(figsize=(8.0, 7.6), layout="constrained")
+        grid = figure.add_gridspec(6, 5, height_ratios=(1.7, 0.85, 1.1, 0.6, 0.35, 1.3))
+        picture(image, figure.add_subplot(grid[0, 0]), "input, 32 x 32")
+        maps(activations["c1"], figure.add_subplot(grid[0, 1:]), "C1: 6 maps of 28 x 28")
+        maps(activations["s2"], figure.add_subplot(grid[1, :]), "S2: 6 maps of 14 x 14")
+        maps(activations["c3"], figure.add_subplot(grid[2, :]), "C3: 16 maps of 10 x 10", across=16)
+        maps(activations["s4"], figure.add_subplot(grid[3, :]), "S4: 16 maps of 5 x 5", across=16)
+        maps(activations["c5"], figure.add_subplot(grid[4, :3]), "C5: 120 units", across=40)
+        maps(activations["f6"], figure.add_subplot(grid[4, 3:]), "F6: 84 units", across=28)
+        scores(activations["output"], figure.add_subplot(grid[5, :]), "output")
+    return figure
+
+
+def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str = "") -> Axes:
+    """A bar for each class, the largest one in another colour."""
+    heights = np.asarray(values, float)
+    best = int(heights.argmax())
+    colors = [COLORS[1] if place == best else COLORS[0] for place in range(len(heights))]
+    axes.bar(np.arange(len(heights)), heights, color=colors)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_xticks(np.arange(len(heights)))
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def kernels(kernel: Array | np.ndarray, axes: Axes, title: str = "", across: int = 10) -> Axes:
+    """Convolution kernels [connections, 5, 5]: blue is negative, red positive, white 0, on one scale for all."""
+    values = np.asarray(kernel, float)
+    bound = float(np.abs(values).max()) or 1.0
+    sheet = mosaic(values, min(across, len(values)))
+    drawn = axes.imshow(sheet, cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest")
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="weight")
+    axes.set_facecolor("0.85")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def connections(table: Connections, axes: Axes) -> Axes:
+    """C3's connection table as in LeCun et al. 1998, table I: a row an S2 map, a column a C3 map."""
+    inputs = 1 + max(source for sources in table for source in sources)
+    there = np.zeros((inputs, len(table)))
+    for output, sources in enumerate(table):
+        there[list(sources), output] = 1
+    axes.imshow(there, cmap="gray_r", vmin=0, vmax=1.3)
+    axes.set_xticks(np.arange(len(table)))
+    axes.set_yticks(np.arange(inputs))
+    axes.set_xticks(np.arange(len(table) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(inputs + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.7", linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.set(xlabel="map of C3", ylabel="map of S2")
+    axes.set_title(f"{int(there.sum())} connections", fontsize=10)
+    return axes
+
+
+def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
+    """F6's 84 states as the 7 x 12 picture that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
+    width = 7
+    options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
+    axes.imshow(np.asarray(f6, float).reshape(-1, width), **options)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def bitmap(digit: int, axes: Axes) -> Axes:
+    """The fixed 7 x 12 picture of a digit that its RBF unit compares F6 with (LeCun et al. 1998, figure 3)."""
+    return code(BITMAPS[digit], axes, f"bitmap of {digit}")

@@ -1,10 +1,10 @@
 """What a person sees while an experiment runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     SpinnerColumn,
@@ -13,6 +13,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+class Bar(RichProgress):
+    """What is being done, on lines of its own, and the bar below it: names of arms would push it off a terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines and the bar."""
+        for task in self.tasks:
+            if task.description:
+                yield Text(f"{task.description}: {task.fields['state']}")
+        yield self.make_tasks_table(self.tasks)
 
 
 class Progress:
@@ -21,16 +33,14 @@ class Progress:
     def __init__(self, arms: int, epochs: int, hidden: bool = False) -> None:
         """Counts `epochs` over all `arms`; says nothing if `hidden`."""
         self._console = Console(stderr=True, quiet=hidden)
-        self._bar = RichProgress(
+        self._bar = Bar(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("epochs"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
             console=self._console,
             disable=hidden or not self._console.is_terminal,
         )

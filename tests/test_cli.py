@@ -1,10 +1,13 @@
 """Tests of the command line, in a process of its own as users run it."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -300,3 +303,33 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     tolerance = 0 if made[:3] == made[3:] else 0.008
     for split in ("train_error", "test_error"):
         assert after[split]["per_seed"] == pytest.approx(before[split]["per_seed"][seed : seed + 1], abs=tolerance)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals differ")
+def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path):
+    """Through a pseudo-terminal, as a person sees it."""
+    script = Path(sys.executable).parent / "lenet-jax"
+    arguments = [
+        *QUICK,
+        "--config.sweep.activation=('tanh',)",
+        "--config.sweep.loss=('cross_entropy',)",
+        "--workdir=run",
+    ]
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    with subprocess.Popen(
+        [script, "run", *arguments], cwd=tmp_path, env=environment, stderr=theirs, stdout=theirs
+    ) as run:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # which is how a pseudo-terminal ends
+            while chunk := os.read(ours, 65536):
+                said += chunk
+    os.close(ours)
+    assert run.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    assert re.search(r"arm 1/1 loss=cross_entropy,activation=tanh: 2 networks: (compiling|training)", text)
+    assert re.search(r"━+ \d/1 epochs 0:00:\d\d left ", text)
+    assert "loss=cross_entropy,activation=tanh: test error" in " ".join(text.split())

@@ -1,16 +1,21 @@
-"""Pictures of a network: its states, kernels and connections. Each function draws into axes and returns them."""
+"""Pictures of networks and their training, for notebooks. Each function draws into axes and returns them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
 from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from lenet_jax.dynamics import LAYERS, Reading
 from lenet_jax.layers import BITMAPS
 from lenet_jax.layers import Table as Connections
 from lenet_jax.plots import COLORS, styled
+from lenet_jax.train import Evaluation
 
 GAP = 1
 """Pixels between the tiles of a mosaic."""
@@ -129,11 +134,94 @@ def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
     width = 7
     options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
     axes.imshow(np.asarray(f6, float).reshape(-1, width), **options)
-    axes.set(xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[])  # a frame: bitmaps are white at their edges
+    axes.spines[:].set_visible(True)
     axes.set_title(title, fontsize=10)
     return axes
 
 
-def bitmap(digit: int, axes: Axes) -> Axes:
-    """The fixed 7 x 12 picture of a digit that its RBF unit compares F6 with (LeCun et al. 1998, figure 3)."""
-    return code(BITMAPS[digit], axes, f"bitmap of {digit}")
+def powers(axes: Axes, axis: str) -> Axes:
+    """Makes the ``x`` or ``y`` axis logarithmic, with labels such as 1e-3 (`plots.RC` has no mathematics in text)."""
+    axes.set(**{f"{axis}scale": "log"})
+    of_axis = getattr(axes, f"{axis}axis")
+    of_axis.set_major_locator(LogLocator(numticks=7))
+    of_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")))
+    of_axis.set_minor_locator(NullLocator())
+    return axes
+
+
+def layer_curves(table: pd.DataFrame, column: str, axes: Axes) -> Axes:
+    """A column of `layer_table` against the epoch: a line a layer, dark to light from C1 on, its mean over seeds."""
+    wide = table.pivot_table(index="epoch", columns="layer", values=column, sort=False)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, len(LAYERS)))
+    for name in wide.columns:
+        place = LAYERS.index(name)
+        style: dict[str, Any] = {"color": shades[place], "marker": "osD^vP*"[place], "markersize": 4}
+        often = max(len(wide) // 5, 1)
+        label = name.upper() if len(name) == 2 else name
+        axes.plot(wide.index, wide[name], label=label, linewidth=1.3, markevery=often, **style)
+    axes.grid(axis="y", alpha=0.25)
+    return axes
+
+
+def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str], logarithmic: bool = False) -> Figure:
+    """Columns of `layer_table` over training: a column an arm, a row a quantity, a line a layer.
+
+    Args:
+      tables: arm -> its table.
+      columns: of the tables -> what the axis is labelled.
+      logarithmic: of all value axes.
+    """
+    with styled():
+        made = Figure(figsize=(8.4, 0.4 + 2.4 * len(columns)), layout="constrained")
+        grid = made.subplots(len(columns), len(tables), squeeze=False, sharex=True, sharey="row")
+        for row, (column, label) in zip(grid, columns.items(), strict=True):
+            for axes, table in zip(row, tables.values(), strict=True):
+                layer_curves(table, column, axes)
+                if logarithmic:
+                    powers(axes, "y")
+            row[0].set_ylabel(label)
+            row[0].margins(y=0.08)
+        for axes, arm in zip(grid[0], tables, strict=True):
+            axes.set_title(arm.replace(", ", ",\n"), fontsize=10)
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        grid[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return made
+
+
+def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str, axes: Axes) -> Axes:
+    """A field of `Evaluation` along paths; dashed, the straight line between the ends of each.
+
+    Args:
+      shares: of the second network.
+      paths: label -> evaluations at these shares.
+      metric: ``loss``, ``error``, ...; errors are drawn in percent.
+      axes: drawn into.
+    """
+    factor = 100 if metric == "error" else 1
+    for place, (label, found) in enumerate(paths.items()):
+        values = factor * np.asarray(getattr(found, metric))
+        color = COLORS[place % len(COLORS)]
+        axes.plot(shares, values, color=color, marker="os^D"[place % 4], markersize=3.5, label=label)
+        axes.plot(shares[[0, -1]], values[[0, -1]], color=color, linewidth=0.8, linestyle="--")
+    axes.set_xlabel("share of the second network")
+    axes.set_ylabel(f"{metric} (%)" if metric == "error" else metric)
+    axes.grid(axis="y", alpha=0.25)
+    return axes
+
+
+def rate_histogram(rates: Float[np.ndarray, " numbers"], edges: Sequence[float] | np.ndarray, axes: Axes) -> Axes:
+    """How a layer's effective rates are spread, as shares of its parameters, on a logarithmic axis."""
+    weights = np.full(len(rates), 100 / len(rates))
+    axes.hist(np.clip(rates, edges[0], edges[-1]), [float(edge) for edge in edges], weights=weights, color=COLORS[0])
+    return powers(axes, "x")
+
+
+def codes(reading: Reading, axes: Sequence[Axes] | np.ndarray) -> Sequence[Axes] | np.ndarray:
+    """F6's code, the bitmap nearest to it and the runner-up's, with their penalties, into three axes."""
+    best, second = (int(digit) for digit in reading.order[:2])
+    code(reading.code, axes[0], "F6")
+    for digit, place in zip((best, second), axes[1:], strict=True):
+        code(BITMAPS[digit], place, f"bitmap {digit}\npenalty {reading.penalties[digit]:.1f}")
+    return axes

@@ -66,4 +66,4 @@ def test_every_public_name_is_documented(name):
 
 def test_only_these_modules_are_used_by_nothing_else():
     used = set().union(*(imported(tree) for tree in MODULES.values()))
-    assert set(MODULES) - used == {"cli", "dynamics", "visualize"}, "the program, and what notebooks use"
+    assert set(MODULES) - used == {"cli", "visualize"}, "the program, and what notebooks use"

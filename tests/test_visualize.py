@@ -62,7 +62,7 @@ def test_the_best_score_has_another_colour(axes):
 def test_codes_are_pictures_of_digits(axes):
     visualize.code(np.arange(84) / 84, axes)
     np.testing.assert_allclose(drawn(axes)[1, 0], 7 / 84)
-    one = drawn(visualize.bitmap(1, Figure().add_subplot()))
+    one = drawn(visualize.code(layers.BITMAPS[1], Figure().add_subplot()))
     assert one.shape == (12, 7)
     np.testing.assert_array_equal(one.ravel(), layers.BITMAPS[1])
 

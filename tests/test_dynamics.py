@@ -1,0 +1,254 @@
+"""What notebooks see inside networks, against hand computations and derivatives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lenet_jax.experiments import base
+from matplotlib.figure import Figure
+
+from lenet_jax import arms, dynamics, model, results, train, visualize
+from lenet_jax.errors import InputError
+from lenet_jax.layers import ACTIVATIONS, BITMAPS
+from lenet_jax.losses import Loss
+from lenet_jax.model import Architecture
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def config_of(**fields):
+    config = base.get_config()
+    config.update({"train_size": 100, "batch_size": 20, "epochs": 1, "seeds": 2, "loss": "cross_entropy"} | fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return dynamics.setting(config_of(activation="tanh"))
+
+
+@pytest.fixture(scope="module")
+def batch(setting):
+    return setting.take("train", 4)
+
+
+def states_of(params, images, architecture):
+    return jax.vmap(model.activations, in_axes=(None, 0, None))(params, images, architecture)
+
+
+def test_a_setting_is_what_the_config_says(setting):
+    assert setting.seeds == [0, 1]
+    assert setting.recipe.train_size == 100
+    assert setting.hyper["learning_rate"] == pytest.approx(0.03)
+    images, labels = setting.take("test", 3)
+    assert images.shape == (3, 32, 32)
+    np.testing.assert_array_equal(labels, setting.images.labels[4000:4003])
+
+
+def test_a_setting_needs_one_arm():
+    config = config_of()
+    config.sweep.activation = ("tanh", "relu")
+    with pytest.raises(InputError, match="2 arms"):
+        dynamics.setting(config)
+
+
+@pytest.fixture(scope="module")
+def sigmoid(setting, batch, random_params):
+    """A sigmoid network's parameters and layers."""
+    recipe = dataclasses.replace(setting.recipe, architecture=Architecture())
+    params = random_params(recipe.architecture)
+    return params, jax.jit(dynamics.by_layer, static_argnums=3)(params, *batch, recipe)
+
+
+def test_layers_are_those_of_the_specification(sigmoid, batch):
+    """Means, deviations and slopes from `model.activations`: sigma' = sigma (1 - sigma), at most 1/4."""
+    params, found = sigmoid
+    assert set(found) == set(dynamics.LAYERS)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    for name, states in states_of(params, batch[0], Architecture()).items():
+        layer, flat = found[name], np.asarray(states).reshape(4, -1)
+        np.testing.assert_allclose(layer.mean, flat.mean(), **close)
+        np.testing.assert_allclose(layer.spread, flat.std(), **close)
+        np.testing.assert_allclose(layer.signal, np.sqrt(flat.var(axis=0).mean()), **close)
+        slopes = flat * (1 - flat) if name != "output" else np.ones(1)
+        np.testing.assert_allclose(layer.slope, slopes.mean(), **close)
+        np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * 0.25).mean(), atol=1e-6)
+
+
+def test_sums_are_before_the_squashing(sigmoid, batch):
+    """For F6 also in its order; for maps in any."""
+    params, _ = sigmoid
+    found = jax.jit(dynamics.sums, static_argnums=2)(params, batch[0][0], Architecture())
+    states = model.activations(params, batch[0][0], Architecture())
+    np.testing.assert_allclose(jax.nn.sigmoid(found["f6"]), states["f6"], rtol=1e-4)
+    for name in ("c1", "s2", "c3", "s4"):
+        np.testing.assert_allclose(np.sort(jax.nn.sigmoid(found[name])), np.sort(states[name].ravel()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_slopes_are_the_derivative_of_the_activation(activation):
+    architecture, sums = Architecture(activation=activation), jnp.linspace(-4.0, 4.0, 8).reshape(2, 4)
+    layer = dynamics.layer_of(sums, True, None, None, architecture)
+    slopes = jax.vmap(jax.vmap(jax.grad(ACTIVATIONS[activation])))(sums)
+    largest = jax.vmap(jax.grad(ACTIVATIONS[activation]))(jnp.linspace(-1.0, 1.0, 101)).max()
+    np.testing.assert_allclose(layer.slope, slopes.mean(), rtol=1e-6)
+    np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * largest).mean(), rtol=1e-6)
+    np.testing.assert_allclose(dynamics.largest_slope(architecture), largest, rtol=1e-6)
+
+
+def test_gradient_norms_of_the_output_layer(sigmoid, batch):
+    """dE/dW = mean over patterns of (probability - target) x F6's state."""
+    params, found = sigmoid
+    states = states_of(params, batch[0], Architecture())
+    errors = np.asarray(jax.nn.softmax(states["output"]) - jax.nn.one_hot(batch[1], 10))
+    of_kernel = np.einsum("pj,pi->ji", np.asarray(states["f6"]), errors) / 4
+    expected = np.sqrt(np.square(of_kernel).sum() + np.square(errors.mean(axis=0)).sum())
+    np.testing.assert_allclose(found["output"].gradient, expected, rtol=1e-4)
+    weights = [params.output.kernel, params.output.bias]
+    expected = np.sqrt(sum(np.square(leaf).sum() for leaf in weights))
+    np.testing.assert_allclose(found["output"].weights, expected, rtol=1e-4)
+
+
+def test_layers_without_parameters_and_rbf_outputs(setting, batch, random_params):
+    architecture = Architecture(activation="tanh", subsampling="max", output="rbf")
+    recipe = dataclasses.replace(setting.recipe, architecture=architecture, loss=Loss("map"))
+    found = jax.jit(dynamics.by_layer, static_argnums=3)(random_params(architecture), *batch, recipe)
+    assert "output" not in found
+    assert (found["s2"].gradient, found["s2"].weights, found["s2"].slope) == (0, 0, 1)
+    assert found["c1"].gradient > 0
+
+
+def test_a_pass_is_cut_into_equal_parts(setting):
+    with pytest.raises(ValueError, match="5 updates"):
+        dynamics.follow(setting, lambda params: params, parts=2)
+
+
+def test_the_table_has_a_row_a_time_seed_and_layer(setting):
+    numbers = np.arange(6.0).reshape(3, 2)
+    layer = dynamics.Layer(**{field.name: numbers for field in dataclasses.fields(dynamics.Layer)})
+    table = dynamics.layer_table({"f6": layer, "c1": layer}, setting, parts=2)
+    assert list(table.layer.unique()) == ["c1", "f6"]
+    row = table[(table.epoch == 0.5) & (table.seed == 1) & (table.layer == "f6")]
+    assert row.signal.item() == numbers[1, 1]
+    figure = visualize.layer_figure({"one": table, "two": table}, {"signal": "signal"}, logarithmic=True)
+    (line, _), (other, _) = (axes.get_lines() for axes in figure.axes)
+    np.testing.assert_allclose(line.get_ydata(), [0.5, 2.5, 4.5])
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["C1", "F6"]
+    assert line.get_color().tolist() == other.get_color().tolist()
+
+
+@pytest.mark.parametrize("rivals", [1, 9])
+def test_gradients_with_respect_to_logits(rivals):
+    """Cross-entropy pulls with 1 - p, squared error with 2 p (1 - p)^2 (1 + 1 / rivals)."""
+    for p in (1e-4, 0.1, 1 / 3, 0.9):
+        probabilities = jax.nn.softmax(dynamics.logits_at(jnp.float32(p), rivals))
+        np.testing.assert_allclose(probabilities[: 1 + rivals], [p, *[(1 - p) / rivals] * rivals], rtol=1e-4)
+        expected = {"cross_entropy": 1 - p, "mse": 2 * p * (1 - p) ** 2 * (1 + 1 / rivals)}
+        for name, pull in expected.items():
+            gradient = dynamics.logit_gradient(Loss(name), jnp.float32(p), rivals)
+            np.testing.assert_allclose(gradient[0], -pull, rtol=1e-3)
+            np.testing.assert_allclose(gradient.sum(), 0, atol=1e-6)
+
+
+def test_a_line_ends_at_the_two_networks(setting, random_params):
+    architecture = setting.recipe.architecture
+    first, second = random_params(architecture, 0), random_params(architecture, 1)
+    for share, network in ((0.0, first), (1.0, second)):
+        for leaf, expected in zip(
+            jax.tree.leaves(dynamics.interpolate(first, second, share)), jax.tree.leaves(network), strict=True
+        ):
+            np.testing.assert_array_equal(leaf, expected)
+    middle = dynamics.interpolate(first, second, 0.5)
+    np.testing.assert_allclose(middle.f6.bias, (first.f6.bias + second.f6.bias) / 2, rtol=1e-6)
+    places = range(4000, 4100)
+    found = dynamics.along(first, second, jnp.array([0.0, 0.5, 1.0]), setting, places)
+    images, labels = setting.images.take(jnp.asarray(places))
+    for place, network in enumerate((first, middle, second)):
+        logits = states_of(network, images, architecture)["output"]
+        np.testing.assert_allclose(found.loss[place], setting.recipe.loss(logits, labels), rtol=1e-4)
+        np.testing.assert_allclose(found.error[place], (logits.argmax(axis=1) != labels).mean(), atol=1e-6)
+
+
+def test_barriers():
+    shares = np.linspace(0, 1, 5)
+    assert dynamics.barrier(shares, np.array([1.0, 1.5, 2.0, 2.5, 3.0])) == 0
+    assert dynamics.barrier(shares, np.array([1.0, 1.0, 5.0, 2.0, 2.0])) == pytest.approx(3.5)
+    assert dynamics.barrier(shares, np.array([3.0, 1.0, 1.0, 1.0, 2.0])) == 0
+
+
+def test_effective_rates():
+    """Of F6's biases by hand: d2y_D/dx^2 = 2, so that h is the mean of 2 f'(a)^2 over the patterns."""
+    fields = {"activation": "scaled_tanh", "output": "rbf", "initializer": "lecun1998_sqrt", "loss": "map"}
+    setting = dynamics.setting(config_of(**fields, optimizer="sdlm", curvature_patterns=20, mu=0.02))
+    params = dynamics.initial_params(setting, 0)
+    rates = dynamics.effective_rates(params, setting, patterns=20)
+    states = np.asarray(states_of(params, setting.take("train", 20)[0], setting.recipe.architecture)["f6"])
+    slopes = 1.7159 * 2 / 3 * (1 - (states / 1.7159) ** 2)
+    np.testing.assert_allclose(rates.f6.bias, 0.03 / (0.02 + (2 * slopes**2).mean(axis=0)), rtol=1e-3)
+    by_layer = dynamics.numbers_by_layer(rates)
+    assert list(by_layer) == ["c1", "s2", "c3", "s4", "c5", "f6"]
+    assert sum(map(len, by_layer.values())) == 60_000
+    assert all((numbers > 0).all() and (numbers <= 0.03 / 0.02 * 1.0001).all() for numbers in by_layer.values())
+
+
+def test_reading_a_code(batch, random_params):
+    architecture = Architecture(activation="scaled_tanh", output="rbf")
+    params = random_params(architecture)
+    reading = dynamics.read(params, batch[0][0], architecture)
+    distances = np.square(np.asarray(reading.code)[None] - BITMAPS).sum(axis=1)
+    np.testing.assert_allclose(reading.penalties, distances, rtol=1e-4)
+    np.testing.assert_array_equal(reading.order, distances.argsort())
+    smallest = np.sort(distances)[:2]
+    np.testing.assert_allclose(reading.margin, smallest[1] - smallest[0], rtol=1e-3)
+    axes = visualize.codes(reading, Figure().subplots(1, 3))
+    shown = [one.get_images()[0].get_array() for one in axes]
+    assert [picture.shape for picture in shown] == [(12, 7)] * 3
+    np.testing.assert_array_equal(shown[1].ravel(), BITMAPS[distances.argmin()])
+    with pytest.raises(InputError, match="softmax"):
+        dynamics.read(params, batch[0][0], Architecture())
+
+
+def test_figures_of_paths_and_rates(setting, random_params):
+    shares = np.linspace(0, 1, 3)
+    found = train.Evaluation(*[np.array([0.1, 0.5, 0.2])] * 5)
+    axes = visualize.path_curves(shares, {"a": found}, "error", Figure().add_subplot())
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [10, 50, 20])
+    np.testing.assert_allclose(axes.get_lines()[1].get_ydata(), [10, 20])
+    assert axes.get_ylabel() == "error (%)"
+    axes = visualize.rate_histogram(
+        np.array([1e-9, 2e-4, 2e-3, 3e-3]), [1e-5, 1e-4, 1e-3, 1e-2], Figure().add_subplot()
+    )
+    assert [bar.get_height() for bar in axes.patches] == [25, 25, 50]
+    assert axes.get_xscale() == "log"
+
+
+def test_a_run_is_made_once_and_has_the_networks_that_one_follows(tmp_path, monkeypatch, assert_close):
+    monkeypatch.setattr(dynamics, "RUNS", tmp_path / "notebooks")
+    config = config_of(train_size=40, store_predictions=False)
+    made = dynamics.run(config, "one")
+    assert made.folder == tmp_path / "notebooks" / "one"
+    before = (made.folder / results.SUMMARY).stat().st_mtime_ns
+    assert dynamics.run(config, "one").folder == made.folder
+    assert (made.folder / results.SUMMARY).stat().st_mtime_ns == before
+    setting = dynamics.setting(config)
+    followed = dynamics.follow(setting, lambda params: params, parts=2)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(followed)} == {(3, 2)}
+    assert_close(jax.tree.map(lambda leaf: leaf[-1], followed), made.params(), 1e-4)
+    for seed in setting.seeds:
+        network = jax.tree.map(lambda leaf, seed=seed: leaf[0, seed], followed)
+        assert_close(network, dynamics.initial_params(setting, seed), 1e-6)
+
+
+def test_another_run_in_the_folder_is_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamics, "RUNS", tmp_path)
+    fresh = []
+    monkeypatch.setattr(dynamics.experiment, "run", lambda *_, fresh, calls=fresh: calls.append(fresh))
+    config = config_of()
+    results.claim(tmp_path / "one", arms.describe(config), {})
+    for size in (20, 10):
+        config.batch_size = size
+        with pytest.raises(InputError, match=results.PROVENANCE):  # nothing was run
+            dynamics.run(config, "one")
+    assert fresh == [False, True]

@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.label_noise = 0.0
 
     # --- Distortions of training images, drawn for each presentation
-    # none or affine.
+    # none, affine, or elastic (affine, and every pixel moved by a smooth random field).
     config.augmentation = "none"
     # Of the presentations; the others show the image as it is.
     config.distorted_share = 0.9
@@ -51,6 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.max_squeezing = 0.1
     # Columns that a row is moved by, for each row from the middle.
     config.max_shear = 0.2
+    # Of elastic: pixels, each way, root mean square.
+    config.elastic_displacement = 1.4
 
     # --- Network
     # sigmoid, tanh, scaled_tanh (1.7159 tanh(2a/3)), relu.

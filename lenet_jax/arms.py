@@ -105,6 +105,7 @@ FIELDS: Mapping[str, Check] = {
     "max_scaling": number(0),
     "max_squeezing": number(0),
     "max_shear": number(0),
+    "elastic_displacement": number(0, 10),
     "epochs": number(1),
     "seeds": number(1, MOST_MEMBERS),
     "first_seed": number(0, 2**32, open_high=True),

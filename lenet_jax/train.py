@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from lenet_jax import blocked, model, optim
 from lenet_jax.curvature import diagonal
-from lenet_jax.distortions import Affine, Augmentation, distort, draw
+from lenet_jax.distortions import Augmentation, Distortion, distort, draw
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
 from lenet_jax.optim import Hyperparameters
@@ -229,16 +229,16 @@ def gradient_of(
     return gradient, metrics
 
 
-Presentation = tuple[Int[Array, "*batch"], Affine | None]
+Presentation = tuple[Int[Array, "*batch"], Distortion | None]
 """Places of images to be presented, and how each is distorted."""
 
 
 def load(images: Images, presentation: Presentation) -> Batch:
     """The images, ready for `gradient_of`."""
-    places, affine = presentation
+    places, distortion = presentation
     pictures, labels = images.take(places)
-    if affine is not None:
-        pictures = jax.vmap(lambda picture, affine: distort(picture, affine, images.shift))(pictures, affine)
+    if distortion is not None:
+        pictures = jax.vmap(distort, in_axes=(0, 0, None))(pictures, distortion, images.shift)
     return blocked.to_grid(pictures), labels
 
 
@@ -329,17 +329,17 @@ def presentations(state: TrainState, recipe: Recipe) -> Presentation:
     if recipe.order != "stored":
         order = jax.random.permutation(order_key, order)
     count = recipe.epoch_steps * recipe.batch_size
-    affine = None
-    if recipe.augmentation.augmentation == "affine":
+    distortion = None
+    if recipe.augmentation.augmentation != "none":
         key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.AUGMENTATION), epoch)
-        affine = draw(key, count, recipe.augmentation)
+        distortion = draw(key, count, recipe.augmentation)
     piece = recipe.batch_size // recipe.pieces
 
     def of_part(leaf: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(leaf, done * recipe.batch_size, count // recipe.parts)
         return part.reshape(-1, piece, *leaf.shape[1:])
 
-    pieces: Presentation = jax.tree.map(of_part, (order[:count], affine))
+    pieces: Presentation = jax.tree.map(of_part, (order[:count], distortion))
     return pieces
 
 

@@ -165,7 +165,8 @@ def train_chunk(
     began = time.perf_counter()
     engine, progress, stop = laboratory.engine, laboratory.progress, laboratory.stop
     images, epochs, count = laboratory.images(arm), arm.settings["epochs"], len(members.seeds)
-    alone = count == arm.settings["seeds"] and members.tested
+    # A finished arm whose files were damaged is measured again; its curves are there.
+    alone = count == arm.settings["seeds"] and members.tested and not laboratory.stores[arm.name].finished
     hyper = {name: members.tuned.get(name, [arm.settings[name]] * count) for name in optim.HYPERPARAMETERS}
     trained = engine.create(members.seeds, hyper, images, recipe)
     history: History = {}

@@ -103,7 +103,7 @@ def test_shipped_experiments_are_two_by_two(module):
         ({"loss": "correct_penalty"}, "loss: 'correct_penalty' needs output 'rbf', but output is 'softmax'"),
         ({"output": "squashed"}, "mse_point: 'softmax' needs output 'softmax', but output is 'squashed'"),
         ({"subsampling_window": "max"}, "subsampling_window: 'max' is not one of 'mean', 'sum'"),
-        ({"augmentation": "elastic"}, "augmentation: 'elastic' is not one of 'none', 'affine'"),
+        ({"augmentation": "rubber"}, "augmentation: 'rubber' is not one of 'none', 'affine', 'elastic'"),
         ({"distorted_share": 1.5}, "distorted_share: 1.5 is out of range; allowed is at least 0 and at most 1"),
         ({"curvature_start": "half"}, "curvature_start: 'half' is not one of 'target', 'full'"),
         ({"curvature_memory": 1.0}, "curvature_memory: 1.0 is out of range"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from lenet_jax.distortions import Affine, Augmentation, distort, draw
+from lenet_jax.distortions import SMOOTHNESS, Augmentation, Distortion, distort, draw, elastic_fields
 from lenet_jax.errors import InputError
 
 NOTHING = {"max_translation": 0.0, "max_scaling": 0.0, "max_squeezing": 0.0, "max_shear": 0.0}
@@ -24,18 +24,18 @@ def test_equals_scipys_affine_transform():
         offset = 15.5 + np.asarray(shift) - np.asarray(matrix) @ [15.5, 15.5]
         # Beyond the edge scipy's "grid-constant" blends with the background, as ours does.
         expected = scipy.ndimage.affine_transform(image, matrix, offset, order=1, mode="grid-constant", cval=-0.1)
-        np.testing.assert_allclose(distort(jnp.asarray(image), Affine(matrix, shift), -0.1), expected, atol=1e-4)
+        np.testing.assert_allclose(distort(jnp.asarray(image), Distortion(matrix, shift), -0.1), expected, atol=1e-4)
 
 
 def test_no_distortion_leaves_the_image():
     image = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
-    still = Affine(jnp.eye(2), jnp.zeros(2))
+    still = Distortion(jnp.eye(2), jnp.zeros(2))
     np.testing.assert_array_equal(distort(jnp.asarray(image), still, 0.0), image)
 
 
 def test_translation_moves_whole_pixels():
     image = jnp.zeros((32, 32)).at[10, 12].set(1.0)
-    moved = distort(image, Affine(jnp.eye(2), jnp.array([2.0, -3.0])), 0.0)
+    moved = distort(image, Distortion(jnp.eye(2), jnp.array([2.0, -3.0])), 0.0)
     assert np.argwhere(moved == 1).tolist() == [[8, 15]]
 
 
@@ -69,5 +69,44 @@ def test_the_share_that_is_distorted():
 
 
 def test_an_unknown_augmentation_is_refused():
-    with pytest.raises(InputError, match="augmentation: 'elastic' is not one of 'none', 'affine'"):
-        Augmentation("elastic")
+    with pytest.raises(InputError, match="augmentation: 'rubber' is not one of 'none', 'affine', 'elastic'"):
+        Augmentation("rubber")
+
+
+def test_elastic_fields_are_smoothed_white_noise():
+    """Of deviation 1 everywhere, and correlated over distances as noise that scipy's Gaussian filter has smoothed."""
+    fields = np.asarray(jax.vmap(lambda key: elastic_fields(key, 32, 32)[0])(jax.random.split(jax.random.key(3), 4000)))
+    assert np.abs(fields.mean(axis=0)).max() < 0.08
+    np.testing.assert_allclose(fields.std(axis=0), 1, atol=0.06)
+    noise = np.random.default_rng(0).normal(size=(300, 96, 96))
+    smooth = scipy.ndimage.gaussian_filter(noise, (0, SMOOTHNESS, SMOOTHNESS), mode="wrap")
+    for distance in (1, 3, 6, 10):
+        expected = np.mean(smooth[:, :, distance:] * smooth[:, :, :-distance]) / np.mean(smooth**2)
+        for found in (
+            np.mean(fields[:, :, distance:] * fields[:, :, :-distance]),
+            np.mean(fields[:, distance:] * fields[:, :-distance]),
+        ):
+            assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_elastic_distortions_move_every_pixel_by_their_field():
+    image = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    drawn = draw(jax.random.key(1), 4, Augmentation("elastic", distorted_share=1.0))
+    for place in range(4):
+        one = jax.tree.map(lambda leaf, place=place: leaf[place], drawn)
+        down, across = elastic_fields(jax.random.key(one.elastic.seed), 32, 32)
+        at = np.indices((32, 32)) - 15.5
+        source = np.einsum("ij,jrc->irc", one.matrix, at) + 15.5 + np.asarray(one.shift)[:, None, None]
+        source += 1.4 * np.stack([down, across])
+        expected = scipy.ndimage.map_coordinates(image + 0.1, source, order=1, mode="grid-constant") - 0.1
+        np.testing.assert_allclose(distort(jnp.asarray(image), one, -0.1), expected, atol=1e-4)
+
+
+def test_without_their_field_elastic_distortions_are_affine():
+    affine, elastic = (draw(jax.random.key(4), COUNT, Augmentation(kind)) for kind in ("affine", "elastic"))
+    np.testing.assert_array_equal(affine.matrix, elastic.matrix)
+    np.testing.assert_array_equal(affine.shift, elastic.shift)
+    still = np.asarray(elastic.elastic.displacement) == 0
+    assert 0.08 < still.mean() < 0.12
+    assert (np.asarray(affine.shift)[still] == 0).all(), "what isn't distorted is not at all"
+    assert len(np.unique(elastic.elastic.seed)) == COUNT

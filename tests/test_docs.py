@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lenet_jax import arms, cli, compare, experiment, report, results, stats, tables, train
+from lenet_jax import arms, cli, compare, experiment, metrics, report, results, stats, tables, train
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -71,7 +71,9 @@ def tables_in(path):
 
 def studies():
     """What provenance says of every stored run."""
-    rows = [("results", "data", "fingerprint", "arms", "seeds", "commit", "finished")]
+    rows = [
+        ("results", "data", "fingerprint", "arms", "seeds", "best arm: test error (%)", "minutes", "commit", "finished")
+    ]
     for folder in sorted(path.parent for path in STORED.glob("*/summary.json")):
         run = results.load(folder)
         ((name, fingerprint),) = run.provenance["fingerprints"].items()
@@ -80,8 +82,11 @@ def studies():
         name, fingerprint = name.partition(":")[0], fingerprint.removeprefix("sha256:")[:8]
         commit, day = run.provenance["git_commit"][:8], run.provenance["finished"][:10]
         link = f"[{folder.name}](../experiments/results/{folder.name})"
-        rows.append((link, name, fingerprint, str(len(found)), seeds, commit, day))
-    rows.insert(1, ("---", "---", "---", "--:", "--:", "---", "---"))
+        best = min(compare.statistics([run]), key=lambda arm: arm.mean)
+        error = "{} ({} - {})".format(*(metrics.show(value, "test_error") for value in (best.mean, *best.ci95)))
+        minutes = f"{sum(arm['seconds'] for arm in found) / 60:.0f}"
+        rows.append((link, name, fingerprint, str(len(found)), seeds, error, minutes, commit, day))
+    rows.insert(1, ("---", "---", "---", "--:", "--:", "--:", "--:", "---", "---"))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

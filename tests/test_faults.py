@@ -347,7 +347,7 @@ def cut_off(path):
 def another_digit(path):
     """Valid JSON still."""
     text, count = re.subn(
-        r"(\d)(,?\s*})", lambda match: f"{(int(match[1]) + 1) % 10}{match[2]}", path.read_text(), count=1
+        r"(?<=\d)(\d)(,?\n)", lambda match: f"{(int(match[1]) + 1) % 10}{match[2]}", path.read_text(), count=1
     )
     assert count == 1
     path.write_text(text)

@@ -100,8 +100,8 @@ def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Distortio
 def elastic_fields(key: PRNGKeyArray, rows: int, columns: int) -> list[Float[Array, "{rows} {columns}"]]:
     """Two smooth random fields, for rows and columns, of mean 0 and deviation 1 at every pixel.
 
-    In distribution they are white noise, smoothed by a Gaussian of deviation `SMOOTHNESS`: sums of such Gaussians at the
-    points of a grid, whose spacing of 1.5 deviations can't be told from a finer one.
+    In distribution they are white noise, smoothed by a Gaussian of deviation `SMOOTHNESS`: sums of such Gaussians at
+    the points of a grid, whose spacing of 1.5 deviations can't be told from a finer one.
     """
     down, across = bumps(rows), bumps(columns)
     noise = jax.random.normal(key, (2, down.shape[1], across.shape[1]), down.dtype)

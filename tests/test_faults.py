@@ -66,8 +66,8 @@ def lenet_jax(workdir, arguments, *more, limit="", **options):
 class Running:
     """A run in the background; its lines go to a file, because nobody reads a pipe meanwhile."""
 
-    def __init__(self, workdir, arguments, *more, **options):
-        self.output = workdir.parent / f"{workdir.name}-{time.monotonic_ns()}.txt"
+    def __init__(self, workdir, arguments, *more, folder=None, **options):
+        self.output = (folder or workdir.parent) / f"{workdir.name}-{time.monotonic_ns()}.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 command(workdir, arguments, *more), stdout=output, stderr=subprocess.STDOUT, **options
@@ -283,7 +283,7 @@ def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
             break
         assert result.returncode == -signal.SIGKILL, result.stderr
         known = (tmp_path / "known").read_text().splitlines()
-        assert len(known) == kills + 1
+        assert len(known) > kills  # threads get to another change before all of them are dead
         if (run / results.SUMMARY).exists():
             assert_tables(run, tuned)
     assert len(known) > 50
@@ -744,8 +744,7 @@ def test_a_disk_that_has_no_place_for_any_of_the_files(small, small_disk):
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_curves_are_written(small_disk):
     disk = small_disk("size=20m")
-    running = Running(disk / "run", SMALL, "--config.epochs=200", "--save_every=1000")
-    running.output = running.output.rename(disk.parent / "output.txt")
+    running = Running(disk / "run", SMALL, "--config.epochs=200", "--save_every=1000", folder=disk.parent)
     running.wait_for(lambda: list((disk / "run").glob("tensorboard/*/*")))
     with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as full:
         while True:

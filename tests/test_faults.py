@@ -421,8 +421,9 @@ def test_if_both_are_damaged_the_members_start_anew(cut, small, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [key if number == 1 else pytest.param(*key, marks=pytest.mark.slow) for number, key in enumerate(DAMAGED_TABLES)],
+    DAMAGED_TABLES,
 )
+@pytest.mark.slow
 def test_a_damaged_table_of_a_finished_arm_is_made_again(name, how, cut, small, tmp_path):
     run = copied(cut, tmp_path)
     (path,) = [
@@ -513,6 +514,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(number, tmp_p
         assert_gone(running.process.pid)
 
 
+@pytest.mark.slow
 def test_signals_work_when_nobody_reads_what_is_said(tmp_path):
     read, write = os.pipe()
     process = subprocess.Popen(command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save_every=0"), stderr=write)
@@ -783,6 +785,7 @@ def test_a_finished_run_that_can_only_be_read_is_shown(small, small_disk):
     assert "already finished" in result.stderr
 
 
+@pytest.mark.slow
 def test_members_that_diverge_leave_the_others_alone(tmp_path):
     """Candidates of tuning train in one population: one of them with an absurd weight decay."""
     runs = {}
@@ -800,6 +803,7 @@ def test_members_that_diverge_leave_the_others_alone(tmp_path):
     assert others.equals(good.reset_index(drop=True)), "bit for bit"
 
 
+@pytest.mark.slow
 def test_a_worker_that_runs_out_of_memory(pair, tmp_path):
     """What Linux does then: SIGKILL. The others go on from what was saved, fewer at a time."""
     run = tmp_path / "run"

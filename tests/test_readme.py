@@ -69,7 +69,7 @@ TUNED = sorted(path.parent.name for path in STORED.glob("*/config.json") if json
 
 def test_all_tuned_studies_are_stored():
     names = {"activation", "batch_size", "connectivity", "label_noise", "loss_function", "optimizer", "subsampling"}
-    assert set(TUNED) == names | {"ablation"}
+    assert set(TUNED) == names | {"ablation", "modern", "specification"}
 
 
 @pytest.mark.parametrize("name", TUNED)

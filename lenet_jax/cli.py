@@ -43,6 +43,10 @@ FIELD, MAPPINGS = "--config.", ("sweep", "tune")
 """How arguments start that set a field, and the fields that are mappings: their keys are set one by one."""
 
 
+SPELLINGS = {"--only_arm": "--only-arm", "--save-every": "--save_every"}
+"""Flags as they may be written, too."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -104,7 +108,7 @@ def parse(command: str, values: flags.FlagValues, arguments: list[str]) -> list[
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     rest = list(values([command, *arguments])[1:])
     if values.help:
-        print(f"lenet-jax {command}\n\n{values.main_module_help()}\n\n{HELP}")
+        print(f"lenet-jax {command}\n\n{values.module_help(__name__)}\n\n{HELP}")
         sys.exit(0)
     return rest
 
@@ -214,7 +218,9 @@ def define_ways(values: flags.FlagValues) -> None:
 def joined(arguments: list[str]) -> list[str]:
     """Flags written ``--name value`` or ``-name=value`` as ``--name=value``."""
     result: list[str] = []
-    for argument in arguments:
+    for given in arguments:
+        flag, equals, value = given.partition("=")
+        argument = f"{SPELLINGS.get(flag, flag)}{equals}{value}"
         waits = bool(result) and result[-1].startswith("--") and "=" not in result[-1] and result[-1] != "--help"
         if waits and not argument.startswith("-"):
             result[-1] += f"={argument}"
@@ -250,7 +256,7 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
         raise InputError(f"config: {file!r} is no file")
     try:
         return parse_flags()
-    except flags.UnrecognizedFlagError:
+    except (flags.UnrecognizedFlagError, BrokenPipeError):
         raise
     except Exception as error:  # whatever the user's Python file raises
         if isinstance(error, AttributeError) and "get_config" in str(error):
@@ -368,6 +374,8 @@ def classify_command(arguments: list[str]) -> None:
     found = trained.classify(run, digits, values.arm, values.seed)
     name, networks = run.row(values.arm)["name"], int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"{networks} networks, their mean score"
+    if values.seed is None and (diverged := len(run.seeds(values.arm)) - networks):
+        which += f" ({diverged} more diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
     Console().print(tables.classification(files, found, f"{name}: {which}", probabilities))
 

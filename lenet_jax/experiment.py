@@ -370,7 +370,7 @@ def train_members(
                 if isinstance(laboratory.engine, Workers):
                     laboratory.engine.restart()
                 continue
-        else:
+        elif not store.finished:  # those of finished arms were never counted
             laboratory.progress.skip(arm.settings["epochs"])
         parts.append(trained)
         start += chunk.size

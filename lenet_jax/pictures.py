@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lenet_jax.errors import InputError
 
@@ -46,7 +46,7 @@ def read(path: str | Path) -> UInt8[np.ndarray, "rows columns"]:
                 raise InputError(f"{field} has {file.size[0]} x {file.size[1]} pixels; allowed are {MOST_PIXELS:,}")
             if file.mode.startswith("I;16") or file.mode in ("I", "F"):  # 16 bits and more, which convert would clip
                 return stretched(np.asarray(file, float))
-            colours = file.convert("RGBA")
+            colours = ImageOps.exif_transpose(file).convert("RGBA")  # as phones note how they were held
             paper = Image.new("RGBA", colours.size, "white")
             return np.asarray(Image.alpha_composite(paper, colours).convert("L"))
     except UnidentifiedImageError as error:
@@ -65,6 +65,23 @@ def stretched(picture: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "
     low, high = picture.min(), picture.max()
     scaled = (picture - low) / (high - low) if high > low else np.zeros_like(picture)
     return np.round(255 * scaled).astype(np.uint8)
+
+
+def paper(grey: np.ndarray) -> np.ndarray:
+    """The brightness behind the ink, [rows, columns]: a plane through the border, for light often falls from one side.
+
+    Ink that touches the border is left out: what is further from its median than half of all ink is.
+    """
+    middle = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    border = np.zeros(grey.shape, bool)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    rows, columns = np.nonzero(border & (np.abs(grey - middle) <= np.abs(grey - middle).max() / 2))
+    if not np.ptp(grey[rows, columns]):
+        return np.full(grey.shape, middle)
+    plane, *_ = np.linalg.lstsq(np.stack([np.ones(len(rows)), rows, columns], axis=-1), grey[rows, columns])
+    down, across = np.indices(grey.shape)
+    found: np.ndarray = plane[0] + plane[1] * down + plane[2] * across
+    return found
 
 
 def prepare(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
@@ -90,10 +107,11 @@ def prepare(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
         )
     if not np.isfinite(grey).all():
         raise InputError(f"{field} it has pixels that are not finite")
-    border = np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
-    ink = np.abs(grey - np.median(border))
+    ink = np.abs(grey - paper(grey))
     if not ink.max():
-        raise InputError(f"{field} it is all of one grey; a digit is needed, dark on light or light on dark")
+        raise InputError(
+            f"{field} it is all of one grey; a digit is needed, dark on light or light on dark (transparent is white)"
+        )
     ink /= ink.max()
     rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -79,13 +79,18 @@ class TrainedRun(results.Run):
         """
         images, sizes = np.asarray(images), (SIDE, model.IMAGE_SIZE)
         side = images.shape[-1] if images.ndim else 0
+        if not np.isfinite(images).all():
+            raise InputError("images: they have pixels that are not finite")
         if side not in sizes or images.shape[-2:] != (side, side):
             raise InputError(
                 f"images: their shape is {list(images.shape)}; allowed is [..., 28, 28], which lenet_jax.prepare makes"
             )
         row = self.row(arm)
         if "scaling" not in row:
-            raise InputError(f"run: {str(self.folder)!r} is of an older version, which kept no networks; run it again")
+            raise InputError(
+                f"run: {str(self.folder)!r} holds no trained networks; train them again with "
+                f"--config=experiments/stored.py:{self.folder} --workdir=NEW"
+            )
         pixels = data.pad(images.reshape(-1, side, side), row["settings"]["padding"]).astype(np.float32)
         scaled = np.float32(row["scaling"]["scale"]) * pixels + np.float32(row["scaling"]["shift"])
         return jnp.asarray(scaled.reshape(*images.shape[:-2], *pixels.shape[-2:]))
@@ -108,7 +113,7 @@ def mean_error(row: dict[str, Any]) -> float:
 
 
 class Classification(NamedTuple):
-    """What networks make of images. With several networks, scores are their means.
+    """What networks make of images. With several networks, scores are their means; those that diverged are left out.
 
     Attributes:
       digits: the class with the best score.
@@ -143,14 +148,19 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
       seed: of one of them; None for all together.
 
     Raises:
-      InputError: there is no such arm or seed, or images have another size.
+      InputError: there is no such arm or seed, all its networks diverged, or images have another shape.
     """
     batch = run.normalize(images, arm)
+    if batch.ndim > 3:
+        raise InputError(f"images: their shape is {list(batch.shape)}; allowed is one image or [images, rows, columns]")
     batch = batch[None] if batch.ndim == 2 else batch
     params = run.params(arm, seed)
     if seed is not None:
         params = jax.tree.map(lambda leaf: leaf[None], params)
     scores = np.asarray(scores_of(params, batch, run.architecture(arm)))
+    scores = scores[np.isfinite(scores).all(axis=(1, 2))]
+    if not len(scores):
+        raise InputError(f"arm: {run.row(arm)['name']!r} has diverged, its networks give no finite scores")
     mean = scores.mean(axis=0)
     best = np.sort(mean, axis=-1)
     votes = np.eye(mean.shape[-1], dtype=int)[scores.argmax(axis=-1)].sum(axis=0)

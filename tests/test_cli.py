@@ -54,11 +54,18 @@ def test_help_answers_within_a_second_and_without_jax(tmp_path):
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("command", ["run", "compare", "classify"])
 def test_help_of_a_command_lists_its_flags(tmp_path, command):
     result = lenet_jax(tmp_path, command, "--help")
     assert result.returncode == 0
-    assert {"run": "--workdir", "compare": "--metric"}[command] in result.stdout
+    flags, _, general = result.stdout.partition("LeNet-5 as a laboratory")
+    assert general
+    expected = {
+        "run": ("--save_every", "--only-arm", "--tracker"),
+        "compare": ("--difference",),
+        "classify": ("--seed",),
+    }
+    assert [flag for flag in expected[command] if flag.replace("_", "").lstrip("-") not in flags.replace("_", "")] == []
 
 
 @pytest.fixture(scope="module")

@@ -187,3 +187,19 @@ def test_a_digit_can_be_drawn_in_a_browser(tmp_path):
     digit = pictures.prepare(drawn)
     first, *_, last = np.flatnonzero((digit > 127).any(axis=1))
     assert digit[first].argmax() > digit[last].argmax() + 5
+
+
+@pytest.mark.parametrize("fall", [20, 40, 60])
+def test_light_that_falls_from_one_side_makes_little_difference(fall):
+    """Paper of 205 on the one side, less on the other; ink of 45."""
+    light = np.linspace(0, fall, 28)[None] + np.linspace(0, fall / 4, 28)[:, None]
+    lit = [205 - light - (160 - light) * (digit / 255) for digit in DIGITS]
+    assert np.mean([difference(pictures.prepare(one), digit) for one, digit in zip(lit, DIGITS, strict=True)]) < 10
+
+
+def test_a_phone_that_was_held_upright(tmp_path):
+    turned = Image.fromarray(255 - DIGITS[0]).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture is to be turned by 90 degrees, clockwise
+    turned.save(tmp_path / "digit.png", exif=exif)
+    assert difference(pictures.prepare(pictures.read(tmp_path / "digit.png")), DIGITS[0]) < 1

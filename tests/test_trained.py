@@ -1,5 +1,6 @@
 """Tests of trained networks as a run folder keeps them."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -118,9 +119,13 @@ def test_what_is_not_there_is_refused(run, tmp_path):
     assert refused(lenet_jax.classify, run, image, "relu") == f"arm: 'relu' is not one of '{RBF}', '{TANH}'"
     assert refused(lenet_jax.classify, run, image, seed=4) == "seed: 4 is none of 'tanh'; allowed are 5 to 7"
     assert "their shape is [30, 30]; allowed is [..., 28, 28]" in refused(lenet_jax.classify, run, np.zeros((30, 30)))
+    assert "their shape is [1, 2, 32, 32]" in refused(lenet_jax.classify, run, np.zeros((1, 2, 28, 28)))
+    assert "not finite" in refused(lenet_jax.classify, run, np.full((28, 28), np.nan))
     assert "is not a folder" in refused(lenet_jax.load_run, tmp_path / "none")
     stored = lenet_jax.load_run(Path(__file__).parent.parent / "experiments" / "results" / "quickstart")
-    assert "is of an older version, which kept no networks; run it again" in refused(lenet_jax.classify, stored, image)
+    assert "holds no trained networks; train them again with --config=experiments/stored.py:" in refused(
+        lenet_jax.classify, stored, image
+    )
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lenet_jax.nothing
 
@@ -198,3 +203,19 @@ def test_scores_are_those_of_the_specification(run, test_digits):
     np.testing.assert_allclose(
         lenet_jax.classify(run, test_digits[0][0], TANH, 5).scores[0], jax.nn.softmax(logits), atol=1e-6
     )
+
+
+def test_networks_that_diverged_are_left_out(run, test_digits):
+    """Of three, one; or all."""
+    lost = dataclasses.replace(run, _read={})
+    kernel = run.params(TANH).c1.kernel
+    for places, votes in (([1], 2), ([0, 1, 2], None)):
+        broken = run.params(TANH).c1.replace(kernel=kernel.at[jnp.array(places)].set(jnp.nan))
+        lost._read[TANH] = run.params(TANH).replace(c1=broken)
+        if votes is None:
+            assert "'tanh' has diverged" in refused(lenet_jax.classify, lost, test_digits[0][:5], TANH)
+            continue
+        found = lenet_jax.classify(lost, test_digits[0][:5], TANH)
+        assert (found.votes.sum(axis=-1) == votes).all()
+        others = [lenet_jax.classify(run, test_digits[0][:5], TANH, seed).scores for seed in (5, 7)]
+        np.testing.assert_allclose(found.scores, np.mean(others, axis=0), atol=1e-6)

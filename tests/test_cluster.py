@@ -136,6 +136,7 @@ def saved_steps(run):
     return sorted(int(path.name) for path in run.glob("checkpoints/*/tested-*/states/*") if path.name.isdigit())[-1:]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(tmp_path):
     arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
     processes = start_all(tmp_path, *arguments)

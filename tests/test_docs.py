@@ -281,6 +281,7 @@ SMALL = {
 """Fields of a run that takes seconds."""
 
 
+@pytest.mark.slow
 def test_the_new_axes_are_a_few_patches(tmp_path):
     """In a copy, every change of the page is made; tests pass, and the second study runs.
 

@@ -292,6 +292,7 @@ def test_predictions_say_what_every_network_makes_of_every_test_image(of_1998):
     assert table[table.era == "1998"].margin.max() > 1
 
 
+@pytest.mark.slow
 def test_a_stored_run_can_be_made_again(of_1998, tmp_path):
     """The whole run, and one seed of it alone: the same numbers, exactly."""
     run, folder = of_1998

@@ -278,6 +278,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
         results.write_json(folder / name, {})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_fifty_arms_of_a_hundred_seeds_are_compared_in_ten_seconds(tmp_path):
     """Of the processor, which may have to be shared; that only adds, so that the quicker of two counts."""

@@ -323,7 +323,9 @@ def test_a_running_mean_of_curvatures(images):
 
 
 @pytest.mark.parametrize(
-    ("estimates", "parts"), [(0, 4), (1, 4), (8, 4)], ids=["momentum", "fewer estimates than parts", "more estimates"]
+    ("estimates", "parts"),
+    [(0, 4), pytest.param(1, 4, marks=pytest.mark.slow), (8, 4)],
+    ids=["momentum", "fewer estimates than parts", "more estimates"],
 )
 def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):
     """Parameters, optimizer state and metrics, with distortions: two passes in one call each, or in parts."""

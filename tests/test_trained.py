@@ -97,6 +97,7 @@ def test_images_are_normalized_as_in_training(run, test_digits):
     assert run.normalize(np.zeros((2, 3, 32, 32))).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_networks_that_were_trained_in_chunks_are_put_together(run, tmp_path, monkeypatch):
     arm = expand(small())[1]
     recipe = inputs.recipe_of(arm, inputs.load_data([arm])[inputs.data_key(arm)])

@@ -91,7 +91,7 @@ def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Distortio
     down, across = jnp.exp(scaling + squeezing), jnp.exp(scaling - squeezing)
     matrix = jnp.stack([jnp.stack([down, jnp.zeros(count)], -1), jnp.stack([shear, across], -1)], -2)
     shift = augmentation.max_translation * numbers[3:].T
-    if augmentation.augmentation == "affine":
+    if augmentation.augmentation != "elastic":
         return Distortion(matrix, shift)
     displacement = augmentation.elastic_displacement * distorted.astype(shift.dtype)
     return Distortion(matrix, shift, Elastic(displacement, jax.random.bits(field_key, (count,))))

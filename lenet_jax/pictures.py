@@ -31,7 +31,9 @@ class Canvas:
 
 
 def read(path: str | Path) -> UInt8[np.ndarray, "rows columns"]:
-    """A picture from a file (PNG, JPEG and what else Pillow reads), as grey values; transparent is white.
+    """A picture from a file (PNG, JPEG and what else Pillow reads), as grey values.
+
+    What is transparent is white, or black if nothing shows on white.
 
     Raises:
       InputError: it is no picture, or can't be read.
@@ -47,8 +49,12 @@ def read(path: str | Path) -> UInt8[np.ndarray, "rows columns"]:
             if file.mode.startswith("I;16") or file.mode in ("I", "F"):  # 16 bits and more, which convert would clip
                 return stretched(np.asarray(file, float))
             colours = ImageOps.exif_transpose(file).convert("RGBA")  # as phones note how they were held
-            paper = Image.new("RGBA", colours.size, "white")
-            return np.asarray(Image.alpha_composite(paper, colours).convert("L"))
+            for behind in ("white", "black"):  # white ink on nothing shows on black alone
+                sheet = Image.new("RGBA", colours.size, behind)
+                grey = np.asarray(Image.alpha_composite(sheet, colours).convert("L"))
+                if np.ptp(grey):
+                    break
+            return grey
     except UnidentifiedImageError as error:
         raise InputError(f"{field} is no picture; PNG, JPEG, BMP, GIF, TIFF and WebP can be read") from error
     except Image.DecompressionBombError as error:
@@ -103,15 +109,13 @@ def prepare(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
         grey = grey.mean(axis=-1)
     if grey.ndim != 2 or min(grey.shape) < 4:
         raise InputError(
-            f"{field} its shape is {list(np.shape(picture))}; allowed are [rows, columns] and 4 x 4 or more"
+            f"{field} its shape is {list(np.shape(picture))}; allowed are [rows, columns] and [rows, columns, 3], 4 x 4 or more"
         )
     if not np.isfinite(grey).all():
         raise InputError(f"{field} it has pixels that are not finite")
     ink = np.abs(grey - paper(grey))
     if not ink.max():
-        raise InputError(
-            f"{field} it is all of one grey; a digit is needed, dark on light or light on dark (transparent is white)"
-        )
+        raise InputError(f"{field} it is all of one grey; a digit is needed, dark on light or light on dark")
     ink /= ink.max()
     rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

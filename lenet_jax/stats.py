@@ -32,11 +32,11 @@ POWER = 0.8
 
 def vary(values: np.ndarray) -> bool:
     """Whether values differ by more than rounding, as 0.3 and 0.1 + 0.2 do."""
-    return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
+    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
 def at_once(count: int) -> int:
-    """Resamples of so many values that are drawn together: all of them, unless that takes gigabytes."""
+    """Resamples of so many values that are drawn together: all, but at most ten million values, 80 MB."""
     return max(1, min(RESAMPLES, 10_000_000 // count))
 
 

@@ -102,6 +102,13 @@ def test_transparent_is_white(tmp_path):
     assert difference(pictures.prepare(pictures.read(tmp_path / "digit.png")), digit) < 1
 
 
+def test_white_ink_on_nothing_shows(tmp_path):
+    colours = np.full((28, 28, 4), 255, np.uint8)
+    colours[..., 3] = DIGITS[0]
+    Image.fromarray(colours).save(tmp_path / "digit.png")
+    assert difference(pictures.prepare(pictures.read(tmp_path / "digit.png")), DIGITS[0]) < 1
+
+
 def png(width, height):
     """The beginning of a file that says it has so many pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)

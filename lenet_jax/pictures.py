@@ -109,7 +109,7 @@ def prepare(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
         grey = grey.mean(axis=-1)
     if grey.ndim != 2 or min(grey.shape) < 4:
         raise InputError(
-            f"{field} its shape is {list(np.shape(picture))}; allowed are [rows, columns] and [rows, columns, 3], 4 x 4 or more"
+            f"{field} its shape is {list(np.shape(picture))}; allowed are [rows, columns] or [..., 3], from 4 x 4 on"
         )
     if not np.isfinite(grey).all():
         raise InputError(f"{field} it has pixels that are not finite")

@@ -114,7 +114,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.first_seed = 0
     # Whether predictions.parquet says what every network, at its end, makes of each test image.
     config.store_predictions = True
-    # Field -> values to compare; the arms are the product. Any field above can be an axis. Under several names stand
+    # Field -> values to compare; the arms are the product. Any field but tune can be an axis. Under several names stand
     # fields that change together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Under any other name stand
     # groups of fields: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}; under "arm", alone, groups
     # that are the arms themselves. Names of groups have no dots: ConfigDict takes those for paths.

@@ -164,7 +164,7 @@ def expand(config: ConfigDict) -> list[Arm]:
     arms = []
     for combination in itertools.product(*axes.values()):
         shown = {name: value for choice in combination for name, value in choice.shown.items()}
-        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in shown.items()) or "all"
+        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in shown.items()) or results.ONLY_ARM
         if NAMED_ARMS in axes:
             name, shown = shown[NAMED_ARMS], {}
         settings = dict(fields)

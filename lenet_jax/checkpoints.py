@@ -33,6 +33,7 @@ import pandas as pd
 from lenet_jax import cluster, results
 from lenet_jax.errors import InputError
 from lenet_jax.population import Snapshot
+from lenet_jax.progress import say
 
 LOCK, TURN, ARM, TRAINED, STATES, ATTEMPTS = "lock", "turn", "arm.json", "trained.json", "states", "attempts"
 
@@ -245,12 +246,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def seal_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def say(text: str) -> None:
-    """A line for the user."""
-    if cluster.primary():
-        print(text, file=sys.stderr, flush=True)
 
 
 def check_space(folder: Path, saved: Saved) -> None:

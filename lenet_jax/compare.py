@@ -12,7 +12,7 @@ import pandas as pd
 from lenet_jax import metrics, stats
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.experiments import base
-from lenet_jax.results import PACKAGES, Run, format_value
+from lenet_jax.results import ONLY_ARM, PACKAGES, Run, arm_named, format_value
 
 ALL_PAIRS = "all"
 """The baseline that stands for every arm in turn."""
@@ -133,8 +133,8 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
             summary = stats.summarize(of_arm.to_numpy())
             data, split = arm.get("dataset", run.summary["dataset"]), metrics.split_of(metric)
             settings = defaults | run.config | arm["axes"] | arm.get("chosen", {}) | arm.get("settings", {})
-            # An axis that is no field is one of groups; without axes an arm is named, or the only one ("all").
-            groups = set(arm["axes"]) - set(defaults) or (not arm["axes"] and arm["name"] != "all")
+            # An axis that is no field is one of groups; without axes an arm is named, or the only one.
+            groups = set(arm["axes"]) - set(defaults) or (not arm["axes"] and arm["name"] != ONLY_ARM)
             # Runs made before summaries held settings don't tell which fields a group sets.
             if groups and "settings" not in arm:
                 settings["arm"] = arm["name"]
@@ -236,6 +236,7 @@ def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) 
     if baseline == ALL_PAIRS:
         return [(second, first) for first, second in itertools.combinations(arms, 2)], []
     if baseline:
+        baseline = arm_named(baseline, {name for arm in arms for name in (arm.arm, arm.label)})
         named = [arm for arm in arms if baseline in (arm.arm, arm.label)]
         if not named:
             check_choice("baseline", baseline, [*dict.fromkeys(arm.label for arm in arms), ALL_PAIRS])
@@ -389,6 +390,14 @@ def cautions(
                 f"{seeds} seeds are too few for a claim: with {len(judgements)} comparisons no corrected p-value of "
                 f"theirs can be below {min(smallest, 1.0):.2g}"
             )
+    if metric not in metrics.OF_ARM:
+        found += [
+            f"{arm.diverged} of {arm.n} networks of {arm.label} diverged: its mean, differences and effects are of "
+            "networks that learned together with others that didn't"
+            for arm in arms
+            if 0 < arm.diverged < arm.n
+        ]
+        found += [f"all networks of {arm.label} diverged" for arm in arms if arm.diverged and arm.diverged >= arm.n]
     for arm in arms:
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])

@@ -316,7 +316,7 @@ class Reading(NamedTuple):
       code: the states of F6.
       penalties: squared distances of the code from each digit's bitmap.
       order: classes by rising penalty: the answer, the runner-up, ...
-      margin: the runner-up's penalty less the answer's. Small ones are rejected (LeCun et al. 1998, section III.C).
+      margin: the runner-up's penalty less the answer's (`model.decide`).
     """
 
     code: Float[Array, "84"]
@@ -334,6 +334,6 @@ def read(params: Params, image: Float[Array, "32 32"], architecture: Architectur
     if architecture.output != "rbf":
         raise InputError(f"output: {architecture.output!r} has no bitmaps; needed is 'rbf'")
     states = model.activations(params, image, architecture)
-    order = jnp.argsort(states["output"])
-    smallest = states["output"][order[:2]]
-    return Reading(states["f6"], states["output"], order, smallest[1] - smallest[0])
+    penalties = states["output"]
+    _, margin = model.decide(-penalties)
+    return Reading(states["f6"], penalties, jnp.argsort(penalties), margin)

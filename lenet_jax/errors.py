@@ -1,5 +1,6 @@
 """Refusals: what a user can mend, said in one line."""
 
+import difflib
 from collections.abc import Collection
 
 
@@ -53,4 +54,18 @@ class Interrupted(BaseException):
 def check_choice(field: str, value: object, allowed: Collection[str]) -> None:
     """Raises InputError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise InputError(f"{field}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{field}: {value!r} is not one of {listed(allowed, value)}")
+
+
+LONGEST, NEAREST = 200, 4
+"""Characters of names that are all listed; of more, the names that come nearest to what was given, so many."""
+
+
+def listed(allowed: Collection[str], value: object) -> str:
+    """What is allowed instead of a value, for a message of one line."""
+    names = list(map(repr, allowed))
+    if len(", ".join(names)) <= LONGEST or len(names) <= NEAREST:
+        return ", ".join(names)
+    given = repr(value)[:LONGEST]
+    alike = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, given, name).ratio())
+    return f"{', '.join(alike[:NEAREST])} and {len(names) - NEAREST} more"

@@ -15,9 +15,9 @@ from lenet_jax import checkpoints, cluster, model, population, results, stats, t
 from lenet_jax.arms import Arm, describe, expand, in_range
 from lenet_jax.checkpoints import Trained
 from lenet_jax.data import Dataset
-from lenet_jax.errors import InputError, check_choice
+from lenet_jax.errors import InputError, check_choice, listed
 from lenet_jax.inputs import data_key, describe_data, final, load_data, recipe_of, splits_of
-from lenet_jax.progress import Progress
+from lenet_jax.progress import Progress, say
 from lenet_jax.signals import Stop
 from lenet_jax.train import Recipe
 from lenet_jax.training import (
@@ -78,7 +78,7 @@ def run(
     defaults = describe(ConfigDict())
     kept = workdir / results.CHECKPOINTS
     if not fresh and results.finished(workdir, resolved, defaults):
-        checkpoints.say(f"{workdir} holds this run, already finished")
+        say(f"{workdir} holds this run, already finished")
         checkpoints.tidy_later(kept)
         return results.load(workdir)
     datasets = load_data(arms)
@@ -93,7 +93,7 @@ def run(
         tracked = tracking.TRACKERS[tracker if cluster.primary() else "none"](workdir)
         if cluster.primary():
             if fresh and (moved := checkpoints.move_aside(workdir)):
-                checkpoints.say(f"{workdir} was moved to {moved}")
+                say(f"{workdir} was moved to {moved}")
             owning.enter_context(checkpoints.owned(kept, repr(str(workdir)), shared=bool(only_arm)))
             for arm in wanted if only_arm else []:
                 owning.enter_context(checkpoints.owned(stores[arm.name].folder, f"arm {arm.name!r}"))
@@ -119,7 +119,7 @@ def run(
                     waiting = [arm.name for arm in arms if not stores[arm.name].finished]
                     if waiting:
                         done = len(arms) - len(waiting)
-                        checkpoints.say(f"{done} of {len(arms)} arms are finished; {waiting[0]!r} is not")
+                        say(f"{done} of {len(arms)} arms are finished; {waiting[0]!r} is not")
                         return None
                     finish(workdir, arms, laboratory, fingerprints)
         cluster.check_sees(workdir / results.SUMMARY)
@@ -132,10 +132,11 @@ def picked(arms: list[Arm], wanted: str) -> list[Arm]:
     Raises:
       InputError: there is no such arm.
     """
-    found = [arm for number, arm in enumerate(arms, 1) if wanted in ("", arm.name, str(number))]
+    named = results.arm_named(wanted, [arm.name for arm in arms])
+    found = [arm for number, arm in enumerate(arms, 1) if named in ("", arm.name, str(number))]
     if not found:
-        allowed = ", ".join(f"{number} ({arm.name})" for number, arm in enumerate(arms, 1))
-        raise InputError(f"only-arm: {wanted!r} is no arm; allowed are {allowed}")
+        allowed = listed([arm.name for arm in arms], wanted)
+        raise InputError(f"only-arm: {wanted!r} is no arm; allowed are 1 to {len(arms)}, and {allowed}")
     return found
 
 
@@ -363,9 +364,7 @@ def train_members(
                 refuse_smallest(chunk.size, recipe, error)
             if trained is None:  # here, when nothing holds the arrays of what failed any more
                 laboratory.most = chunk.size // 2
-                checkpoints.say(
-                    f"{chunk.size} networks don't fit in memory together: going on with {laboratory.most} at a time"
-                )
+                say(f"{chunk.size} networks don't fit in memory together: going on with {laboratory.most} at a time")
                 chunk.halved()
                 if isinstance(laboratory.engine, Workers):
                     laboratory.engine.restart()

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.layers import (
@@ -161,6 +161,15 @@ def predict_scores(
 ) -> Float[Array, "*batch classes"]:
     """Class scores of which the largest wins, from what `forward` returns: probabilities for ``softmax``."""
     return jax.nn.softmax(outputs) if architecture.output == "softmax" else logits_of(outputs, architecture)
+
+
+def decide(scores: Float[Array, "*batch classes"]) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+    """The class with the best score, and its margin: by how much that leads the second best.
+
+    LeCun et al. (1998, section III.C) reject images on this difference.
+    """
+    best, classes = jax.lax.top_k(scores, 2)
+    return classes[..., 0], best[..., 0] - best[..., 1]
 
 
 PROBABILISTIC = ("softmax", "rbf")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 from lenet_jax.errors import InputError
 
@@ -21,6 +22,9 @@ MOST_PIXELS = 50_000_000
 
 INK = 0.2
 """Share of the way from background to full ink from which on a pixel counts for where the digit is."""
+
+SPECK = 0.02
+"""Share of the largest stroke's ink up to which what stands alone is dirt."""
 
 
 class Canvas:
@@ -90,11 +94,21 @@ def paper(grey: np.ndarray) -> np.ndarray:
     return found
 
 
+def specks(ink: np.ndarray) -> np.ndarray:
+    """Where dirt is, [rows, columns] bool: it would be taken for a part of the digit, and shrink it."""
+    strokes, count = ndimage.label(ink > INK, structure=np.ones((3, 3)))
+    amounts = ndimage.sum_labels(ink, strokes, range(count + 1))
+    amounts[0] = np.inf  # what is no stroke
+    found: np.ndarray = (amounts <= SPECK * amounts[1:].max())[strokes]
+    return found
+
+
 def prepare(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
     """A picture of one digit as MNIST has it.
 
-    The darker or the lighter colour is the ink, whichever isn't at the border. The ink is scaled, with its proportions,
-    to fit a box of 20 x 20, and its centre of mass is moved to the middle (LeCun et al. 1998, section III.A).
+    The darker or the lighter colour is the ink, whichever isn't at the border; specks are left out. The ink is scaled,
+    with its proportions, to fit a box of 20 x 20, and its centre of mass is moved to the middle (LeCun et al. 1998,
+    section III.A).
 
     Args:
       picture: grey values [rows, columns], of any range, or colours [rows, columns, 3].
@@ -116,6 +130,8 @@ def prepare(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
     ink = np.abs(grey - paper(grey))
     if not ink.max():
         raise InputError(f"{field} it is all of one grey; a digit is needed, dark on light or light on dark")
+    ink /= ink.max()
+    ink[specks(ink)] = 0
     ink /= ink.max()
     rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

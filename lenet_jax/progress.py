@@ -1,5 +1,6 @@
 """What a person sees while an experiment runs."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from lenet_jax import cluster
 
 
 class Bar(RichProgress):
@@ -116,3 +119,9 @@ class Progress:
         """A line that stays."""
         line = f"arm {self._arm}/{self._arms} {text}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line for the user, from the process that talks."""
+    if cluster.primary():
+        print(text, file=sys.stderr, flush=True)

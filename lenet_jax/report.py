@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from lenet_jax.results import Run
 
 MOST_ROWS = 60
 """Of a forest plot; the tables have all."""
+
+WIDEST = 46
+"""Characters of a line beside a figure: what the longest names of shipped experiments need."""
 
 DIGITS = 24
 """Images of a kind that are shown."""
@@ -95,7 +99,13 @@ def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
 
 def lines(label: str) -> str:
     """An arm's name in a figure: run and axes below one another."""
-    return re.sub(r"(?<=[,:]) ?(?=\S)", "\n", label)
+    return folded(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", label))
+
+
+def folded(text: str) -> str:
+    """Text whose lines leave room for a figure beside them."""
+    folds = [textwrap.wrap(line, WIDEST, break_on_hyphens=False) for line in text.splitlines()]
+    return "\n".join(part for fold in folds for part in fold)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -153,7 +163,7 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
 def forest_of(judgements: Sequence[Judgement], metric: str, heading: str) -> Picture:
     """Differences or effects as a forest plot."""
     rows = {
-        re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", judgement.name): (
+        folded(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", judgement.name)): (
             judgement.contrast.mean,
             judgement.contrast.low,
             judgement.contrast.high,

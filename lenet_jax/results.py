@@ -13,9 +13,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from lenet_jax.errors import InputError, StorageError
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
 PREDICTIONS, TUNING = "predictions.parquet", "tuning.parquet"
 CHECKPOINTS = "checkpoints"
+
+ONLY_ARM = "all"
+"""The name of the arm of a config that compares nothing."""
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
 """Their versions are part of the provenance."""
@@ -59,6 +63,25 @@ class Run:
 def format_value(value: Any) -> str:
     """A field's value as it stands in an arm's name."""
     return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def arm_named(wanted: str, names: Collection[str]) -> str:
+    """The one of some arms' names that is meant, whose numbers may be written otherwise (3.0 for 3).
+
+    What is none of them is returned as it is.
+    """
+
+    def usual(name: str) -> str:
+        return re.sub(r"(?<==)[^,]+", lambda match: plain(match[0]), name)
+
+    def plain(value: str) -> str:
+        try:
+            return format_value(float(value))
+        except ValueError:
+            return value
+
+    meant = [name for name in names if usual(name) == usual(wanted)]
+    return wanted if wanted in names or len(meant) != 1 else meant[0]
 
 
 def describe_environment(command: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lenet_jax import metrics, stats
 from lenet_jax.compare import ArmStatistics, Comparison, Judgement
-from lenet_jax.results import Run, format_value
+from lenet_jax.results import ONLY_ARM, Run, format_value
 from lenet_jax.trained import Classification
 
 
@@ -97,15 +97,19 @@ Cells = tuple[list[str], list[list[str]], int]
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
-    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does."""
+    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does.
+
+    Of a run that compares nothing, the only arm needs no name.
+    """
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
+    named = any(row.arm != ONLY_ARM for row in rows)
     tuned = list(dict.fromkeys(name for row in rows for name in row.chosen))
-    header = [*(["run"] if several else []), *(axes or ["arm"])]
+    header = [*(["run"] if several else []), *(axes or ["arm"] * named)]
     numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", "diverged"]
     lines = []
     for row in rows:
-        names = [format_value(row.axes[axis]) for axis in axes] or [row.arm]
+        names = [format_value(row.axes[axis]) for axis in axes] or [row.arm] * named
         chosen = [format_value(row.chosen[name]) if name in row.chosen else "-" for name in tuned]
         ends = " - ".join(metrics.show(end, metric) for end in row.ci95) if row.ci95 else "-"
         shown = [metrics.show(value, metric) for value in (row.mean, row.std, row.median)]
@@ -223,7 +227,7 @@ def classification(names: Sequence[str], found: Classification, title: str, prob
     made.add_column("image", overflow="fold")
     score = "probability" if probabilities else "score"
     for column in ("digit", score, "next", "margin", "agree"):
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
 
     def show(value: float) -> str:
         return f"{100 * value:.1f} %" if probabilities else f"{value:.2f}"

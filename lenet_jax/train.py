@@ -193,8 +193,7 @@ class Predictions:
 
     Attributes:
       predicted: the class; -1 where outputs are not finite.
-      margin: by how much its score leads the second best (LeCun et al. 1998, section III.C, reject on this difference).
-        Scores are those of `model.predict_scores`: probabilities, scores or penalties.
+      margin: see `model.decide`. Scores are those of `model.predict_scores`: probabilities, scores or penalties.
     """
 
     predicted: Int[Array, " images"]
@@ -441,9 +440,8 @@ def predict(params: Params, images: Images, places: Int[Array, " places"], recip
 
     def of_chunk(places: Int[Array, " chunk"]) -> Predictions:
         outputs = blocked.forward(params, images.take(places)[0], recipe.architecture)
-        scores, classes = jax.lax.top_k(model.predict_scores(outputs, recipe.architecture), 2)
-        predicted = jnp.where(jnp.isfinite(outputs).all(axis=-1), classes[:, 0], -1)
-        return Predictions(predicted, scores[:, 0] - scores[:, 1])
+        digits, margin = model.decide(model.predict_scores(outputs, recipe.architecture))
+        return Predictions(jnp.where(jnp.isfinite(outputs).all(axis=-1), digits, -1), margin)
 
     found: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(places)], jax.lax.map(of_chunk, chunks))
     return found

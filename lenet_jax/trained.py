@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lenet_jax import checkpoints, data, model, population, results, tracking
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, check_choice
 from lenet_jax.model import Architecture, Params
 from lenet_jax.pictures import SIDE
 
@@ -37,10 +37,12 @@ class TrainedRun(results.Run):
         Raises:
           InputError: the run has no such arm.
         """
-        rows = {row["name"]: row for row in self.summary["arms"]}
-        if arm and arm not in rows:
-            raise InputError(f"arm: {arm!r} is not one of {', '.join(map(repr, rows))}")
-        return rows[arm] if arm else min(rows.values(), key=mean_error)
+        rows: dict[str, dict[str, Any]] = {row["name"]: row for row in self.summary["arms"]}
+        if not arm:
+            return min(rows.values(), key=mean_error)
+        named = results.arm_named(arm, rows)
+        check_choice("arm", named, rows)
+        return rows[named]
 
     def seeds(self, arm: str = "") -> list[int]:
         """Seeds of an arm's networks."""
@@ -118,7 +120,7 @@ class Classification(NamedTuple):
     Attributes:
       digits: the class with the best score.
       scores: of each class: probabilities for ``softmax`` outputs, penalties with their sign turned for ``rbf``.
-      margins: by how much the best score leads the second; small ones are to be rejected (LeCun et al. 1998, III.C).
+      margins: by how much that leads the second best (`model.decide`); small ones are to be rejected.
       votes: how many networks would say each class.
     """
 
@@ -162,9 +164,9 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     if not len(scores):
         raise InputError(f"arm: {run.row(arm)['name']!r} has diverged, its networks give no finite scores")
     mean = scores.mean(axis=0)
-    best = np.sort(mean, axis=-1)
+    digits, margins = map(np.asarray, model.decide(jnp.asarray(mean)))
     votes = np.eye(mean.shape[-1], dtype=int)[scores.argmax(axis=-1)].sum(axis=0)
-    return Classification(mean.argmax(axis=-1), mean, best[:, -1] - best[:, -2], votes)
+    return Classification(digits, mean, margins, votes)
 
 
 @functools.partial(jax.jit, static_argnames="architecture")

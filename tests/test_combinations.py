@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
 
 from lenet_jax import curvature, data, distortions, inputs, losses, model, optim, train
 from lenet_jax.arms import FIELDS, expand
+from lenet_jax.experiments import base
 from lenet_jax.layers import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -86,7 +86,7 @@ def test_all_named_choices_take_part():
     }
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(combination=COMBINATIONS.filter(allowed))
 def test_random_combinations(combination):
     check(combination)

@@ -11,7 +11,7 @@ from rich.console import Console
 from statsmodels.stats.power import TTestPower
 
 from lenet_jax import compare, results, stats, tables
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, check_choice
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (6, 12))
 """By arm and seed."""
@@ -237,10 +237,45 @@ def test_the_table_says_percent_and_fits_80_columns(tmp_path):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_members_that_diverged_are_in_the_table(tmp_path):
+def test_members_that_diverged_are_in_the_table_and_the_notes(tmp_path):
     printed = io.StringIO()
-    tables.print_comparison(compare.analyse(load(write_run(tmp_path / "run", diverged=2))), Console(file=printed))
+    comparison = compare.analyse(load(write_run(tmp_path / "run", diverged=2)))
+    tables.print_comparison(comparison, Console(file=printed))
     assert "diverged" in printed.getvalue()
+    note, _ = [note for note in comparison.notes if "diverged" in note]
+    assert note.startswith("2 of 3 networks of loss=mse,activation=tanh diverged: its mean, differences and effects")
+    notes = compare.analyse(load(write_run(tmp_path / "all", diverged=3))).notes
+    assert "all networks of loss=mse,activation=tanh diverged" in notes
+
+
+def test_an_arm_that_nothing_is_compared_with_needs_no_name(tmp_path):
+    one = {"errors": {(): [0.05, 0.06, 0.07]}, "names": [results.ONLY_ARM]}
+    rows = compare.statistics(load(write_run(tmp_path / "run", **one)))
+    assert [row.arm for row in rows] == [results.ONLY_ARM]
+    header, line = tables.markdown(rows, "test_error").splitlines()[::2]
+    assert header == "| n | mean | std | median | 95 % CI | diverged |"
+    assert line.startswith("| 3 | 6.00 |")
+    several = load(write_run(tmp_path / "a", **one), write_run(tmp_path / "b", **one))
+    assert tables.markdown(compare.statistics(several), "test_error").startswith("| run | n | mean ")
+
+
+@pytest.mark.parametrize("written", ["rate=0.1,depth=3", "rate=0.10,depth=3.0", "rate=1e-1,depth=3"])
+def test_numbers_in_an_arms_name_may_be_written_otherwise(written):
+    assert results.arm_named(written, ["rate=0.1,depth=3", "rate=0.1,depth=4"]) == "rate=0.1,depth=3"
+
+
+@pytest.mark.parametrize("written", ["rate=0.1", "rate=0.1,depth=5", "depth=3,rate=0.1", "=", ""])
+def test_a_name_that_is_no_arms_stays_as_it_is(written):
+    assert results.arm_named(written, ["rate=0.1,depth=3", "rate=0.10,depth=4", "plain"]) == written
+
+
+def test_of_many_arms_a_refusal_names_the_nearest():
+    names = [f"activation=tanh,learning_rate={rate},subsampling=average" for rate in range(20)]
+    with pytest.raises(InputError) as refused:
+        check_choice("arm", "activation=tanh,learning_rate=17", names)
+    assert str(refused.value).startswith("arm: 'activation=tanh,learning_rate=17' is not one of 'activation=tanh,")
+    assert "learning_rate=17,subsampling" in str(refused.value)
+    assert str(refused.value).endswith(" and 16 more")
 
 
 def test_the_markdown_is_a_table(tmp_path):

@@ -21,6 +21,15 @@ SLOPES = {
 }
 
 
+def diagonal(params, images, labels, architecture, loss, start):
+    """`curvature.diagonal` in one program: operation by operation, each would be compiled by itself."""
+    compiled = jax.jit(curvature.diagonal, static_argnames=("architecture", "loss", "start"))
+    return compiled(params, blocked.to_grid(images), labels, architecture=architecture, loss=loss, start=start)
+
+
+activations = jax.jit(model.activations, static_argnames="architecture")
+
+
 def of_convolution(inputs, kernel, of_sums, table):
     """Eq. 25 and 27 over every connection of C1 or C3: of kernels, biases and inputs."""
     of_kernel, of_inputs, place = np.zeros(kernel.shape), np.zeros(inputs.shape), 0
@@ -69,7 +78,7 @@ def by_loops(params, image, architecture):
 
     It starts from d2y_D/dx_j^2 = 2 for every F6 state, or from 2 for every output with squared error.
     """
-    states = {name: np.asarray(state) for name, state in model.activations(params, image, architecture).items()}
+    states = {name: np.asarray(state) for name, state in activations(params, image, architecture).items()}
     slopes = {name: SLOPES[architecture.activation](state) ** 2 for name, state in states.items()}
     trains = architecture.subsampling == "trainable"
     if not trains:
@@ -111,7 +120,7 @@ def test_equals_loops_over_all_connections(fields, random_params):
     with jax.enable_x64(True):
         params = random_params(architecture)
         images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32)))
-        found = curvature.diagonal(params, blocked.to_grid(images), jnp.array([3, 7]), architecture, loss, "target")
+        found = diagonal(params, images, jnp.array([3, 7]), architecture, loss, "target")
         expected = [by_loops(params, image, architecture) for image in images]
     assert (found.output is None) == (architecture.output == "rbf")
     for leaf, *of_patterns in zip(jax.tree.leaves(found), *expected, strict=True):
@@ -125,8 +134,8 @@ def test_is_exact_without_hidden_layers_and_shared_weights(loss, random_params):
     with jax.enable_x64(True):
         params = random_params(architecture)
         image, labels = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 32))), jnp.array([4])
-        found = curvature.diagonal(params, blocked.to_grid(image), labels, architecture, loss, "full")
-        f6 = model.activations(params, image[0], architecture)["f6"]
+        found = diagonal(params, image, labels, architecture, loss, "full")
+        f6 = activations(params, image[0], architecture)["f6"]
 
         def criterion(kernel, bias):
             return loss((f6 @ kernel + bias)[None], labels)
@@ -144,7 +153,7 @@ def test_is_never_negative(start, output, subsampling, random_params):
     params = random_params(architecture)
     images = jnp.asarray(np.random.default_rng(2).normal(size=(4, 32, 32)), jnp.float32)
     loss = Loss("map") if output == "rbf" else Loss("cross_entropy")
-    found = curvature.diagonal(params, blocked.to_grid(images), jnp.arange(4), architecture, loss, start)
+    found = diagonal(params, images, jnp.arange(4), architecture, loss, start)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     for leaf in jax.tree.leaves(found):
         assert (leaf >= 0).all()

@@ -290,14 +290,13 @@ def test_the_new_axes_are_a_few_patches(tmp_path):
     text = AXIS.read_text()
     ignored = shutil.ignore_patterns("results", "__pycache__", "fuzz")
     for folder in ("lenet_jax", "experiments", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored, symlinks=True)
     patches = [block for kind, block in FENCED.findall(text) if kind == "diff"]
     assert len(patches) > 10
     for patch in patches:
         subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=patch, text=True, check=True)
     study = re.search(r"<!-- file:\S+ -->\n```python\n.*?```", text, re.DOTALL)[0]
     assert study in (ROOT / "CONTRIBUTING.md").read_text()
-    shutil.copytree(tmp_path / "experiments", tmp_path / "lenet_jax" / "experiments")
     of_page = [arguments for page, _, *arguments in COMMANDS if page == AXIS.name]
     (run,) = [arguments for arguments in of_page if "--workdir=runs/smoothing" in arguments]
     drawn = ["compare", "runs/smoothing"]

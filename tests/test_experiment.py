@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from lenet_jax.experiments import base, lenet5_1998_distorted, stored
 
 from lenet_jax import data, experiment, inputs, population, results, train, training
 from lenet_jax.arms import expand
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base, lenet5_1998_distorted, stored
 
 
 def small(**fields):
@@ -169,6 +169,7 @@ def test_an_arm_is_traced_once(tmp_path, monkeypatch):
     assert traces == ["mse", "cross_entropy"]
 
 
+@pytest.mark.slow
 def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
     config = with_sweep(small(seeds=3, epochs=1, tune_seeds=2), weight_decay=(0.0, 0.1))
     config.tune.learning_rate = (0.002, 0.05)

@@ -2,10 +2,14 @@
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import lenet_jax
 
 ROOT = Path(__file__).parent.parent
 MODULES = {
@@ -36,11 +40,11 @@ def imported(tree):
 
 
 def test_imports_go_one_way():
-    """There is no cycle, and README lists modules in an order in which each imports those above it."""
+    """There is no cycle, and docs/modules.md lists modules in an order in which each imports those above it."""
     graph = {name: imported(tree) for name, tree in MODULES.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError
-    table = (ROOT / "README.md").read_text().partition("## How it works")[2]
-    rows = [re.findall(r"\(lenet_jax/(\w+)\.py\)", line) for line in table.splitlines() if line.startswith("| [")]
+    table = (ROOT / "docs" / "modules.md").read_text()
+    rows = [re.findall(r"/lenet_jax/(\w+)\.py\)", line) for line in table.splitlines() if line.startswith("| [")]
     order = [name for row in rows for name in row]
     assert sorted(order) == sorted(MODULES), "every module is in the table, once"
     for place, name in enumerate(order):
@@ -67,3 +71,11 @@ def test_every_public_name_is_documented(name):
 def test_only_these_modules_are_used_by_nothing_else():
     used = set().union(*(imported(tree) for tree in MODULES.values()))
     assert set(MODULES) - used == {"cli", "visualize"}, "the program, and what notebooks use"
+
+
+def test_the_package_is_found_where_a_folder_of_its_name_is(tmp_path):
+    """As beside a clone: the folder would do for a namespace package."""
+    (tmp_path / "lenet_jax").mkdir()
+    code = "import lenet_jax; from lenet_jax.experiments import base; print(lenet_jax.__version__)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == lenet_jax.__version__

@@ -43,6 +43,25 @@ def test_how_a_picture_is_given_makes_no_difference(change):
     assert np.mean(changed) < 0.5
 
 
+def test_specks_of_dirt_are_left_out():
+    """However dark, and wherever."""
+    for digit in DIGITS[:50]:
+        sheet = np.pad(0.8 * np.asarray(Image.fromarray(digit).resize([280] * 2), float), 100)
+        dirty = sheet.copy()
+        for row, column in ((20, 20), (440, 300), (200, 470)):
+            dirty[row : row + 5, column : column + 5] = 255
+        assert difference(pictures.prepare(dirty), pictures.prepare(sheet)) < 1
+
+
+def test_small_strokes_are_no_dirt():
+    """A stroke of a twentieth of the other's ink."""
+    sheet = np.zeros((300, 300))
+    sheet[100:200, 100:120] = 1
+    sheet[100:110, 160:170] = 1
+    digit = pictures.prepare(sheet)
+    assert np.ptp(np.nonzero(digit > 127)[1]) > 10
+
+
 @pytest.mark.parametrize("scale", [3, 20])
 def test_size_makes_little_difference(scale):
     large = [np.asarray(Image.fromarray(digit).resize([28 * scale] * 2)) for digit in DIGITS]

@@ -81,6 +81,7 @@ def test_a_worker_has_one_core(workers):
         assert pinned[0] != pinned[1]
 
 
+@pytest.mark.slow
 def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipes = [RECIPE, dataclasses.replace(RECIPE, loss=Loss("mse"))]

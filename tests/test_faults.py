@@ -629,7 +629,9 @@ def test_arms_as_jobs_of_their_own(small, tmp_path):
     assert_same(run, small)
     refused = lenet_jax(tmp_path / "other", SMALL, "--only-arm=3")
     assert refused.returncode == 2
-    assert "only-arm: '3' is no arm; allowed are 1 to 2, and 'loss=mse,activation=tanh,momentum=0.8', '" in refused.stderr
+    assert (
+        "only-arm: '3' is no arm; allowed are 1 to 2, and 'loss=mse,activation=tanh,momentum=0.8', '" in refused.stderr
+    )
     assert not (tmp_path / "other").exists()
 
 

@@ -9,8 +9,9 @@ Result: experiments/results/ablation. Cross-entropy makes fewer errors than squa
 points, 95 % interval 0.73 to 1.02); with tanh ten seeds don't tell them apart (0.08, -0.01 to 0.16).
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

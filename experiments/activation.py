@@ -9,8 +9,9 @@ Result: experiments/results/activation. tanh 3.72 % and 1998's scaled tanh 3.70 
 %.
 """
 
-from lenet_jax.experiments import tuned
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import tuned
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

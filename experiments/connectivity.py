@@ -8,8 +8,9 @@ Result: experiments/results/connectivity. No difference is shown: all connection
 errors (-0.23 to 0.37) than the table; it would take hundreds of seeds to tell.
 """
 
-from lenet_jax.experiments import tuned
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import tuned
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

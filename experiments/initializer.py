@@ -5,8 +5,9 @@ Cost: about two minutes on two CPU cores.
 Result: experiments/results/initializer, and the README's second table.
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

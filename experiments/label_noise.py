@@ -9,8 +9,9 @@ Result: experiments/results/label_noise. Not shown: 40 % of wrong labels cost 2.
 this depends on the share isn't shown.
 """
 
-from lenet_jax.experiments import tuned
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import tuned
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

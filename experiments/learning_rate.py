@@ -7,8 +7,9 @@ Cost: about three minutes on two CPU cores.
 Result: experiments/results/learning_rate.
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -10,8 +10,9 @@ Cost: about 11 minutes on two CPU cores.
 Result: experiments/results/lenet5_1998, and docs/reproduction.md.
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -7,8 +7,9 @@ Cost: about half an hour on two CPU cores.
 Result: experiments/results/lenet5_1998_choices, and docs/reproduction.md.
 """
 
-from lenet_jax.experiments import lenet5_1998
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

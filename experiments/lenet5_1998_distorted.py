@@ -6,8 +6,9 @@ Result: experiments/results/lenet5_1998_distorted, and docs/reproduction.md, whi
 chosen.
 """
 
-from lenet_jax.experiments import lenet5_1998
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -7,8 +7,9 @@ Cost: about 9 minutes on two CPU cores.
 Result: experiments/results/lenet5_1998_ingredient_rates, and docs/reproduction.md.
 """
 
-from lenet_jax.experiments import lenet5_1998
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

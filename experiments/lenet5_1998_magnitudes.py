@@ -7,8 +7,9 @@ Cost: about 11 minutes on two CPU cores.
 Result: experiments/results/lenet5_1998_magnitudes, and docs/reproduction.md.
 """
 
-from lenet_jax.experiments import lenet5_1998_distorted
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import lenet5_1998_distorted
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

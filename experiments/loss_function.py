@@ -9,8 +9,9 @@ Result: experiments/results/loss_function. Squared error on linear outputs with 
 from squared error on softmax or on linear outputs with targets 0/1.
 """
 
-from lenet_jax.experiments import tuned
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import tuned
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

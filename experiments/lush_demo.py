@@ -9,8 +9,9 @@ Cost: about a quarter of an hour on two CPU cores.
 Result: experiments/results/lush_demo, and docs/reproduction.md.
 """
 
-from lenet_jax.experiments import lenet5_1998
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -8,8 +8,9 @@ Result: experiments/results/optimizer. With a learning rate of its own each is a
 3.88 % (Adam), and no difference is shown.
 """
 
-from lenet_jax.experiments import tuned
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import tuned
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -5,8 +5,9 @@ Cost: about a minute on two CPU cores.
 Result: experiments/results/quickstart, and the README's first table.
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

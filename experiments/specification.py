@@ -7,8 +7,9 @@ Cost: 7 minutes on two CPU cores.
 Result: experiments/results/specification. 0.83 % test error, 10 seeds, 95 % interval 0.78 to 0.85.
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

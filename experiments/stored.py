@@ -6,11 +6,11 @@ Fields can be changed as those of any config, for one seed of a stored run: --co
 
 from pathlib import Path
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
 
 from lenet_jax import results
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

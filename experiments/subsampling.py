@@ -6,8 +6,9 @@ Result: experiments/results/subsampling. Max pooling makes 0.39 percentage point
 subsampling (0.09 to 0.70, p = 0.043); average pooling, between them, isn't told from either.
 """
 
-from lenet_jax.experiments import tuned
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import tuned
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -5,8 +5,9 @@ Cost: about 19 minutes on two CPU cores.
 Result: experiments/results/training_set_size, and docs/reproduction.md.
 """
 
-from lenet_jax.experiments import lenet5_1998
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

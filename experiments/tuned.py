@@ -6,8 +6,9 @@ the best trains anew on all 4,000 with 20 seeds of its own, and only that is tes
 Command: lenet-jax run --config=experiments/tuned.py
 """
 
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict
+
+from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

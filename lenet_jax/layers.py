@@ -100,6 +100,9 @@ def dense(inputs: Float[Array, "*inputs"], parameters: Dense) -> Float[Array, " 
     return jnp.tensordot(inputs, parameters.kernel, axes=inputs.ndim) + parameters.bias
 
 
+BITMAP_SHAPE = (12, 7)
+"""Rows and columns of the pictures of digits that RBF units hold."""
+
 BITMAP_ROWS: tuple[tuple[int, ...], ...] = (
     (62, 0, 28, 54, 99, 99, 99, 99, 54, 28, 0, 0),
     (12, 28, 60, 12, 12, 12, 12, 12, 12, 63, 0, 0),
@@ -115,7 +118,7 @@ BITMAP_ROWS: tuple[tuple[int, ...], ...] = (
 """The digits 0 to 9, twelve rows each, a row as a 7-bit number, leftmost pixel the highest bit (fig. 3)."""
 
 BITMAPS: np.ndarray = np.where(
-    (np.array(BITMAP_ROWS)[:, :, None] >> np.arange(6, -1, -1)) & 1, np.float32(1), np.float32(-1)
+    (np.array(BITMAP_ROWS)[:, :, None] >> np.arange(BITMAP_SHAPE[1])[::-1]) & 1, np.float32(1), np.float32(-1)
 ).reshape(len(BITMAP_ROWS), -1)
 """Centres of the RBF units [10, 84]: black pixels +1, white ones -1. Nothing trains them."""
 

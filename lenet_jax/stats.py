@@ -35,7 +35,7 @@ def vary(values: np.ndarray) -> bool:
     return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
-def at_once(count: int) -> int:
+def block_size(count: int) -> int:
     """Resamples of so many values that are drawn together: all, but at most ten million values, 80 MB."""
     return max(1, min(RESAMPLES, 10_000_000 // count))
 
@@ -60,7 +60,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what the next lines mend
         bootstrap = scipy.stats.bootstrap(
-            (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, batch=at_once(count), rng=0
+            (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, batch=block_size(count), rng=0
         )
     low, high = (float(end) for end in bootstrap.confidence_interval)
     # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
@@ -144,20 +144,18 @@ def sign_flip(values: np.ndarray) -> np.ndarray:
     exact = 2**count <= RESAMPLES + 1
     # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
     observed = np.round(scaled.sum(axis=-1) * 2**30)[..., None]
-    drawn, above, below = 0, 0, 0
+    drawn = above = below = 0 if exact else 1  # of random signs the observed ones are one more
     for signs in [np.array(list(itertools.product((-1.0, 1.0), repeat=count)))] if exact else random_signs(count):
         sums = np.round(scaled @ signs.T * 2**30)
         above, below = above + (sums >= observed).sum(axis=-1), below + (sums <= observed).sum(axis=-1)
         drawn += len(signs)
-    # Of random signs the observed ones are one more.
-    smaller = np.minimum(above, below) + (0 if exact else 1)
-    p: np.ndarray = np.minimum(2 * smaller / (drawn + (0 if exact else 1)), 1.0)
+    p: np.ndarray = np.minimum(2 * np.minimum(above, below) / drawn, 1.0)
     return p
 
 
 def random_signs(count: int) -> Iterator[np.ndarray]:
     """`RESAMPLES` rows of `count` signs, the same ones always, as many at a time as memory is no matter of."""
-    rng, most = np.random.default_rng(0), at_once(count)
+    rng, most = np.random.default_rng(0), block_size(count)
     for start in range(0, RESAMPLES, most):
         yield rng.choice((-1.0, 1.0), (min(most, RESAMPLES - start), count))
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lenet_jax.dynamics import LAYERS, Reading
-from lenet_jax.layers import BITMAPS
+from lenet_jax.layers import BITMAP_SHAPE, BITMAPS
 from lenet_jax.layers import Table as Connections
 from lenet_jax.plots import COLORS, styled
 from lenet_jax.train import Evaluation
@@ -34,7 +34,7 @@ def mosaic(tiles: Float[np.ndarray, "tiles rows columns"], across: int) -> Float
 
 def picture(pixels: Float[Array | np.ndarray, "rows columns"], axes: Axes, title: str = "") -> Axes:
     """One image, its largest value black, as ink on paper."""
-    axes.imshow(np.asarray(pixels), cmap="gray_r")
+    axes.imshow(np.asarray(pixels), cmap="gray_r", interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
     return axes
@@ -59,10 +59,7 @@ def maps(state: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0
         sheet = padded.reshape(-1, across)
     else:
         sheet = mosaic(values, across or len(values))
-    axes.imshow(sheet, cmap="gray_r", interpolation="nearest")
-    axes.set_title(title, fontsize=10)
-    axes.set_axis_off()
-    return axes
+    return picture(sheet, axes, title)
 
 
 def states(activations: Mapping[str, Array], image: Array | np.ndarray) -> Figure:
@@ -131,9 +128,8 @@ def connections(table: Connections, axes: Axes) -> Axes:
 
 def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
     """F6's 84 states as the 7 x 12 picture that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
-    width = 7
     options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
-    axes.imshow(np.asarray(f6, float).reshape(-1, width), **options)
+    axes.imshow(np.asarray(f6, float).reshape(BITMAP_SHAPE), **options)
     axes.set(xticks=[], yticks=[])  # a frame: bitmaps are white at their edges
     axes.spines[:].set_visible(True)
     axes.set_title(title, fontsize=10)

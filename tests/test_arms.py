@@ -4,12 +4,12 @@ import importlib
 from pathlib import Path
 
 import pytest
-from lenet_jax.experiments import ablation, base, quickstart
 from ml_collections import ConfigDict
 
 from lenet_jax import tuning
 from lenet_jax.arms import FIELDS, describe, expand
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import ablation, base, quickstart
 from lenet_jax.tuning import Tuning
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

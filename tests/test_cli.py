@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from lenet_jax.experiments import base
 
 from lenet_jax import cli, results
 from lenet_jax.arms import expand
+from lenet_jax.experiments import base
 from lenet_jax.tuning import Tuning, log_uniform
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

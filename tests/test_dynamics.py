@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lenet_jax.experiments import base
 from matplotlib.figure import Figure
 
 from lenet_jax import arms, dynamics, model, results, train, visualize
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
 from lenet_jax.layers import ACTIVATIONS, BITMAPS
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture

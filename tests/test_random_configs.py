@@ -16,12 +16,12 @@ import pytest
 from absl import flags
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
-from lenet_jax.experiments import base
 from ml_collections import ConfigDict, config_dict
 
 from lenet_jax import cli, data, experiment, inputs, optim
 from lenet_jax.arms import FIELDS, MOST_ARMS, describe, expand
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 

@@ -78,9 +78,8 @@ def test_the_constants_of_the_model_are_those_of_the_code():
 
 
 def test_an_arm_can_be_cut_as_the_page_says():
-    from lenet_jax.experiments import base
-
     from lenet_jax import arms
+    from lenet_jax.experiments import base
 
     config = base.get_config()
     config.seeds = 50_000

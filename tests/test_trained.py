@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lenet_jax.experiments import base
 from PIL import Image
 
 import lenet_jax
 from lenet_jax import data, experiment, inputs, model, population
 from lenet_jax.arms import expand
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
 
 TANH, RBF = "tanh", "as in 1998"
 

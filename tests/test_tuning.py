@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from lenet_jax.experiments import base
 from test_data import write
 
 from lenet_jax import data, experiment, population, results, tuning
+from lenet_jax.experiments import base
 from lenet_jax.tuning import Tuning
 
 RATES = (0.01, 0.1, 1.0)

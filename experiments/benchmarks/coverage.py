@@ -331,8 +331,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Simulates and writes the results."""
-    if argv[1:]:
-        sys.exit(f"coverage.py takes flags only, not {argv[1]!r}")
+    machine.flags_only(argv)
     header = machine.describe()
     header["versions"]["scipy"] = importlib.metadata.version("scipy")
     results = header | simulate(STUDIES.value)

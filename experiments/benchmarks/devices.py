@@ -327,11 +327,8 @@ def rewrite(page: Path, blocks: dict[str, str]) -> None:
 
 def main(argv: list[str]) -> None:
     """Measures, writes the results, and rewrites the page."""
-    if argv[1:]:
-        sys.exit(f"devices.py takes flags only, not {argv[1]!r}")
-    busy = machine.busy()
-    machine.warn_if(busy)
-    header = {**machine.describe(), "busy_percent_before": busy.total}
+    machine.flags_only(argv)
+    header = machine.header()
     out = Path(OUT.value)
     try:
         if DATASET.value:

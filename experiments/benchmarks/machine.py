@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,19 @@ def warn_if(busy: Busy) -> None:
             "before anything is timed: timings will be wrong",
             file=sys.stderr,
         )
+
+
+def header() -> dict[str, Any]:
+    """`describe`, and how busy the processor is before anything is timed, which is warned of."""
+    found = busy()
+    warn_if(found)
+    return {**describe(), "busy_percent_before": found.total}
+
+
+def flags_only(argv: Sequence[str]) -> None:
+    """Ends a program that was given anything but flags."""
+    if argv[1:]:
+        sys.exit(f"{Path(argv[0]).name} takes flags only, not {argv[1]!r}")
 
 
 def flops_of(multiply: Any, seconds: float) -> float:

@@ -198,11 +198,8 @@ def sweep() -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Measures and writes the results."""
-    if argv[1:]:
-        sys.exit(f"scaling.py takes flags only, not {argv[1]!r}")
-    busy = machine.busy()
-    machine.warn_if(busy)
-    header = {**machine.describe(), "busy_percent_before": busy.total}
+    machine.flags_only(argv)
+    header = machine.header()
     out = Path(OUT.value)
     try:
         if DATASET.value:

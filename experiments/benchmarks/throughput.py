@@ -313,8 +313,7 @@ def refuse_bad_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Measures and writes the results."""
-    if argv[1:]:
-        sys.exit(f"throughput.py takes flags only, not {argv[1]!r}")
+    machine.flags_only(argv)
     try:
         refuse_bad_flags()
         names = [name for name in ARRANGEMENTS if name in PEERS.value or name == OURS]

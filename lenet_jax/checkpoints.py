@@ -13,7 +13,6 @@ import errno
 import fcntl
 import functools
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -31,7 +30,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 
 from lenet_jax import cluster, results
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, brief
 from lenet_jax.population import Snapshot
 from lenet_jax.progress import say
 
@@ -42,9 +41,6 @@ TESTED, TRIED = "tested", "tried"
 
 SHARE = 20
 """Saving takes at most one part in so many of the time."""
-
-SEAL = "sha256 of the rest"
-"""A field of JSON files."""
 
 FILES = 100
 """More files and folders than orbax makes of a state."""
@@ -195,7 +191,7 @@ def begin(kept: Path, environment: Mapping[str, Any]) -> None:
     with results.writing(kept / ATTEMPTS):
         (kept / ATTEMPTS).mkdir(exist_ok=True)
     name = f"{environment['started'].replace(':', '-')}-{secrets.token_hex(4)}.json"
-    write_sealed(kept / ATTEMPTS / name, environment)
+    results.write_sealed(kept / ATTEMPTS / name, environment)
 
 
 def attempts(kept: Path) -> list[dict[str, Any]]:
@@ -203,7 +199,7 @@ def attempts(kept: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((kept / ATTEMPTS).glob("*.json")):
         try:
-            found.append(read_sealed(path))
+            found.append(results.read_sealed(path))
         except InputError as error:
             say(f"{error}; the provenance won't have this attempt")
             path.unlink(missing_ok=True)
@@ -224,28 +220,6 @@ def tidy_later(kept: Path) -> None:
     if (kept / ATTEMPTS).is_dir():
         with contextlib.suppress(OSError, InputError), owned(kept, repr(str(kept.parent))):
             tidy(kept)
-
-
-def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON with its SHA-256: a digit can be damaged, and it is JSON still."""
-    results.write_json(path, {**content, SEAL: seal_of(content)})
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote.
-
-    Raises:
-      InputError: the file is damaged.
-    """
-    content = results.read_json(path)
-    if content.pop(SEAL, None) != seal_of(content):
-        raise InputError(f"{str(path)!r} is damaged")
-    return content
-
-
-def seal_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_space(folder: Path, saved: Saved) -> None:
@@ -279,23 +253,31 @@ class Chunk:
         return self.stop - self.start
 
     def trained(self) -> Trained | None:
-        """What was measured, if the chunk is finished; None if not, or if a file is damaged, which is told."""
+        """What was measured, if the chunk is finished; None if not, or if a file is damaged, which is told.
+
+        All processes of a run have it, or none.
+        """
         if not cluster.of_primary(np.int32((self.folder / TRAINED).exists())):
             return None
-        predictions = self.folder / results.PREDICTIONS
+        cluster.check_sees(self.folder / TRAINED)
+        found = None
         try:
-            about = read_sealed(self.folder / TRAINED)
-            for name, digest in about.pop("sha256").items():
-                if digest_of(self.folder / name) != digest:
-                    raise InputError(f"{str(self.folder / name)!r} is damaged")
-            return Trained(
-                results.read_table(self.folder / results.METRICS),
-                results.read_table(predictions) if predictions.exists() else pd.DataFrame(),
-                **about,
-            )
+            found = self._read_tables()
         except InputError as error:
             say(f"{error}; what it holds is measured again")
-            return None
+        return found if cluster.everywhere(np.int32(found is not None)).all() else None
+
+    def _read_tables(self) -> Trained:
+        predictions = self.folder / results.PREDICTIONS
+        about = results.read_sealed(self.folder / TRAINED)
+        for name, digest in about.pop("sha256").items():
+            if results.digest_of(self.folder / name) != digest:
+                raise InputError(f"{str(self.folder / name)!r} is damaged")
+        return Trained(
+            results.read_table(self.folder / results.METRICS),
+            results.read_table(predictions) if predictions.exists() else pd.DataFrame(),
+            **about,
+        )
 
     def latest(self) -> Saved | None:
         """The last state that is whole; None if there is none. Those that are damaged are moved aside, and told.
@@ -309,6 +291,8 @@ class Chunk:
                     try:
                         found = self._read(manager, step)
                         break
+                    except MemoryError:  # nothing is wrong with the file
+                        raise
                     except Exception as error:  # a damaged file raises nearly anything
                         self._set_aside(step, error)
         step = int(cluster.of_primary(np.int32(found.step if found else -1)))
@@ -327,15 +311,15 @@ class Chunk:
         try:
             with self._manager() as manager:
                 return self._read(manager, max(manager.all_steps()))
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged file raises nearly anything
-            raise InputError(
-                f"run: {str(states)!r} is gone or damaged ({' '.join(str(error).split())[:200]})"
-            ) from error
+            raise InputError(f"run: {str(states)!r} is gone or damaged ({brief(error)})") from error
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        damaged = self.folder / "damaged"
+        damaged = self.folder / f"damaged-{step}"
         path = self.folder / STATES / str(step)
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         say(f"{str(path)!r} is damaged ({reason}): moved to {str(damaged)!r}, going on from the state before")
         shutil.rmtree(damaged, ignore_errors=True)
         path.rename(damaged)
@@ -420,8 +404,8 @@ class Chunk:
         for name, table in tables.items():
             if len(table):
                 results.write_table(self.folder / name, table)
-                about["sha256"][name] = digest_of(self.folder / name)
-        write_sealed(self.folder / TRAINED, about)
+                about["sha256"][name] = results.digest_of(self.folder / name)
+        results.write_sealed(self.folder / TRAINED, about)
         if states.exists():
             for state in states.iterdir():
                 if last is None or state.name != str(last.step):
@@ -455,9 +439,8 @@ class Store:
 
     def chunk(self, stage: str, start: int, size: int) -> Chunk:
         """The chunk of a stage that starts at a member: the one that was begun, else a new one of this size."""
-        begun = [path for path in self.folder.glob(f"{stage}-{start}-*") if path.is_dir()]
-        smallest = min((Chunk(path, self._every).size for path in begun), default=size)
-        stop = start + int(cluster.of_primary(np.int32(smallest)))
+        begun = chunk_at(self.folder, stage, start)
+        stop = start + int(cluster.of_primary(np.int32(begun.size if begun else size)))
         return Chunk(self.folder / f"{stage}-{start}-{stop}", self._every)
 
     @property
@@ -471,26 +454,30 @@ class Store:
                 say(f"{error}; it is made again")
                 (self.folder / ARM).unlink()
                 there = False
-        return bool(cluster.of_primary(np.int32(there)))
+        if not cluster.of_primary(np.int32(there)):
+            return False
+        cluster.check_sees(self.folder / ARM)
+        return True
 
     def row(self) -> dict[str, Any]:
         """The arm's row of the summary."""
-        return read_sealed(self.folder / ARM)
+        return results.read_sealed(self.folder / ARM)
 
     def finish(self, row: Mapping[str, Any]) -> None:
         """Keeps the arm's row of the summary: from then on it is finished."""
         if cluster.primary():
-            write_sealed(self.folder / ARM, row)
+            results.write_sealed(self.folder / ARM, row)
 
     def tidy(self) -> None:
         """Removes what the run folder has now, and leaves the trained networks."""
+        left = {chunk.folder for chunk in tested_chunks(self.folder)}
         for path in self.folder.iterdir():
             if path.is_file() and path.name != LOCK:
                 path.unlink()
             elif path.is_dir():
                 states = [state for state in (path / STATES).glob("*") if state.name.isdigit()]
                 last = max(states, key=lambda state: int(state.name), default=None)
-                if last is None or not path.name.startswith(f"{TESTED}-"):
+                if last is None or path not in left:
                     shutil.rmtree(path, ignore_errors=True)
                     continue
                 for other in (*path.iterdir(), *(path / STATES).iterdir()):
@@ -500,29 +487,31 @@ class Store:
                         shutil.rmtree(other, ignore_errors=True)
 
 
+def chunk_at(folder: Path, stage: str, start: int) -> Chunk | None:
+    """The chunk of a stage that starts at a member: the smallest one, for `Chunk.halved` may leave the whole behind."""
+    begun = [Chunk(path, 0) for path in folder.glob(f"{stage}-{start}-*") if path.is_dir()]
+    return min(begun, key=lambda chunk: chunk.size, default=None)
+
+
+def tested_chunks(folder: Path) -> list[Chunk]:
+    """The chunks that hold an arm's tested members, one after the other."""
+    found: list[Chunk] = []
+    while chunk := chunk_at(folder, TESTED, found[-1].stop if found else 0):
+        found.append(chunk)
+    return found
+
+
 def networks(folder: Path, members: int) -> Snapshot:
     """The last states of an arm's tested members, [members, ...], from what a finished run keeps of it.
 
     Raises:
       InputError: they are not all there.
     """
-    chunks = sorted((Chunk(path, 0) for path in folder.glob(f"{TESTED}-*-*")), key=lambda chunk: chunk.start)
+    chunks = tested_chunks(folder)
     if sum(chunk.size for chunk in chunks) != members:
         raise InputError(f"run: {str(folder)!r} doesn't hold the {members} trained networks (any more)")
     states = [chunk.last().state for chunk in chunks]
     return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-      InputError: it can't be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{str(path)!r} can't be read ({error.strerror})") from error
 
 
 @contextlib.contextmanager

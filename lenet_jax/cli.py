@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         dispatch(arguments)
     except (InputError, flags.Error) as error:
-        if "--distributed" in arguments:  # JAX would wait minutes for the other processes
+        if any(
+            argument.partition("=")[0] == "--distributed" for argument in joined(arguments)
+        ):  # JAX would wait minutes for the other processes
             end(2, one_line(error))
         print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -198,7 +200,8 @@ def define_ways(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "save_every",
         10.0,
-        "seconds after which networks in training are saved, at the end of a step of some 20 s; 0: after every step",
+        "seconds after which networks in training are saved, at the end of a part of a pass (some 20 s); 0: after each "
+        "part",
         lower_bound=0.0,
         flag_values=values,
     )

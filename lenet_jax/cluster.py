@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import Array
 
-from lenet_jax.errors import InputError, ProcessError
+from lenet_jax.errors import InputError, ProcessError, brief
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead, and JAX ends the others."""
@@ -50,7 +50,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
             initialization_timeout=JOIN,
         )
     except Exception as error:  # of many kinds, as the cluster has it
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         raise InputError(
             f"distributed: the processes don't come together at {coordinator or 'what the cluster says'!r} ({reason}). "
             "Slurm, Open MPI, Kubernetes and TPU pods need no address; elsewhere start each process with "
@@ -159,7 +159,7 @@ def watched() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):  # of this process; the caller knows what to do
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         raise ProcessError(
             f"process {jax.process_index()} of {jax.process_count()}: another process of this run has ended or can't "
             f"be reached ({reason})"

@@ -81,8 +81,7 @@ class Distortion:
 
 def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Distortion:
     """Random distortions, uniform in each magnitude (scaling and squeezing in their logarithm)."""
-    field_key = jax.random.fold_in(key, 0)
-    share_key, key = jax.random.split(key)
+    share_key, key, field_key = jax.random.split(key, 3)
     distorted = jax.random.uniform(share_key, (count,)) < augmentation.distorted_share
     numbers = jax.random.uniform(key, (5, count), minval=-1.0, maxval=1.0) * distorted[None]
     scaling = jnp.log1p(augmentation.max_scaling) * numbers[0]
@@ -101,7 +100,7 @@ def elastic_fields(key: PRNGKeyArray, rows: int, columns: int) -> list[Float[Arr
     """Two smooth random fields, for rows and columns, of mean 0 and deviation 1 at every pixel.
 
     In distribution they are white noise, smoothed by a Gaussian of deviation `SMOOTHNESS`: sums of such Gaussians at
-    the points of a grid, whose spacing of 1.5 deviations can't be told from a finer one.
+    the points of a grid, 1.5 deviations apart.
     """
     down, across = bumps(rows), bumps(columns)
     noise = jax.random.normal(key, (2, down.shape[1], across.shape[1]), down.dtype)

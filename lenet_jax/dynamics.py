@@ -109,7 +109,7 @@ def follow(setting: Setting, measure: Callable[[Params], Any], parts: int = 1) -
     Raises:
       ValueError: a pass can't be cut into so many parts.
     """
-    if parts < 1 or setting.recipe.epoch_steps % parts:
+    if parts < 1 or not train.can_be_cut(setting.recipe, parts):
         raise ValueError(f"{parts} parts: the {setting.recipe.epoch_steps} updates of a pass can't be cut so")
     size = len(setting.seeds)
     hyper = {name: [value] * size for name, value in setting.hyper.items()}
@@ -280,27 +280,29 @@ def barrier(shares: Float[np.ndarray, " points"], values: Float[np.ndarray, " po
 
 def initial_params(setting: Setting, seed: int) -> Params:
     """The network of a seed before training."""
-    hyper = optim.Hyperparameters(**{name: jnp.float32(value) for name, value in setting.hyper.items()})
-    made: train.TrainState = jax.jit(train.init, static_argnames="recipe")(
-        jnp.uint32(seed), hyper, recipe=setting.recipe
-    )
+    made: train.TrainState = start(jnp.uint32(seed), hyperparameters(setting), recipe=setting.recipe)
     return made.params
 
 
-def effective_rates(params: Params, setting: Setting, patterns: int = 500) -> Params:
-    """SDLM's rate of every parameter in the first pass, eta / (mu + h_kk) (LeCun et al. 1998, eq. 21).
-
-    Args:
-      params: of one network.
-      setting: its learning rate is eta.
-      patterns: so many of the first training images h_kk is the mean over.
-    """
-    bends = jax.jit(train.curvature, static_argnames="recipe")(
-        params, setting.images, jnp.asarray(setting.splits["train"][:patterns]), recipe=setting.recipe
-    )
-    rate, mu = setting.hyper["learning_rate"], setting.hyper["mu"]
-    rates: Params = jax.tree.map(lambda bend: rate / (mu + bend), bends)
+def effective_rates(setting: Setting, seed: int) -> Params:
+    """SDLM's rate of every parameter in a seed's first pass, eta / (mu + h_kk) (LeCun et al. 1998, eq. 21)."""
+    hyper = hyperparameters(setting)
+    state = estimate(start(jnp.uint32(seed), hyper, recipe=setting.recipe), setting.images, recipe=setting.recipe)
+    bends = optim.curvature_of(state.optimizer)
+    rates: Params = jax.tree.map(lambda bend: hyper.learning_rate / (hyper.mu + bend), bends)
     return rates
+
+
+start = jax.jit(train.init, static_argnames="recipe")
+"""`train.init`, compiled."""
+
+estimate = jax.jit(train.with_curvature, static_argnames="recipe")
+"""`train.with_curvature`, compiled."""
+
+
+def hyperparameters(setting: Setting) -> optim.Hyperparameters:
+    """Those of each of its members."""
+    return optim.Hyperparameters(**{name: jnp.float32(value) for name, value in setting.hyper.items()})
 
 
 def numbers_by_layer(params: Params) -> dict[str, Float[np.ndarray, " numbers"]]:

@@ -51,6 +51,11 @@ class Interrupted(BaseException):
         self.signal = signal
 
 
+def brief(error: BaseException) -> str:
+    """An error's message in one line that isn't too long."""
+    return " ".join(str(error).split())[:200]
+
+
 def check_choice(field: str, value: object, allowed: Collection[str]) -> None:
     """Raises InputError unless `value` is one of `allowed`."""
     if value not in allowed:

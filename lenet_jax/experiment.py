@@ -66,8 +66,8 @@ def run(
       the run, or None if other arms of it are not finished.
 
     Raises:
-      InputError: the config, a data set, the folder or the tracker can't be used. Then nothing was compiled and nothing
-        written.
+      InputError: the config, a data set, the folder or the tracker can't be used, which is noticed before anything is
+        compiled or measured; or what the folder holds was saved by another version.
       RunError: the run can't go on. What it saved is kept.
       Interrupted: it was stopped. Everything was saved.
     """

@@ -86,7 +86,7 @@ def paper(grey: np.ndarray) -> np.ndarray:
     border = np.zeros(grey.shape, bool)
     border[[0, -1]] = border[:, [0, -1]] = True
     rows, columns = np.nonzero(border & (np.abs(grey - middle) <= np.abs(grey - middle).max() / 2))
-    if not np.ptp(grey[rows, columns]):
+    if not len(rows) or not np.ptp(grey[rows, columns]):
         return np.full(grey.shape, middle)
     plane, *_ = np.linalg.lstsq(np.stack([np.ones(len(rows)), rows, columns], axis=-1), grey[rows, columns])
     down, across = np.indices(grey.shape)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lenet_jax import cluster, train
+from lenet_jax.memory import available
 from lenet_jax.model import Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.train import Evaluation, Images, Metrics, Predictions, Recipe, TrainState
@@ -255,28 +254,9 @@ def member_memory(recipe: Recipe) -> int:
 
 def memory_for_members() -> int:
     """Bytes that members' states may take on all machines: half of what is free, the rest is for all else."""
-    mebibytes = cluster.everywhere(np.int32(memory_here() >> 20))  # JAX has no 64-bit integers
+    mebibytes = cluster.everywhere(np.int32(available() >> 20))  # JAX has no 64-bit integers
     total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
     return total
-
-
-def memory_here() -> int:
-    """Bytes that members' states may take on this machine."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        statistics = device.memory_stats() or {"bytes_limit": 2**34, "bytes_in_use": 0}
-        return int(jax.local_device_count() * (statistics["bytes_limit"] - statistics["bytes_in_use"]) // 2)
-    free = int(psutil.virtual_memory().available)
-    ulimit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if ulimit != resource.RLIM_INFINITY:
-        free = min(free, ulimit - int(psutil.Process().memory_info().vms))
-    # A container or a cluster's job may have less than the machine.
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        # Files that Linux keeps in memory, and drops when it needs the room, count as used.
-        statistics = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
-        free = min(free, int(text) - int(used.read_text()) + int(statistics["inactive_file"]))
-    return max(free, 2**20) // 2
 
 
 def create(
@@ -361,8 +341,10 @@ def restore(population: Population, saved: Snapshot) -> None:
     """Takes up a state that `snapshot` gave, of as many members and of the same recipe.
 
     Raises:
-      ValueError: it is another recipe's.
+      ValueError: it is another recipe's, or of another number of members.
     """
+    if {len(array) for array in saved.values()} != {population.size}:
+        raise ValueError(f"the arrays are not those of {population.size} members")
     expected = {name: (data_of(leaf).shape[1:], data_of(leaf).dtype) for name, leaf in leaves_of(population.state)}
     if {name: (array.shape[1:], array.dtype) for name, array in saved.items()} != expected:
         raise ValueError("the arrays are not those of this network and optimizer")

@@ -9,6 +9,7 @@ that its presence means a finished run).
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -292,3 +293,42 @@ def read_table(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise InputError(f"run: {str(path)!r} can't be read as Parquet ({error})") from error
+
+
+SEAL = "sha256 of the rest"
+"""The field of sealed JSON files that tells whether anything else in them was damaged."""
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON with its SHA-256: a digit can be damaged, and it is JSON still."""
+    write_json(path, {**content, SEAL: seal_of(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    content = read_json(path)
+    if content.pop(SEAL, None) != seal_of(content):
+        raise InputError(f"{str(path)!r} is damaged")
+    return content
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+      InputError: it can't be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} can't be read ({error.strerror})") from error

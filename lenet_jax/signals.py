@@ -56,8 +56,8 @@ class Stop:
             self.signal = number
             with contextlib.suppress(OSError):  # nobody may be left to read it
                 print(
-                    f"\nlenet-jax: {signal.Signals(number).name}: finishing the step, then saving; once more stops at "
-                    "once",
+                    f"\nlenet-jax: {signal.Signals(number).name}: finishing this part of a pass, then saving; "
+                    "once more stops at once",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -42,16 +42,16 @@ MOST_PARTS = 16
 """Every part draws the order of the whole pass anew."""
 
 
+def can_be_cut(recipe: "Recipe", parts: int) -> bool:
+    """Whether a pass has so many equal parts: of whole updates, with estimates of the curvature where they belong."""
+    estimates = recipe.curvature_estimates if recipe.optimizer == "sdlm" else 1
+    return recipe.epoch_steps % parts == 0 and (estimates % parts == 0 or parts % estimates == 0)
+
+
 def parts_of(recipe: "Recipe", members: int) -> int:
     """Equal parts of a pass that a population trains one after the other; 1 if it is short or can't be cut."""
-    steps = recipe.epoch_steps
-    estimates = recipe.curvature_estimates if recipe.optimizer == "sdlm" else 1
-    allowed = [
-        parts
-        for parts in range(1, MOST_PARTS + 1)
-        if steps % parts == 0 and (estimates % parts == 0 or parts % estimates == 0)
-    ]
-    wanted = members * steps * recipe.batch_size / LONGEST_CALL
+    allowed = [parts for parts in range(1, MOST_PARTS + 1) if can_be_cut(recipe, parts)]
+    wanted = members * recipe.epoch_steps * recipe.batch_size / LONGEST_CALL
     return next((parts for parts in allowed if parts >= wanted), allowed[-1])
 
 
@@ -77,7 +77,7 @@ class Recipe:
 
     Attributes:
       pieces: of a batch, computed one after the other; divides `batch_size`. Results differ by rounding only.
-      parts: of a pass, each a call of `train_part`; see `parts_of`.
+      parts: of a pass, each a call of `train_part`; `can_be_cut` must hold.
       train_size: training images.
       augmentation: see `distortions`.
       order: of `ORDERS`.

@@ -46,12 +46,12 @@ class TrainedRun(results.Run):
 
     def seeds(self, arm: str = "") -> list[int]:
         """Seeds of an arm's networks."""
-        settings = self.row(arm)["settings"]
+        settings = self._row(arm)["settings"]
         return list(range(settings["first_seed"], settings["first_seed"] + settings["seeds"]))
 
     def architecture(self, arm: str = "") -> Architecture:
         """What an arm's networks are."""
-        row = self.row(arm)
+        row = self._row(arm)
         names = {field.name for field in dataclasses.fields(Architecture)}
         chosen = {name: value for name, value in row["settings"].items() if name in names}
         return Architecture(**chosen, classes=row["classes"])
@@ -62,7 +62,7 @@ class TrainedRun(results.Run):
         Raises:
           InputError: the run has no such arm or seed, or its networks are not there any more.
         """
-        every = self._networks(self.row(arm)["name"])
+        every = self._networks(self._row(arm)["name"])
         if seed is None:
             return every
         seeds = self.seeds(arm)
@@ -87,15 +87,20 @@ class TrainedRun(results.Run):
             raise InputError(
                 f"images: their shape is {list(images.shape)}; allowed is [..., 28, 28], which lenet_jax.prepare makes"
             )
+        row = self._row(arm)
+        pixels = data.pad(images.reshape(-1, side, side), row["settings"]["padding"]).astype(np.float32)
+        scaled = np.float32(row["scaling"]["scale"]) * pixels + np.float32(row["scaling"]["shift"])
+        return jnp.asarray(scaled.reshape(*images.shape[:-2], *pixels.shape[-2:]))
+
+    def _row(self, arm: str) -> dict[str, Any]:
+        """As `row`, of a run that tells what its networks are."""
         row = self.row(arm)
         if "scaling" not in row:
             raise InputError(
                 f"run: {str(self.folder)!r} holds no trained networks; train them again with "
                 f"--config=experiments/stored.py:{self.folder} --workdir=NEW"
             )
-        pixels = data.pad(images.reshape(-1, side, side), row["settings"]["padding"]).astype(np.float32)
-        scaled = np.float32(row["scaling"]["scale"]) * pixels + np.float32(row["scaling"]["shift"])
-        return jnp.asarray(scaled.reshape(*images.shape[:-2], *pixels.shape[-2:]))
+        return row
 
     def _networks(self, arm: str) -> Params:
         if arm not in self._read:

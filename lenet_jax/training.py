@@ -16,7 +16,7 @@ from lenet_jax import cluster, model, optim, population, tracking, train
 from lenet_jax.arms import Arm
 from lenet_jax.checkpoints import Chunk, Saved, Store, Trained
 from lenet_jax.data import Dataset
-from lenet_jax.errors import InputError, Interrupted, RunError, WorkerError
+from lenet_jax.errors import InputError, Interrupted, RunError, WorkerError, brief
 from lenet_jax.inputs import data_key, image_key, images_of
 from lenet_jax.progress import Progress
 from lenet_jax.signals import Stop
@@ -148,7 +148,7 @@ def refuse_smallest(size: int, recipe: Recipe, error: Exception) -> None:
     fits = max(population.memory_for_members() // population.member_memory(recipe), 1)
     raise RunError(
         f"memory ran out with {size} networks of {population.member_memory(recipe) / 2**20:.1f} MiB each "
-        f"({' '.join(str(error).split())[:200]}); what is free now would hold {fits} and the data: free some, or ask "
+        f"({brief(error)}); what is free now would hold {fits} and the data: free some, or ask "
         "for fewer seeds"
     ) from error
 
@@ -272,8 +272,8 @@ def table_of(predictions: train.Predictions, labels: np.ndarray, seeds: Sequence
         {
             "seed": np.repeat(np.array(seeds), count),
             "image": np.tile(np.arange(count, dtype=np.int32), len(seeds)),
-            "label": np.tile(labels.astype(np.int8), len(seeds)),
-            "predicted": predictions.predicted.ravel().astype(np.int8),
+            "label": np.tile(labels.astype(np.int16), len(seeds)),
+            "predicted": predictions.predicted.ravel().astype(np.int16),
             "margin": predictions.margin.ravel(),
         }
     )

@@ -62,12 +62,13 @@ def maps(state: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0
     return picture(sheet, axes, title)
 
 
-def states(activations: Mapping[str, Array], image: Array | np.ndarray) -> Figure:
+def states(activations: Mapping[str, Array], image: Array | np.ndarray, best: int | None = None) -> Figure:
     """A network's view of one image: the image, the feature maps of every layer, the units, the output.
 
     Args:
       activations: of one image, as `model.activations` gives them.
       image: [32, 32].
+      best: see `scores`.
     """
     with styled():
         figure = Figure(figsize=(8.0, 7.6), layout="constrained")
@@ -79,14 +80,14 @@ def states(activations: Mapping[str, Array], image: Array | np.ndarray) -> Figur
         maps(activations["s4"], figure.add_subplot(grid[3, :]), "S4: 16 maps of 5 x 5", across=16)
         maps(activations["c5"], figure.add_subplot(grid[4, :3]), "C5: 120 units", across=40)
         maps(activations["f6"], figure.add_subplot(grid[4, 3:]), "F6: 84 units", across=28)
-        scores(activations["output"], figure.add_subplot(grid[5, :]), "output")
+        scores(activations["output"], figure.add_subplot(grid[5, :]), "output", best)
     return figure
 
 
-def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str = "") -> Axes:
-    """A bar for each class, the largest one in another colour."""
+def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str = "", best: int | None = None) -> Axes:
+    """A bar for each class, the best one in another colour: the largest if none is given, which penalties need."""
     heights = np.asarray(values, float)
-    best = int(heights.argmax())
+    best = int(heights.argmax()) if best is None else best
     colors = [COLORS[1] if place == best else COLORS[0] for place in range(len(heights))]
     axes.bar(np.arange(len(heights)), heights, color=colors)
     axes.axhline(0, color="0.3", linewidth=0.8)

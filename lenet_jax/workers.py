@@ -88,7 +88,7 @@ def serve(connection: Connection, core: int | None) -> None:
       connection: names of methods and arguments come in; (result, None) or (None, what it raised) goes out.
       core: where it runs; None leaves that to the system.
     """
-    for stopping in (signal.SIGINT, signal.SIGTERM):  # they are for the process that started it, which ends this one
+    for stopping in STOPPING:  # they are for the process that started it, which ends this one
         signal.signal(stopping, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     if core is not None:
@@ -237,11 +237,12 @@ class Workers:
         def key(recipe: Recipe, members: int) -> tuple[Recipe, int, int]:
             return recipe, self._share(members), len(images.labels)
 
-        waiting = [job for job in dict.fromkeys(jobs) if key(*job) not in self._compiled]
-        if jobs[0] in waiting and len(waiting) > 1:
+        programs = dict.fromkeys(key(*job) for job in jobs)
+        waiting = [program for program in programs if program not in self._compiled]
+        if key(*jobs[0]) in waiting and len(waiting) > 1:
             batch = waiting[: len(self._cores)]
-            self._call("compile", [(recipe, self._share(members)) for recipe, members in batch])
-            self._compiled.update(key(*job) for job in batch)
+            self._call("compile", [(recipe, share) for recipe, share, _ in batch])
+            self._compiled.update(batch)
 
     def create(
         self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe
@@ -283,6 +284,8 @@ class Workers:
 
     def restore(self, crowd: Crowd, saved: Snapshot) -> None:
         """As `population.restore`."""
+        if {len(array) for array in saved.values()} != {crowd.size}:  # what workers get is filled up
+            raise ValueError(f"the arrays are not those of {crowd.size} members")
         share = self._share(crowd.size)
         starts = range(0, crowd.size, share)
 

@@ -573,6 +573,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_run_with_damaged_data(serve, publish, tmp_path, monkeypatch, digits):
     """The command as users type it: it says what is damaged, and trains on the right data or not at all."""
     source, server = publish(closed_port()), serve()

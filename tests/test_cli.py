@@ -21,10 +21,13 @@ from lenet_jax.tuning import Tuning, log_uniform
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 QUICK = [
     f"--config={EXPERIMENTS}/quickstart.py",
+    "--config.sweep.activation=('tanh',)",
     "--config.epochs=1",
     "--config.seeds=2",
-    "--config.validation_size=3800",
+    "--config.train_size=400",
+    "--config.validation_size=200",
 ]
+"""Two arms, of which one has the program that the runs of test_faults.py have: compiled programs are kept."""
 
 
 def lenet_jax(folder, *arguments, **environment):
@@ -81,9 +84,9 @@ def test_run_prints_the_table_and_says_where_things_are(finished):
     folder, result = finished
     assert "cross_entropy" in result.stdout
     assert "lenet-jax compare runs/quick" in result.stdout
-    assert result.stderr.count("test error") == 4
+    assert result.stderr.count("test error") == 2
     summary = json.loads((folder / "runs/quick/summary.json").read_text())
-    assert [arm["seeds"] for arm in summary["arms"]] == [2, 2, 2, 2]
+    assert [arm["seeds"] for arm in summary["arms"]] == [2, 2]
     command = json.loads((folder / "runs/quick/provenance.json").read_text())["command"]
     assert command.startswith("lenet-jax run --config=")
 
@@ -99,7 +102,7 @@ def test_compare_writes_pictures_and_names_them(finished):
 
 
 def test_an_axis_can_be_replaced_and_added(tmp_path):
-    arguments = ["--config.sweep.loss=('mse',)", "--config.sweep.activation=('tanh',)"]
+    arguments = ["--config.sweep.loss=('mse',)"]
     arguments.append("--config.sweep.batch_size,epochs=((20,1),(40,2))")
     arguments += ["--config.tune.learning_rate=(0.001,0.1)", "--config.tune_seeds=1"]
     result = lenet_jax(tmp_path, "run", *QUICK, *arguments)
@@ -316,12 +319,7 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
 def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path):
     """Through a pseudo-terminal, as a person sees it."""
     script = Path(sys.executable).parent / "lenet-jax"
-    arguments = [
-        *QUICK,
-        "--config.sweep.activation=('tanh',)",
-        "--config.sweep.loss=('cross_entropy',)",
-        "--workdir=run",
-    ]
+    arguments = [*QUICK, "--config.sweep.loss=('cross_entropy',)", "--workdir=run"]
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     environment = {**os.environ, "TERM": "xterm-256color"}

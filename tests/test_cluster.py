@@ -25,7 +25,7 @@ TINY = [
     "--config.epochs=3",
     "--tracker=none",
 ]
-TUNED = [*TINY, "--config.tune.learning_rate=(0.003,0.03)", "--config.tune_seeds=1"]
+TUNED = [*TINY, "--config.tune.learning_rate=(0.003,0.01,0.03)", "--config.tune_seeds=1"]
 
 
 def start(folder, *arguments):
@@ -98,7 +98,8 @@ def test_two_processes_give_exactly_what_one_gives(runs):
     assert len(runs["2x2"].provenance["devices"]) == 4
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_the_others_end_with_a_process_that_is_killed_and_one_alone_goes_on(runs, tmp_path, victim):
     arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
     processes = start_all(tmp_path, *arguments)

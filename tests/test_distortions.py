@@ -9,6 +9,8 @@ import scipy.ndimage
 from lenet_jax.distortions import SMOOTHNESS, Augmentation, Distortion, distort, draw, elastic_fields
 from lenet_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NOTHING = {"max_translation": 0.0, "max_scaling": 0.0, "max_squeezing": 0.0, "max_shear": 0.0}
 COUNT = 2000
 
@@ -110,3 +112,6 @@ def test_without_their_field_elastic_distortions_are_affine():
     assert 0.08 < still.mean() < 0.12
     assert (np.asarray(affine.shift)[still] == 0).all(), "what isn't distorted is not at all"
     assert len(np.unique(elastic.elastic.seed)) == COUNT
+    # Which image is distorted, and how, are drawn apart.
+    seeds = np.asarray(elastic.elastic.seed, float) / 2**32
+    assert abs(seeds[still].mean() - seeds[~still].mean()) < 0.1

@@ -123,6 +123,11 @@ def test_layers_without_parameters_and_rbf_outputs(setting, batch, random_params
 def test_a_pass_is_cut_into_equal_parts(setting):
     with pytest.raises(ValueError, match="5 updates"):
         dynamics.follow(setting, lambda params: params, parts=2)
+    estimates = dynamics.setting(
+        config_of(optimizer="sdlm", train_size=120, curvature_estimates=3, curvature_patterns=20)
+    )
+    with pytest.raises(ValueError, match="6 updates"):  # an estimate would be lost
+        dynamics.follow(estimates, lambda params: params, parts=2)
 
 
 def test_the_table_has_a_row_a_time_seed_and_layer(setting):
@@ -179,12 +184,12 @@ def test_barriers():
 
 
 def test_effective_rates():
-    """Of F6's biases by hand: d2y_D/dx^2 = 2, so that h is the mean of 2 f'(a)^2 over the patterns."""
+    """Of F6's biases by hand: d2y_D/dx^2 = 2, so that h is the mean of 2 f'(a)^2 over all training images."""
     fields = {"activation": "scaled_tanh", "output": "rbf", "initializer": "lecun1998_sqrt", "loss": "map"}
-    setting = dynamics.setting(config_of(**fields, optimizer="sdlm", curvature_patterns=20, mu=0.02))
+    setting = dynamics.setting(config_of(**fields, optimizer="sdlm", curvature_patterns=100, mu=0.02))
     params = dynamics.initial_params(setting, 0)
-    rates = dynamics.effective_rates(params, setting, patterns=20)
-    states = np.asarray(states_of(params, setting.take("train", 20)[0], setting.recipe.architecture)["f6"])
+    rates = dynamics.effective_rates(setting, 0)
+    states = np.asarray(states_of(params, setting.take("train", 100)[0], setting.recipe.architecture)["f6"])
     slopes = 1.7159 * 2 / 3 * (1 - (states / 1.7159) ** 2)
     np.testing.assert_allclose(rates.f6.bias, 0.03 / (0.02 + (2 * slopes**2).mean(axis=0)), rtol=1e-3)
     by_layer = dynamics.numbers_by_layer(rates)

@@ -153,6 +153,7 @@ def test_a_run_never_overwrites_one_with_another_config(finished):
     assert (folder / results.SUMMARY).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_arm_is_traced_once(tmp_path, monkeypatch):
     traces = []
     original = train.gradient_of

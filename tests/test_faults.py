@@ -474,7 +474,7 @@ def test_the_first_signal_finishes_the_step_and_the_second_ends_at_once(tmp_path
     workers = running.children()
     assert workers
     running.process.send_signal(signal.SIGINT)
-    running.wait_for(lambda: "finishing the step, then saving; once more stops at once" in running.output.read_text())
+    running.wait_for(lambda: "then saving; once more stops at once" in running.output.read_text())
     running.process.send_signal(signal.SIGINT)
     started = time.monotonic()
     code, output = running.ended()
@@ -564,7 +564,7 @@ def test_a_folder_has_one_owner(tmp_path):
     assert code == 143, "the owner went on all the time"
     (state,) = saved(run)
     first, last = output.strip().splitlines()
-    assert first == "lenet-jax: SIGTERM: finishing the step, then saving; once more stops at once"
+    assert first == "lenet-jax: SIGTERM: finishing this part of a pass, then saving; once more stops at once"
     assert re.search(
         f"stopped in epoch .* of 2000 of .*; saved in {str(state.parents[1])!r}; the same command goes on", last
     )
@@ -593,6 +593,7 @@ def test_what_cannot_be_moved_aside_is_refused(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fresh_moves_the_old_run_aside(small, tmp_path):
     run = copied(small, tmp_path)
     before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}

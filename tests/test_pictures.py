@@ -43,6 +43,13 @@ def test_how_a_picture_is_given_makes_no_difference(change):
     assert np.mean(changed) < 0.5
 
 
+def test_a_picture_of_two_halves_is_taken():
+    """The median of its border is no colour of it."""
+    sheet = np.zeros((28, 28), np.uint8)
+    sheet[:, 14:] = 255
+    assert pictures.prepare(sheet).any()
+
+
 def test_specks_of_dirt_are_left_out():
     """However dark, and wherever."""
     for digit in DIGITS[:50]:

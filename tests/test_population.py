@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lenet_jax import population, train
+from lenet_jax import memory, population, train
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
@@ -144,6 +145,31 @@ def test_a_snapshot_of_another_network_is_refused(crowd, images):
     del saved["params/c1/bias"]
     with pytest.raises(ValueError, match="not those of this network and optimizer"):
         population.restore(people, saved)
+    others = {name: array[:4] for name, array in population.snapshot(people).items()}
+    with pytest.raises(ValueError, match="not those of 5 members"):
+        population.restore(people, others)
+
+
+@pytest.mark.parametrize(
+    "own", ["0::/system.slice/job.scope\n", "0::/\n", "0::/elsewhere/job\n", "5:memory:/x\n", None]
+)
+def test_memory_is_what_the_tightest_control_group_leaves(tmp_path, monkeypatch, own):
+    groups = {"": ("max", 0, 0), "system.slice": (9 * 2**30, 2**30, 0), "system.slice/job.scope": (2**30, 2**29, 2**28)}
+    for name, (limit, used, cached) in groups.items():
+        folder = tmp_path / "cgroup" / name
+        folder.mkdir(exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "own")
+    tight = own is not None and "job.scope" in own
+    assert [path.name for path in memory.control_groups()] == ["job.scope", "system.slice"] * tight + ["cgroup"]
+    free = min(memory.free_in(group) for group in memory.control_groups())
+    assert free == (3 * 2**28 if tight else sys.maxsize)
+    assert memory.available() <= free // 2
 
 
 @pytest.mark.slow

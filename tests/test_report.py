@@ -149,6 +149,14 @@ def test_all_pairs_of_many_arms_have_no_figure(tmp_path):
     assert "test_error_differences" not in pictures
 
 
+def test_long_names_leave_room_for_the_figure():
+    name = "with maximum pooling, full connectivity: " + "a whole sentence of what is changed in it " * 3
+    folded = report.lines(name).splitlines()
+    assert max(map(len, folded)) <= report.WIDEST
+    assert " ".join(folded).split() == name.split()
+    assert report.lines("run: loss=mse,activation=tanh").splitlines() == ["run:", "loss=mse,", "activation=tanh"]
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match=r"out: .* can't be written"):

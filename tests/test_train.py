@@ -16,6 +16,8 @@ from lenet_jax.model import Architecture
 from lenet_jax.optim import Hyperparameters
 from lenet_jax.train import Images, Recipe
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RECIPE = Recipe(
     architecture=Architecture("tanh", initializer="glorot"),
     loss=Loss("cross_entropy"),

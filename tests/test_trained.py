@@ -127,6 +127,8 @@ def test_what_is_not_there_is_refused(run, tmp_path):
     assert "holds no trained networks; train them again with --config=experiments/stored.py:" in refused(
         lenet_jax.classify, stored, image
     )
+    for asked in (stored.params, stored.seeds, stored.architecture):
+        assert "holds no trained networks" in refused(asked)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lenet_jax.nothing
 

@@ -250,10 +250,7 @@ def devices_block(results: dict[str, Any]) -> str:
 def flops_block(results: dict[str, Any]) -> str:
     """The arithmetic by layer, and what the compiler counts."""
     forward = task.multiply_adds()
-    rows = [
-        [name, f"{count:,}", f"{count * (2 if name == 'c1' else 3):,}"]
-        for name, count in [*forward.items(), ("all", sum(forward.values()))][:-1]
-    ]
+    rows = [[name, f"{count:,}", f"{count * (2 if name == 'c1' else 3):,}"] for name, count in forward.items()]
     rows.append(["all", f"{sum(forward.values()):,}", f"{task.training_multiply_adds():,}"])
     table = report.markdown(("layer", "forward, multiply-adds", "training, multiply-adds"), rows)
     point = results["points"][0]

@@ -185,9 +185,7 @@ def measure_tables(kind: str) -> dict[str, Any]:
     from lenet_jax import experiment, results, train, training
     from lenet_jax.arms import Arm
 
-    arm = Arm.__new__(Arm)  # only its name and axes are asked for
-    object.__setattr__(arm, "name", "activation=tanh,loss=cross_entropy")
-    object.__setattr__(arm, "axes", {"activation": "tanh", "loss": "cross_entropy"})
+    arm = Arm("activation=tanh,loss=cross_entropy", {"activation": "tanh", "loss": "cross_entropy"}, {})
     rng = np.random.default_rng(0)
     if kind == "predictions":
         count = 200
@@ -328,6 +326,10 @@ def rewrite(page: Path, blocks: dict[str, str]) -> None:
 def main(argv: list[str]) -> None:
     """Measures, writes the results, and rewrites the page."""
     machine.flags_only(argv)
+    if not DATASET.value and machine.cores() not in DEVICES.value:
+        sys.exit(
+            f"devices.py: --devices: {DEVICES.value} lacks {machine.cores()}, the cores, which tell the speed of one"
+        )
     header = machine.header()
     out = Path(OUT.value)
     try:

@@ -23,19 +23,16 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from lenet_jax import (
-    arms,
     data,
     distortions,
-    inputs,
+    dynamics,
     metrics,
     model,
-    optim,
     plots,
     population,
     results,
     stats,
     tables,
-    train,
 )
 from lenet_jax.results import Run
 
@@ -312,32 +309,13 @@ def misclassified_digits(runs: Path, dataset: data.Dataset) -> Figure:
 
 def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
     """Eta / (mu + h_kk) in the first pass, smallest and largest over all weights and seeds, by layer."""
-    config = ConfigDict(run.config | {"dataset": dataset_name, "sweep": ConfigDict()})
-    arm = arms.expand(config)[0]
-    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
-    recipe, images = inputs.recipe_of(arm, dataset), inputs.images_of(dataset, arm)
-    images = jax.tree.map(jnp.asarray, images)
-    hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
-
-    @jax.jit
-    def rates(seed: jax.Array) -> Any:
-        state = train.with_curvature(train.init(seed, hyper, recipe), images, recipe)
-        curvature = optim.curvature_of(state.optimizer)
-        return jax.tree.map(lambda bend: hyper.learning_rate / (hyper.mu + bend), curvature)
-
-    first = arm.settings["first_seed"]
-    found = [rates(jnp.uint32(seed)) for seed in range(first, first + arm.settings["seeds"])]
-    layers = {}
-    for field in dataclasses.fields(found[0]):
-        numbers = [
-            np.asarray(leaf).ravel() for params in found for leaf in jax.tree.leaves(getattr(params, field.name))
-        ]
-        if numbers:
-            together = np.concatenate(numbers)
-            layers[field.name] = [float(together.min()), float(together.max())]
+    setting = dynamics.setting({**run.config, "dataset": dataset_name, "sweep": ConfigDict()})
+    of_seeds = [dynamics.numbers_by_layer(dynamics.effective_rates(setting, seed)) for seed in setting.seeds]
+    together = {layer: np.concatenate([numbers[layer] for numbers in of_seeds]) for layer in of_seeds[0]}
+    layers = {layer: [float(numbers.min()), float(numbers.max())] for layer, numbers in together.items()}
     ends = np.array(list(layers.values()))
     layers["all weights"] = [float(ends.min()), float(ends.max())]
-    return {"fingerprint": dataset.fingerprint, "seeds": arm.settings["seeds"], "layers": layers}
+    return {"fingerprint": data.load(dataset_name).fingerprint, "seeds": len(setting.seeds), "layers": layers}
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,83 @@
+"""Tests of what is kept of arms that aren't finished, file by file; test_faults.py has whole runs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lenet_jax import checkpoints
+from lenet_jax.checkpoints import TESTED, Chunk, Saved, Store
+
+MEMBERS = 4
+
+
+def saved(step, members=MEMBERS):
+    state = {"params/c1/bias": np.arange(members * 6, dtype=np.float32).reshape(members, 6)}
+    state["step"] = np.full(members, step, np.int32)
+    return Saved(step, state, {"test/error": np.ones((1, members))}, 1.0, 2.0)
+
+
+@pytest.fixture
+def chunk(tmp_path):
+    """Four members with two saved states."""
+    chunk = Chunk(tmp_path / f"{TESTED}-0-{MEMBERS}", 0)
+    for step in (10, 20):
+        chunk.save(saved(step))
+    return chunk
+
+
+def finish(chunk):
+    nothing = pd.DataFrame()
+    chunk.finish(checkpoints.Trained(pd.DataFrame({"value": [1.0]}), nothing, 1.0, 2.0, 3, 4), chunk.latest())
+
+
+@pytest.mark.parametrize("left", ["the whole", "the second half"])
+def test_networks_are_found_whatever_halving_left_behind(chunk, left, monkeypatch):
+    """A kill comes before the whole is removed, or a disk is full before the first half is saved."""
+    folder = chunk.folder.parent
+    store = Store(folder, 0)
+    with monkeypatch.context() as patches:
+        if left == "the whole":
+            patches.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+            chunk.halved()
+        else:
+            half = Chunk(folder / f"{TESTED}-2-{MEMBERS}", 0)
+            half.save(chunk.latest().part(slice(2, None)))
+    start = 0
+    while start < MEMBERS:  # as a run goes on
+        one = store.chunk(TESTED, start, MEMBERS - start)
+        finish(one)
+        start = one.stop
+    store.finish({"name": "x"})
+    expected = saved(20).state
+    for _ in range(2):
+        found = checkpoints.networks(folder, MEMBERS)
+        np.testing.assert_array_equal(found["params/c1/bias"], expected["params/c1/bias"])
+        store.tidy()
+    kept = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert kept == ({"tested-0-2", "tested-2-4"} if left == "the whole" else {"tested-0-4"})
+
+
+def test_memory_that_runs_out_while_reading_is_no_damage(chunk, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Chunk, "_read", fail)
+        for read in (chunk.latest, chunk.last):
+            with pytest.raises(MemoryError):
+                read()
+    assert chunk.latest().step == 20
+    assert {path.name for path in chunk.folder.iterdir()} == {"states"}
+
+
+def test_every_damaged_state_is_kept(chunk, monkeypatch, capsys):
+    """What is read as damaged may be a disk that fails for a moment."""
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Chunk, "_read", fail)
+        assert chunk.latest() is None
+    assert {path.name for path in chunk.folder.iterdir()} == {"states", "damaged-10", "damaged-20"}
+    assert capsys.readouterr().err.count("is damaged ([Errno 5] Input/output error): moved to") == 2

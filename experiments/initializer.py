@@ -2,7 +2,7 @@
 
 Command: lenet-jax run --config=experiments/initializer.py
 Cost: about two minutes on two CPU cores.
-Result: experiments/results/initializer, and the README's second table.
+Result: experiments/results/initializer, and the README's *What the sigmoid needs*.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Set-up of all tests: two CPU devices, strict ranks, and shapes checked at run time."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -23,8 +24,10 @@ jaxtyping.install_import_hook("lenet_jax", "conftest.check_types")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what the tests do. The cache's keys are the programs themselves: nothing stale can be used.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+CACHE = Path(__file__).parents[1] / ".pytest_cache"
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+os.environ["XDG_CACHE_HOME"] = str(CACHE / "home")  # that of the programs that tests start; the user's is left alone
 
 
 @pytest.fixture(scope="session")

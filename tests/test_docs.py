@@ -261,14 +261,6 @@ def test_python_runs(page, monkeypatch):
                 assert arms.expand(names["get_config"]())
 
 
-TESTED = (
-    "test_layers.py::test_activation",
-    "test_layers.py::test_every_activation_is_tested",
-    "test_losses.py::test_smoothing",
-    "test_losses.py::test_cross_entropy",
-    "test_model.py::test_unknown_setting_is_refused",
-    "test_arms.py::test_every_field_has_a_check_and_every_check_a_field",
-)
 SMALL = {
     "train_size": 64,
     "refit": False,
@@ -283,10 +275,7 @@ SMALL = {
 
 @pytest.mark.slow
 def test_the_new_axes_are_a_few_patches(tmp_path):
-    """In a copy, every change of the page is made; tests pass, and the second study runs.
-
-    The first one is CONTRIBUTING's, which test_readme.py runs.
-    """
+    """In a copy, every change of the page is made; its tests pass, and both its studies run."""
     text = AXIS.read_text()
     ignored = shutil.ignore_patterns("results", "__pycache__", "fuzz")
     for folder in ("lenet_jax", "experiments", "tests"):
@@ -295,22 +284,27 @@ def test_the_new_axes_are_a_few_patches(tmp_path):
     assert len(patches) > 10
     for patch in patches:
         subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=patch, text=True, check=True)
-    study = re.search(r"<!-- file:\S+ -->\n```python\n.*?```", text, re.DOTALL)[0]
-    assert study in (ROOT / "CONTRIBUTING.md").read_text()
-    of_page = [arguments for page, _, *arguments in COMMANDS if page == AXIS.name]
-    (run,) = [arguments for arguments in of_page if "--workdir=runs/smoothing" in arguments]
-    drawn = ["compare", "runs/smoothing"]
-    assert drawn in of_page
+    file, study = re.search(r"<!-- file:(\S+) -->\n```python\n(.*?)```", text, re.DOTALL).groups()
+    (tmp_path / file).write_text(study)
+    of_page = [command for page, *command in COMMANDS if page == AXIS.name]
     fields = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    code = f"from lenet_jax import cli\nfor words in {[run + fields, drawn]}:\n"
-    studying = [sys.executable, "-c", f"{code}    cli.dispatch(words)"]
-    testing = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTED)]
-    with start(studying, tmp_path, PYTHONPATH=str(tmp_path)) as study:
-        finished(start(testing, tmp_path, PYTHONPATH=str(tmp_path)))
-        finished(study)
-    summary = json.loads((tmp_path / "runs" / "smoothing" / "summary.json").read_text())
-    assert [arm["axes"] for arm in summary["arms"]] == [{"smoothing": 0.0}, {"smoothing": 0.1}]
-    assert "smoothing=0.1" in (tmp_path / "runs" / "smoothing" / "plots" / "report.html").read_text()
+    studies = [words + fields * (words[0] == "run") for program, *words in of_page if program.endswith("lenet-jax")]
+    assert len(studies) == 5
+    tests = [words for program, *words in of_page if program.endswith("pytest")]
+    assert len(tests) == 2
+    code = f"from lenet_jax import cli\nfor words in {studies}:\n    cli.dispatch(words)"
+    with start([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(tmp_path)) as running:
+        for words in tests:
+            pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *words]
+            finished(start(pytest_here, tmp_path, PYTHONPATH=str(tmp_path)))
+        finished(running)
+    for name, axes in (
+        ("smoothing", [{"smoothing": 0.0}, {"smoothing": 0.1}]),
+        ("softsign", [{"activation": "tanh"}, {"activation": "softsign"}]),
+    ):
+        folder = tmp_path / "runs" / name
+        assert [arm["axes"] for arm in json.loads((folder / "summary.json").read_text())["arms"]] == axes
+        assert name in (folder / "plots" / "report.html").read_text()
 
 
 def test_the_site_is_built_without_a_warning(site):

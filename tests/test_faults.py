@@ -204,7 +204,6 @@ def kill_often(workdir, arguments, kills, longest):
         assert_gone(run.process.pid)
     result = lenet_jax(workdir, arguments, "--save_every=0")
     assert result.returncode == 0, result.stderr
-    return result
 
 
 def test_kill(tuned, tmp_path):
@@ -617,10 +616,6 @@ def test_arms_as_jobs_of_their_own(small, tmp_path):
     """Two at the same time, in one folder: the last one writes the tables, the same as if one process had run both."""
     run = tmp_path / "run"
     jobs = [Running(run, SMALL, "--only-arm=1"), Running(run, SMALL, f"--only-arm={SECOND}")]
-    jobs[0].wait_for(lambda: (run / results.CONFIG).exists())
-    whole = lenet_jax(run, SMALL)
-    assert whole.returncode == 2
-    assert "is in use by process" in whole.stderr
     outputs = []
     for job in jobs:
         code, output = job.ended()
@@ -628,6 +623,10 @@ def test_arms_as_jobs_of_their_own(small, tmp_path):
         outputs.append(output)
     assert any("run folder:" in output for output in outputs)
     assert_same(run, small)
+    with checkpoints.owned(run / results.CHECKPOINTS, repr(str(run)), shared=True):  # as a job does
+        whole = lenet_jax(run, SMALL, "--fresh")
+    assert whole.returncode == 2
+    assert f"is in use by process {os.getpid()}" in whole.stderr
     refused = lenet_jax(tmp_path / "other", SMALL, "--only-arm=3")
     assert refused.returncode == 2
     assert (

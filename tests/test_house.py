@@ -29,7 +29,7 @@ LONGER = {
 
 
 def imported(tree):
-    """Modules of this package that another one imports anywhere, but those for type checkers."""
+    """Modules of this package that another one imports anywhere."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "lenet_jax":
@@ -59,8 +59,8 @@ def test_a_module_is_short_or_has_a_reason(name):
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_every_public_name_is_documented(name):
-    """Functions, classes and methods: ruff has those, too. And constants, by the string that follows."""
+def test_every_public_function_and_class_is_documented(name):
+    """Ruff has that too, and methods."""
     body = MODULES[name].body
     assert ast.get_docstring(MODULES[name])
     for node in body:

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_report import CHROMIUM
@@ -177,6 +177,7 @@ def test_what_is_no_picture_is_refused(content, message, tmp_path):
         pictures.read(tmp_path)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"]),
     place=st.integers(0),

@@ -1,10 +1,8 @@
 """Tests that the README says what is stored."""
 
 import json
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,14 +93,15 @@ def test_what_the_readme_says_of_coverage_is_stored():
     assert f"errs in at most {errs} %" in said
 
 
-def test_there_are_tables_and_every_link_leads_somewhere():
-    assert {"quickstart", "initializer"} <= set(BLOCKS)
-    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert len(links) > 10
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_link_leads_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert len(links) > (20 if page == "README.md" else -1)
     assert [path for path, _, _ in links if not (ROOT / path).exists()] == []
     for path, _, anchor in links:
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", (ROOT / (path or "README.md")).read_text(), re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", (ROOT / (path or page)).read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -163,38 +162,16 @@ def test_the_python_in_the_readme_runs(started, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(started)
     assert any("classify" in block for block in blocks)
+    assert {"quickstart", "initializer"} <= set(BLOCKS)
     for block in blocks:
         names = {}
-        exec(compile(block, "README.md", "exec"), names)
+        # The run of this test has one epoch.
+        shown = block.replace("run.metrics.query", "errors = run.metrics.query").replace("epoch == 10", "epoch == 1")
+        exec(compile(shown, "README.md", "exec"), names)
+        if "run" in names:
+            assert set(names["errors"].index) == set(names["run"].arms)
         if "get_config" in names:
             assert arms.expand(names["get_config"]())
-
-
-@pytest.mark.slow
-def test_the_new_ablation_of_contributing_is_an_entry_and_a_file(tmp_path):
-    """In a copy of the package: nothing else is edited."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    parts = re.findall(r"<!-- (entry|file):(\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert [kind for kind, _, _ in parts] == ["entry", "file"]
-    (_, table, entry), (_, config, content) = parts
-    shutil.copytree(ROOT / "lenet_jax", tmp_path / "lenet_jax", symlinks=True)
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=lambda *_: ["results"])
-    module = (tmp_path / table).read_text()
-    opening = re.search(r"^ACTIVATIONS.*= \{\n", module, re.MULTILINE).end()
-    (tmp_path / table).write_text(module[:opening] + entry + module[opening:])
-    (tmp_path / "softsign.py").write_text(content)
-    assert Path(config).name == "softsign.py"
-    small = ["seeds=2", "epochs=1", "tune_seeds=1", "tune_widenings=0", "tune.learning_rate=(0.01,0.03)"]
-    lenet_jax = [sys.executable, "-c", "from lenet_jax import cli; cli.main()"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    for command in (
-        ["run", "--config=softsign.py", *(f"--config.{field}" for field in small)],
-        ["compare", "runs/softsign"],
-    ):
-        subprocess.run([*lenet_jax, *command], check=True, cwd=tmp_path, env=environment, capture_output=True)
-    summary = json.loads((tmp_path / "runs" / "softsign" / "summary.json").read_text())
-    assert [arm["name"] for arm in summary["arms"]] == ["activation=tanh", "activation=softsign"]
-    assert "activation=softsign" in (tmp_path / "runs" / "softsign" / "plots" / "report.html").read_text()
 
 
 def test_every_config_field_in_the_readme_exists():

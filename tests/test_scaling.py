@@ -64,7 +64,7 @@ def test_saving_takes_at_most_a_twentieth_of_an_epoch():
 
 
 def test_the_constants_of_the_model_are_those_of_the_code():
-    from lenet_jax import arms, checkpoints, model, optim, train
+    from lenet_jax import arms, checkpoints, model, train
 
     sizes = [count for _, _, count in model.parameter_table(cost.task.ARCHITECTURE)]
     assert sum(sizes) == cost.PARAMETERS
@@ -74,7 +74,6 @@ def test_the_constants_of_the_model_are_those_of_the_code():
     assert checkpoints.KEPT + 1 == cost.KEPT
     assert cost.MEMBERS[-1] == arms.MOST_MEMBERS
     assert (train.LONGEST_CALL, train.MOST_PARTS) == (1_000_000, 16)
-    assert "momentum" in optim.OPTIMIZERS
 
 
 def test_an_arm_can_be_cut_as_the_page_says():

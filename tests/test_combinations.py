@@ -86,7 +86,7 @@ def test_all_named_choices_take_part():
     }
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(combination=COMBINATIONS.filter(allowed))
 def test_random_combinations(combination):
     check(combination)

@@ -313,7 +313,7 @@ def test_arms_may_differ_in_whether_predictions_are_stored(tmp_path):
     config = with_sweep(small(epochs=1, seeds=1), store_predictions=(False, True))
     run = experiment.run(config, tmp_path / "run", "test")
     assert run.predictions.arm.unique().tolist() == ["store_predictions=True"]
-    assert run.predictions.predicted.dtype == np.int8
+    assert run.predictions.predicted.dtype == np.int16
     assert len(run.metrics.arm.unique()) == 2
 
 

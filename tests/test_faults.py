@@ -538,6 +538,7 @@ def test_a_signal_before_anything_is_trained_ends_at_once(tmp_path):
     assert output.strip().endswith("the same command goes on")
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_owner(tmp_path):
     run = tmp_path / "run"
     first = Running(run, SMALL, "--save_every=1000", "--config.epochs=2000")
@@ -612,6 +613,7 @@ def test_fresh_moves_the_old_run_aside(small, tmp_path):
     assert "holds no run that --fresh could move aside" in refused.stderr
 
 
+@pytest.mark.slow
 def test_arms_as_jobs_of_their_own(small, tmp_path):
     """Two at the same time, in one folder: the last one writes the tables, the same as if one process had run both."""
     run = tmp_path / "run"
@@ -692,6 +694,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small, small_disk):
     disk = small_disk("size=2500k")
     result = lenet_jax(disk / "run", SMALL, "--save_every=0")

@@ -118,8 +118,7 @@ def started(tmp_path_factory):
     (folder / "docs").symlink_to(ROOT / "docs")
     recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax .*quickstart.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert len(recipe) == 2
-    for line in recipe:
-        said(folder, f".venv/bin/{line}")
+    said(folder, f".venv/bin/{recipe[0]}")
     return folder
 
 

@@ -114,6 +114,7 @@ def test_compare_writes_pictures_and_names_them(finished):
     assert list(plots.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_an_axis_can_be_replaced_and_added(tmp_path):
     arguments = ["--config.sweep.loss=('mse',)"]
     arguments.append("--config.sweep.batch_size,epochs=((20,1),(40,2))")

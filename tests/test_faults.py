@@ -207,7 +207,7 @@ def kill_often(workdir, arguments, kills, longest):
 
 
 def test_kill(tuned, tmp_path):
-    kill_often(tmp_path / "run", TUNED, 3, 5)
+    kill_often(tmp_path / "run", TUNED, 2, 5)
     assert_same(tmp_path / "run", tuned)
     provenance = json.loads((tmp_path / "run" / results.PROVENANCE).read_text())
     assert len(provenance["later_attempts"]) >= 1

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lenet_jax import curvature, data, distortions, layers, losses, model, optim, results, train, tuning
-from lenet_jax.errors import InputError, check_choice
+from lenet_jax.errors import InputError, check_choice, listed
 from lenet_jax.experiments import base
 from lenet_jax.tuning import Tuning
 
@@ -147,7 +147,7 @@ def expand(config: ConfigDict) -> list[Arm]:
     """
     unknown = [name for name in keys(config) if name not in DEFAULTS]
     if unknown:
-        raise InputError(f"{plain(unknown[0])}: is no field; allowed are {', '.join(DEFAULTS)}")
+        raise InputError(f"{plain(unknown[0])}: is no field; allowed are {listed(DEFAULTS, unknown[0])}")
     fields = {field: check_value(field, config.get(field, DEFAULTS[field])) for field in FIELDS}
     sweep, tune = (config.get(name, {}) for name in ("sweep", "tune"))
     for name, mapping in (("sweep", sweep), ("tune", tune)):
@@ -231,7 +231,7 @@ def check_axis(axis: str, values: Any) -> list[Choice]:
     names = axis.split(",")
     for name in names:
         if name not in FIELDS:
-            raise InputError(f"sweep.{axis}: {name!r} is no field; allowed are {', '.join(FIELDS)}")
+            raise InputError(f"sweep.{axis}: {name!r} is no field; allowed are {listed(FIELDS, name)}")
     if len(set(names)) < len(names):
         raise InputError(f"sweep.{axis}: names a field twice")
     if not isinstance(values, tuple | list) or not values:
@@ -258,7 +258,9 @@ def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> list[Choi
         names = in_order(f"sweep.{axis}.{name}", fields)
         unknown = [field for field in names if field not in FIELDS]
         if unknown:
-            raise InputError(f"sweep.{axis}.{name}: {unknown[0]!r} is no field; allowed are {', '.join(FIELDS)}")
+            raise InputError(
+                f"sweep.{axis}.{name}: {unknown[0]!r} is no field; allowed are {listed(FIELDS, unknown[0])}"
+            )
         checked.append(Choice({axis: name}, {field: check_value(field, fields[field]) for field in names}))
     if not checked:
         raise InputError(f"sweep.{axis}: is empty; write sweep.{axis} = {{'name': {{'field': value}}}}")

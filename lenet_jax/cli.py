@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import signals
-from lenet_jax.errors import InputError, Interrupted, RunError
+from lenet_jax.errors import InputError, Interrupted, RunError, listed
 from lenet_jax.experiments import base
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
@@ -42,7 +42,6 @@ Examples:
 FIELD, MAPPINGS = "--config.", ("sweep", "tune")
 """How arguments start that set a field, and the fields that are mappings: their keys are set one by one."""
 
-
 SPELLINGS = {"--only_arm": "--only-arm", "--save-every": "--save_every"}
 """Flags as they may be written, too."""
 
@@ -56,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         dispatch(arguments)
     except (InputError, flags.Error) as error:
-        if any(
-            argument.partition("=")[0] == "--distributed" for argument in joined(arguments)
-        ):  # JAX would wait minutes for the other processes
+        given = [argument.partition("=")[0] for argument in joined(arguments)]
+        if "--distributed" in given:  # JAX would wait minutes for the other processes
             end(2, one_line(error))
         print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -242,7 +240,7 @@ def check_fields(arguments: list[str]) -> None:
             field, _, text = argument.removeprefix(FIELD).partition("=")
             if field not in fields:
                 raise InputError(
-                    f"{field if field.strip() else repr(argument)}: is no field; allowed are {', '.join(fields)}"
+                    f"{field if field.strip() else repr(argument)}: is no field; allowed are {listed(fields, field)}"
                 )
             if field in MAPPINGS:
                 raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')

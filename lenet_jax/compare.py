@@ -386,9 +386,10 @@ def cautions(
     for seeds in sorted({judgement.contrast.n for judgement in judgements}):
         smallest = stats.smallest_p(seeds) * len(judgements)
         if smallest >= stats.ALPHA:
+            comparisons = f"{len(judgements)} comparison{'s' * (len(judgements) > 1)}"
             found.append(
-                f"{seeds} seeds are too few for a claim: with {len(judgements)} comparisons no corrected p-value of "
-                f"theirs can be below {min(smallest, 1.0):.2g}"
+                f"{seeds} seeds are too few for a claim: with {comparisons} no corrected p-value of theirs can be "
+                f"below {min(smallest, 1.0):.2g}"
             )
     if metric not in metrics.OF_ARM:
         found += [
@@ -397,7 +398,7 @@ def cautions(
             for arm in arms
             if 0 < arm.diverged < arm.n
         ]
-        found += [f"all networks of {arm.label} diverged" for arm in arms if arm.diverged and arm.diverged >= arm.n]
+        found += [f"all networks of {arm.label} diverged" for arm in arms if arm.diverged == arm.n]
     for arm in arms:
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])

@@ -285,7 +285,13 @@ def initial_params(setting: Setting, seed: int) -> Params:
 
 
 def effective_rates(setting: Setting, seed: int) -> Params:
-    """SDLM's rate of every parameter in a seed's first pass, eta / (mu + h_kk) (LeCun et al. 1998, eq. 21)."""
+    """SDLM's rate of every parameter in a seed's first pass, eta / (mu + h_kk) (LeCun et al. 1998, eq. 21).
+
+    Raises:
+      InputError: the optimizer is another one.
+    """
+    if setting.recipe.optimizer != "sdlm":
+        raise InputError(f"optimizer: {setting.recipe.optimizer!r} has no curvature; needed is 'sdlm'")
     hyper = hyperparameters(setting)
     state = estimate(start(jnp.uint32(seed), hyper, recipe=setting.recipe), setting.images, recipe=setting.recipe)
     bends = optim.curvature_of(state.optimizer)

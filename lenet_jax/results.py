@@ -36,7 +36,7 @@ PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collecti
 """Their versions are part of the provenance."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, as read from its folder.
 
@@ -59,6 +59,9 @@ class Run:
     metrics: pd.DataFrame
     predictions: pd.DataFrame | None
     tuning: pd.DataFrame | None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, arms={len(self.summary['arms'])})"
 
 
 def format_value(value: Any) -> str:

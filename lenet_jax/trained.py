@@ -16,7 +16,7 @@ from lenet_jax.model import Architecture, Params
 from lenet_jax.pictures import SIDE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainedRun(results.Run):
     """A finished run with its networks: see `results.Run` for config, metrics and the rest, which are read at once.
 

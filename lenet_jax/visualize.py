@@ -85,7 +85,7 @@ def states(activations: Mapping[str, Array], image: Array | np.ndarray, best: in
 
 
 def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str = "", best: int | None = None) -> Axes:
-    """A bar for each class, the best one in another colour: the largest if none is given, which penalties need."""
+    """A bar for each class, `best` in another colour; None is that of the largest value, which penalties don't mean."""
     heights = np.asarray(values, float)
     best = int(heights.argmax()) if best is None else best
     colors = [COLORS[1] if place == best else COLORS[0] for place in range(len(heights))]

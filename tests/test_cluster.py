@@ -138,6 +138,21 @@ def saved_steps(run):
 
 
 @pytest.mark.slow
+def test_the_others_end_with_a_process_that_hangs(tmp_path):
+    """By JAX, which aborts when a heartbeat is missing."""
+    processes = start_all(tmp_path, *TINY, "--workdir=run", "--save_every=0", "--config.epochs=4000")
+    wait_for(lambda: saved_steps(tmp_path / "run"), processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    try:
+        code, output = ended(processes[0], within=120)
+    finally:
+        processes[1].kill()
+        processes[1].wait()
+    assert code == -signal.SIGABRT, output  # which a shell shows as 134
+    assert saved_steps(tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(tmp_path):
     arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
     processes = start_all(tmp_path, *arguments)

@@ -192,7 +192,7 @@ def test_named_arms_of_several_runs_meet_by_their_names(tmp_path):
 def test_too_few_seeds_for_a_claim_are_said(tmp_path):
     notes = compare.analyse(load(write_run(tmp_path / "run"))).notes
     assert any(note.startswith("3 seeds are few") and "cover the mean in 75 % at most" in note for note in notes)
-    assert any(note.startswith("3 seeds are too few for a claim: with 1 comparisons no") for note in notes)
+    assert any(note.startswith("3 seeds are too few for a claim: with 1 comparison no") for note in notes)
     mixed = {("mse", "tanh"): NOISE[0], ("cross_entropy", "tanh"): NOISE[1] - 1, ("map", "tanh"): NOISE[2][:2]}
     notes = compare.analyse(load(write_run(tmp_path / "mixed", mixed))).notes
     assert [note for note in notes if "claim" in note] == [

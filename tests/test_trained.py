@@ -52,6 +52,7 @@ def test_digits():
 
 def test_a_run_tells_of_its_arms(run):
     assert run.arms == [RBF, TANH]
+    assert repr(run) == f"TrainedRun({str(run.folder)!r}, arms=2)"
     assert run.seeds(TANH) == [5, 6, 7]
     assert run.row()["name"] == TANH, "the one with the smallest error"
     assert run.architecture(RBF).output == "rbf"

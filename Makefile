@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/installed
 	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute on two cores."
-	$(BIN)/lenet-jax run --config=experiments/quickstart.py --workdir=runs/quickstart
+	$(BIN)/lenet-jax run --config=experiments/quickstart.py --workdir=runs/quickstart >/dev/null
 	$(BIN)/lenet-jax compare runs/quickstart
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt

@@ -123,7 +123,7 @@ def started(tmp_path_factory):
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     (folder / "experiments").symlink_to(ROOT / "experiments")
     (folder / "docs").symlink_to(ROOT / "docs")
-    recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax .*quickstart.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax [^>\n]*quickstart[^\s>]*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert len(recipe) == 2
     said(folder, f".venv/bin/{recipe[0]}")
     return folder

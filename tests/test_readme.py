@@ -123,7 +123,8 @@ def started(tmp_path_factory):
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     (folder / "experiments").symlink_to(ROOT / "experiments")
     (folder / "docs").symlink_to(ROOT / "docs")
-    recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax [^>\n]*quickstart[^\s>]*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax [^>\n]*quickstart[^\s>]*)", makefile, re.MULTILINE)
     assert len(recipe) == 2
     said(folder, f".venv/bin/{recipe[0]}")
     return folder

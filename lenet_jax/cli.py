@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import signals
-from lenet_jax.errors import InputError, Interrupted, RunError, listed
+from lenet_jax.errors import InputError, Interrupted, RunError, listed, wrong_type
 from lenet_jax.experiments import base
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
@@ -134,7 +134,8 @@ def run_command(arguments: list[str]) -> None:
     files = [argument.partition("=")[2] for argument in others if argument.startswith("--config=")]
     file = files[-1] if files else ""
     if not file and not {"--help", "-h"} & set(others):
-        raise InputError("config: none is given; write --config=FILE, as in --config=experiments/quickstart.py")
+        file = next((argument for argument in others if argument.endswith(".py")), "experiments/quickstart.py")
+        raise InputError(f"config: none is given; write --config=FILE, as in --config={file}")
     check_fields(others)
     rest = parse_config(file.partition(":")[0], lambda: parse("run", values, others))
     if rest:
@@ -273,6 +274,8 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
         ours = f"{InputError.__module__}.{InputError.__name__}: "
         if text.startswith(ours):
             raise InputError(text.removeprefix(ours)) from error
+        if said := wrong_type(text):
+            raise InputError(f"{said} (in {file!r})") from error
         raise InputError(f"config: {file!r} can't be used: {text}") from error
 
 

@@ -1,6 +1,7 @@
 """Refusals: what a user can mend, said in one line."""
 
 import difflib
+import re
 from collections.abc import Collection
 
 
@@ -54,6 +55,15 @@ class Interrupted(BaseException):
 def brief(error: BaseException) -> str:
     """An error's message in one line that isn't too long."""
     return " ".join(str(error).split())[:200]
+
+
+def wrong_type(text: str) -> str | None:
+    """What ml_collections says of a value of another type than its field's, in our words; None for any other text."""
+    said = re.search(r"field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> and .* <class '(\w+)'>", text, re.S)
+    if not said:
+        return None
+    field, value, given, allowed = said.groups()
+    return f"{field}: {repr(value) if given == 'str' else value} is not of type {allowed}"
 
 
 def check_choice(field: str, value: object, allowed: Collection[str]) -> None:

@@ -106,7 +106,9 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
     if not any((np.asarray(drawn, float) > 0).any() for drawn in values):
         return
     axes.set(**{f"{axis}scale": "log"})
-    getattr(axes, f"{axis}axis").set_minor_formatter(NullFormatter())
+    drawn_axis = getattr(axes, f"{axis}axis")
+    drawn_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # its own are formulas of TeX
+    drawn_axis.set_minor_formatter(NullFormatter())
     low, high = getattr(axes, f"get_{axis}lim")()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
@@ -242,7 +244,7 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
     positive = all((curve.index > 0).all() for curve, _ in curves.values())
     axes.set_xscale("log" if positive else "linear")
     tried = sorted({value for curve, _ in curves.values() for value in curve.index})
-    axes.set_xticks(tried, [f"{value:g}" for value in tried], rotation=0 if len(tried) < 10 else 60)
+    axes.set_xticks(tried, [f"{value:.3g}" for value in tried], rotation=0 if len(tried) < 10 else 60)
     axes.xaxis.set_minor_formatter(NullFormatter())
     logarithmic(axes)
     axes.set_xlabel(name.replace("_", " "))

@@ -104,7 +104,8 @@ def lines(label: str) -> str:
 
 def folded(text: str) -> str:
     """Text whose lines leave room for a figure beside them."""
-    folds = [textwrap.wrap(line, WIDEST, break_on_hyphens=False) for line in text.splitlines()]
+    lines = [line if len(line) <= WIDEST else re.sub(r",(?=\S)", ", ", line) for line in text.splitlines()]
+    folds = [textwrap.wrap(line, WIDEST, break_on_hyphens=False) for line in lines]
     return "\n".join(part for fold in folds for part in fold)
 
 

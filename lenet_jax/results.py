@@ -275,6 +275,8 @@ def load(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"run: {str(folder)!r} is not a folder")
+    if (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
+        raise InputError(f"run: {str(folder)!r} is not finished; the command that began it goes on")
     config, provenance, summary = (read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = read_table(folder / METRICS)
     columns = {"arm", "seed", "epoch", "split", "metric", "value"}

@@ -77,9 +77,14 @@ class TrainedRun(results.Run):
         """Pixels [..., 28, 28] or [..., 32, 32] from 0 to 255 as an arm's networks see them.
 
         Raises:
-          InputError: images of another size.
+          InputError: images of another size, or no numbers.
         """
         images, sizes = np.asarray(images), (SIDE, model.IMAGE_SIZE)
+        if images.dtype.kind not in "biuf":
+            raise InputError(
+                f"images: they are of type {images.dtype}; allowed are numbers, which lenet_jax.read and then "
+                "lenet_jax.prepare make of a file"
+            )
         side = images.shape[-1] if images.ndim else 0
         if not np.isfinite(images).all():
             raise InputError("images: they have pixels that are not finite")

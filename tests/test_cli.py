@@ -219,7 +219,11 @@ def test_bad_keys_are_refused_in_one_line(main, tmp_path, argument, message):
         ("import nothing_like_this", ["config: 'mine.py' can't be used: ModuleNotFoundError"]),
         (
             "from lenet_jax.experiments import base\ndef get_config():\n  c = base.get_config()\n  c.epochs = 'ten'",
-            ["config: 'mine.py' can't be used: TypeError", "epochs"],
+            ["epochs: 'ten' is not of type int (in 'mine.py')"],
+        ),
+        (
+            "from lenet_jax.experiments import base\ndef get_config():\n  c = base.get_config()\n  c.seeds = 4.0",
+            ["seeds: 4.0 is not of type int (in 'mine.py')"],
         ),
     ],
 )
@@ -232,6 +236,7 @@ def test_a_bad_config_file_is_refused(tmp_path, content, parts):
 
 def test_without_a_config_the_flag_is_named(tmp_path):
     assert_refused(lenet_jax(tmp_path, "run"), "config: none is given", "--config=")
+    assert_refused(lenet_jax(tmp_path, "run", "mine.py"), "config: none is given", "--config=mine.py")
 
 
 def test_a_run_of_another_config_is_left_alone(finished):

@@ -218,8 +218,9 @@ def test_kill(tuned, tmp_path):
 def test_twenty_kills(arguments, request, tmp_path):
     """In one process, with tuning, and in worker processes. Kills come sooner than the run can end."""
     whole = request.getfixturevalue(arguments)
-    # So long that twenty attempts of a few seconds don't end it: the first half of each is starting and compiling.
-    kill_often(tmp_path / "run", {"tuned": TUNED, "crowd": CROWD}[arguments], 20, 4.5)
+    # So short that twenty attempts don't end it: the first half of each is starting and compiling.
+    argument, longest = {"tuned": (TUNED, 3.5), "crowd": (CROWD, 4.5)}[arguments]
+    kill_often(tmp_path / "run", argument, 20, longest)
     assert_same(tmp_path / "run", whole)
 
 

@@ -116,6 +116,8 @@ def test_the_value_axis_has_ticks_at_any_scale(scale):
     low, high = axes.get_ylim()
     assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 1
     assert axes.get_yscale() == "log"
+    texts = axes.yaxis.get_major_formatter().format_ticks([0.001, 0.2, 5])
+    assert texts == ["0.001", "0.2", "5"]  # not formulas of TeX, which figures show as they stand
 
 
 def test_values_of_zero_have_a_linear_axis():

@@ -135,8 +135,6 @@ def said(folder, command):
     parts = shlex.split(command)
     if parts[1] == "run" and "stored.py" not in command:
         parts += SMALL
-    if "sweep.batch_size" in command:
-        parts += ["--config.sweep.loss=('mse',)"]
     result = subprocess.run(parts, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, (command, result.stderr)
     return result.stdout

@@ -154,6 +154,8 @@ def test_long_names_leave_room_for_the_figure():
     folded = report.lines(name).splitlines()
     assert max(map(len, folded)) <= report.WIDEST
     assert " ".join(folded).split() == name.split()
+    arm = "loss=cross_entropy,activation=sigmoid,batch_size=16"
+    assert report.folded(arm).splitlines() == ["loss=cross_entropy, activation=sigmoid,", "batch_size=16"]
     assert report.lines("run: loss=mse,activation=tanh").splitlines() == ["run:", "loss=mse,", "activation=tanh"]
 
 

@@ -42,7 +42,8 @@ def test_what_was_written_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / results.SUMMARY).unlink(), r"summary\.json' is missing"),
+        (lambda folder: (folder / results.SUMMARY).unlink(), r"is not finished; the command that began it"),
+        (lambda folder: (folder / results.PROVENANCE).unlink(), r"provenance\.json' is missing"),
         (lambda folder: (folder / results.CONFIG).write_text("{"), r"config\.json' can't be read as JSON"),
         (lambda folder: (folder / results.CONFIG).write_text("[]"), r"config\.json' holds no JSON object"),
         (lambda folder: (folder / results.METRICS).write_bytes(b"PAR1"), r"metrics\.parquet' can't be read"),

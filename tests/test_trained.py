@@ -123,6 +123,7 @@ def test_what_is_not_there_is_refused(run, tmp_path):
     assert "their shape is [30, 30]; allowed is [..., 28, 28]" in refused(lenet_jax.classify, run, np.zeros((30, 30)))
     assert "their shape is [1, 2, 32, 32]" in refused(lenet_jax.classify, run, np.zeros((1, 2, 28, 28)))
     assert "not finite" in refused(lenet_jax.classify, run, np.full((28, 28), np.nan))
+    assert "of type <U9; allowed are numbers" in refused(lenet_jax.classify, run, np.array("seven.png"))
     assert "is not a folder" in refused(lenet_jax.load_run, tmp_path / "none")
     stored = lenet_jax.load_run(Path(__file__).parent.parent / "experiments" / "results" / "quickstart")
     assert "holds no trained networks; train them again with --config=experiments/stored.py:" in refused(

@@ -140,7 +140,7 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
         pictures[f"{metric}_learning_curves"] = Picture(
             plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
             "Learning curves",
-            f"The {named} after each epoch: mean over seeds with its 95 % interval"
+            f"The {named} after each epoch: mean over seeds with Student's 95 % interval (the table: bootstrap)"
             + (", and every seed as a thin line." if len(drawn) <= plots.MANY else "."),
         )
     pictures |= tuning_pictures(comparison)
@@ -156,7 +156,8 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
         pictures["reject_curves"] = Picture(
             plots.figure(lambda axes: plots.reject_curves(rejects, axes), rejects),
             "Reject curves",
-            "The error on the images that are left, if those whose best score leads least are rejected.",
+            "The error on the images that are left, if those whose best score leads least are rejected; with Student's "
+            "95 % interval.",
         )
     return pictures
 
@@ -180,7 +181,9 @@ def forest_of(judgements: Sequence[Judgement], metric: str, heading: str) -> Pic
     return Picture(
         plots.figure(lambda axes: plots.forest(rows, title, label, axes, percent), rows),
         heading,
-        f"Difference in {named}, seed by seed: mean and 95 % interval; filled where it is shown (corrected p < 0.05).",
+        f"{heading} in {named}, seed by seed: mean and Student's 95 % interval; "
+        + "left of 0 the arm named first is lower; " * (heading == "Differences")
+        + "filled where it is shown (corrected p < 0.05).",
     )
 
 

@@ -206,11 +206,22 @@ def kill_often(workdir, arguments, kills, longest):
     assert result.returncode == 0, result.stderr
 
 
-def test_kill(tuned, tmp_path):
-    kill_often(tmp_path / "run", TUNED, 2, 5)
-    assert_same(tmp_path / "run", tuned)
-    provenance = json.loads((tmp_path / "run" / results.PROVENANCE).read_text())
-    assert len(provenance["later_attempts"]) >= 1
+def test_kill(small, tmp_path):
+    """In the middle of each arm; `make test-slow` kills at random moments."""
+    run = tmp_path / "run"
+    for arms in (0, 1):
+        running = Running(run, SMALL, "--save_every=0", start_new_session=True)
+        running.wait_for(
+            lambda arms=arms: len(list(run.glob("checkpoints/*/arm.json"))) == arms and states_of_unfinished(run)
+        )
+        running.process.kill()
+        code, output = running.ended()
+        assert code == -signal.SIGKILL, output
+        assert_gone(running.process.pid)
+    result = lenet_jax(run, SMALL, "--save_every=0")
+    assert result.returncode == 0, result.stderr
+    assert_same(run, small)
+    assert len(json.loads((run / results.PROVENANCE).read_text())["later_attempts"]) == 2
 
 
 @pytest.mark.slow
@@ -297,14 +308,14 @@ def cut(tmp_path_factory):
     """A run that was killed in its second arm, after two states of it were saved."""
     folder = tmp_path_factory.mktemp("faults") / "cut"
     run = Running(folder, [*SMALL], "--save_every=0")
-    run.wait_for(lambda: list(folder.glob("checkpoints/*/arm.json")) and len(states_of_second(folder)) == 2)
+    run.wait_for(lambda: list(folder.glob("checkpoints/*/arm.json")) and len(states_of_unfinished(folder)) == 2)
     run.process.kill()
     run.ended()
-    assert len(states_of_second(folder)) == 2
+    assert len(states_of_unfinished(folder)) == 2
     return folder
 
 
-def states_of_second(folder):
+def states_of_unfinished(folder):
     """Saved states of the arm that isn't finished, the newest first."""
     found = [path for path in saved(folder) if not (path.parents[2] / "arm.json").exists()]
     return sorted((path for path in found if (path / "commit_success.txt").exists()), key=lambda path: -int(path.name))
@@ -374,7 +385,7 @@ def copied(cut, tmp_path):
 )
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damage, cut, small, tmp_path):
     run = copied(cut, tmp_path)
-    newest = states_of_second(run)[0]
+    newest = states_of_unfinished(run)[0]
     DAMAGES[damage](newest)
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
@@ -389,7 +400,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damage, cut, s
 
 def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
     """What is read is what was saved, the last time or the time before, and nothing is executed."""
-    newest, before = states_of_second(cut)
+    newest, before = states_of_unfinished(cut)
     kept, steps = newest.parents[1], [int(newest.name), int(before.name)]
     folder = tmp_path / kept.name
     found = []
@@ -411,7 +422,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
 @pytest.mark.slow
 def test_if_both_are_damaged_the_members_start_anew(cut, small, tmp_path):
     run = copied(cut, tmp_path)
-    for state in states_of_second(run):
+    for state in states_of_unfinished(run):
         flip(largest(state))
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr

@@ -326,7 +326,7 @@ def test_a_running_mean_of_curvatures(images):
 
 @pytest.mark.parametrize(
     ("estimates", "parts"),
-    [(0, 4), pytest.param(1, 4, marks=pytest.mark.slow), (8, 4)],
+    [(0, 4), pytest.param(1, 4, marks=pytest.mark.slow), pytest.param(8, 4, marks=pytest.mark.slow)],
     ids=["momentum", "fewer estimates than parts", "more estimates"],
 )
 def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):

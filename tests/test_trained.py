@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 import lenet_jax
-from lenet_jax import data, experiment, inputs, model, population
+from lenet_jax import data, experiment, inputs, model, population, results
 from lenet_jax.arms import expand
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
 
-TANH, RBF = "tanh", "as in 1998"
+TANH, RBF = "tanh", "as in 1998"  # not in alphabetical order
 
 
 def small():
@@ -26,8 +26,14 @@ def small():
     config.activation, config.loss = "tanh", "cross_entropy"
     config.train_size, config.epochs, config.seeds, config.first_seed = 500, 2, 3, 5
     config.sweep.arm = {
-        RBF: {"activation": "scaled_tanh", "output": "rbf", "loss": "map", "normalization": "lecun1998"},
         TANH: {"initializer": "glorot", "padding": "edge"},
+        RBF: {
+            "activation": "scaled_tanh",
+            "output": "rbf",
+            "loss": "map",
+            "normalization": "lecun1998",
+            "learning_rate": 0.003,
+        },
     }
     return config
 
@@ -50,8 +56,24 @@ def test_digits():
     return dataset.test_images, dataset.test_labels
 
 
+def test_predictions_say_what_every_network_makes_of_every_test_image(folder, test_digits):
+    run = results.load(folder)
+    table = run.predictions
+    assert list(table.columns) == ["arm", "seed", "image", "label", "predicted", "margin"]
+    assert len(table) == 2 * 3 * 1000
+    np.testing.assert_array_equal(table.label[:1000], test_digits[1])
+    assert (table.margin >= 0).all()
+    errors = (table.label != table.predicted).groupby([table.arm, table.seed]).mean()
+    for arm in run.summary["arms"]:
+        assert errors[arm["name"]].tolist() == pytest.approx(arm["test_error"]["per_seed"], abs=1e-6)
+        assert arm["test_error"]["mean"] < 0.5, "it learned"
+    # Probabilities differ by less than 1, penalties by more.
+    assert table[table.arm == TANH].margin.max() <= 1
+    assert table[table.arm == RBF].margin.max() > 1
+
+
 def test_a_run_tells_of_its_arms(run):
-    assert run.arms == [RBF, TANH]
+    assert run.arms == [TANH, RBF]
     assert repr(run) == f"TrainedRun({str(run.folder)!r}, arms=2)"
     assert run.seeds(TANH) == [5, 6, 7]
     assert run.row()["name"] == TANH, "the one with the smallest error"
@@ -118,7 +140,7 @@ def refused(function, *arguments, **named):
 
 def test_what_is_not_there_is_refused(run, tmp_path):
     image = np.zeros((28, 28), np.uint8)
-    assert refused(lenet_jax.classify, run, image, "relu") == f"arm: 'relu' is not one of '{RBF}', '{TANH}'"
+    assert refused(lenet_jax.classify, run, image, "relu") == f"arm: 'relu' is not one of '{TANH}', '{RBF}'"
     assert refused(lenet_jax.classify, run, image, seed=4) == "seed: 4 is none of 'tanh'; allowed are 5 to 7"
     assert "their shape is [30, 30]; allowed is [..., 28, 28]" in refused(lenet_jax.classify, run, np.zeros((30, 30)))
     assert "their shape is [1, 2, 32, 32]" in refused(lenet_jax.classify, run, np.zeros((1, 2, 28, 28)))

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lenet_jax import metrics, results, stats
 
@@ -107,7 +107,7 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
         return
     axes.set(**{f"{axis}scale": "log"})
     drawn_axis = getattr(axes, f"{axis}axis")
-    drawn_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # its own are formulas of TeX
+    drawn_axis.set_major_formatter(StrMethodFormatter("{x:g}"))  # its own writes formulas of TeX
     drawn_axis.set_minor_formatter(NullFormatter())
     low, high = getattr(axes, f"get_{axis}lim")()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

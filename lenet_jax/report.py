@@ -28,6 +28,9 @@ MOST_ROWS = 60
 WIDEST = 46
 """Characters of a line beside a figure: what the longest names of shipped experiments need."""
 
+INTERVAL = "with Student's 95 % interval, no further than the seeds reach"
+"""Of a mean in a caption: as `plots.mean_and_interval` draws it."""
+
 DIGITS = 24
 """Images of a kind that are shown."""
 
@@ -104,8 +107,8 @@ def lines(label: str) -> str:
 
 def folded(text: str) -> str:
     """Text whose lines leave room for a figure beside them."""
-    lines = [line if len(line) <= WIDEST else re.sub(r",(?=\S)", ", ", line) for line in text.splitlines()]
-    folds = [textwrap.wrap(line, WIDEST, break_on_hyphens=False) for line in lines]
+    spaced = [line if len(line) <= WIDEST else re.sub(r",(?=\S)", ", ", line) for line in text.splitlines()]
+    folds = [textwrap.wrap(line, WIDEST, break_on_hyphens=False) for line in spaced]
     return "\n".join(part for fold in folds for part in fold)
 
 
@@ -132,15 +135,16 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
         )
     differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
     effects = [judgement for judgement in comparison.judgements if judgement.kind != "difference"]
-    for heading, judgements in (("Differences", differences), ("Effects", effects)):
+    sides = "left of 0 the arm named first is lower; "
+    for heading, judgements, reading in (("Differences", differences, sides), ("Effects", effects, "")):
         if 0 < len(judgements) <= MOST_ROWS:
-            pictures[f"{metric}_{heading.lower()}"] = forest_of(judgements, metric, heading)
+            pictures[f"{metric}_{heading.lower()}"] = forest_of(judgements, metric, heading, reading)
     if all(metrics.has_curve(run, metric) for run in comparison.runs):
         drawn = {lines(name): curve for name, curve in by_label(comparison, lambda run: metrics.curves(run, metric))}
         pictures[f"{metric}_learning_curves"] = Picture(
             plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
             "Learning curves",
-            f"The {named} after each epoch: mean over seeds with Student's 95 % interval (the table: bootstrap)"
+            f"The {named} after each epoch: mean over seeds {INTERVAL} (the table: bootstrap)"
             + (", and every seed as a thin line." if len(drawn) <= plots.MANY else "."),
         )
     pictures |= tuning_pictures(comparison)
@@ -156,14 +160,13 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
         pictures["reject_curves"] = Picture(
             plots.figure(lambda axes: plots.reject_curves(rejects, axes), rejects),
             "Reject curves",
-            "The error on the images that are left, if those whose best score leads least are rejected; with Student's "
-            "95 % interval.",
+            f"The error on the images that are left, if those whose best score leads least are rejected; {INTERVAL}.",
         )
     return pictures
 
 
-def forest_of(judgements: Sequence[Judgement], metric: str, heading: str) -> Picture:
-    """Differences or effects as a forest plot."""
+def forest_of(judgements: Sequence[Judgement], metric: str, heading: str, reading: str) -> Picture:
+    """Differences or effects as a forest plot; `reading` says in the caption what its sides mean."""
     rows = {
         folded(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", judgement.name)): (
             judgement.contrast.mean,
@@ -182,8 +185,7 @@ def forest_of(judgements: Sequence[Judgement], metric: str, heading: str) -> Pic
         plots.figure(lambda axes: plots.forest(rows, title, label, axes, percent), rows),
         heading,
         f"{heading} in {named}, seed by seed: mean and Student's 95 % interval; "
-        + "left of 0 the arm named first is lower; " * (heading == "Differences")
-        + "filled where it is shown (corrected p < 0.05).",
+        f"{reading}filled where it is shown (corrected p < 0.05).",
     )
 
 

@@ -77,7 +77,7 @@ class TrainedRun(results.Run):
         """Pixels [..., 28, 28] or [..., 32, 32] from 0 to 255 as an arm's networks see them.
 
         Raises:
-          InputError: images of another size, or no numbers.
+          InputError: images of another size, or pixels that are no finite numbers.
         """
         images, sizes = np.asarray(images), (SIDE, model.IMAGE_SIZE)
         if images.dtype.kind not in "biuf":

@@ -267,21 +267,15 @@ def test_any_field_can_be_an_axis_also_the_data(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [3700, 3800]
 
 
-@pytest.fixture(scope="module")
-def of_1998(tmp_path_factory):
-    """A short run with all of 1998's parts."""
+@pytest.mark.slow
+def test_a_stored_run_can_be_made_again(tmp_path):
+    """A run with all of 1998's parts; the whole, and one seed of it alone: the same numbers, exactly."""
     config = lenet5_1998_distorted.get_config()
     config.update({"dataset": "mnist5k", "train_size": 1000, "epochs": 2, "seeds": 3})
     # Not in alphabetical order.
     config.sweep.era = {"later": {"output": "softmax", "loss": "cross_entropy"}, "1998": {}}
-    folder = tmp_path_factory.mktemp("runs") / "of_1998"
-    return experiment.run(config, folder, "test"), folder
-
-
-@pytest.mark.slow
-def test_a_stored_run_can_be_made_again(of_1998, tmp_path):
-    """The whole run, and one seed of it alone: the same numbers, exactly."""
-    run, folder = of_1998
+    folder = tmp_path / "of_1998"
+    run = experiment.run(config, folder, "test")
     config = stored.get_config(str(folder))
     again = experiment.run(config, tmp_path / "again", "test")
     assert again.config == run.config

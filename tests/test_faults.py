@@ -190,20 +190,13 @@ def assert_gone(session):
         time.sleep(0.1)
 
 
-def kill_often(workdir, arguments, kills, longest):
-    """Kills a run that often at random moments, then lets it end."""
-    rng = random.Random(0)
-    for number in range(kills):
-        run = Running(workdir, arguments, "--save_every=0", start_new_session=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.process.wait(rng.uniform(2, longest))
-        run.process.kill()
-        code, output = run.ended()
-        assert code == -signal.SIGKILL, f"{number} kills: {code} {output}"
-        assert "Traceback" not in output
-        assert_gone(run.process.pid)
-    result = lenet_jax(workdir, arguments, "--save_every=0")
-    assert result.returncode == 0, result.stderr
+def assert_killed(running, when=""):
+    """Kills a run, which must not have ended before; its worker processes end too."""
+    running.process.kill()
+    code, output = running.ended()
+    assert code == -signal.SIGKILL, f"{when} {code} {output}"
+    assert "Traceback" not in output
+    assert_gone(running.process.pid)
 
 
 def test_kill(small, tmp_path):
@@ -214,10 +207,7 @@ def test_kill(small, tmp_path):
         running.wait_for(
             lambda arms=arms: len(list(run.glob("checkpoints/*/arm.json"))) == arms and states_of_unfinished(run)
         )
-        running.process.kill()
-        code, output = running.ended()
-        assert code == -signal.SIGKILL, output
-        assert_gone(running.process.pid)
+        assert_killed(running)
     result = lenet_jax(run, SMALL, "--save_every=0")
     assert result.returncode == 0, result.stderr
     assert_same(run, small)
@@ -225,14 +215,20 @@ def test_kill(small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", ["tuned", "crowd"])
-def test_twenty_kills(arguments, request, tmp_path):
-    """In one process, with tuning, and in worker processes. Kills come sooner than the run can end."""
-    whole = request.getfixturevalue(arguments)
-    # So short that twenty attempts don't end it: the first half of each is starting and compiling.
-    argument, longest = {"tuned": (TUNED, 3.5), "crowd": (CROWD, 4.5)}[arguments]
-    kill_often(tmp_path / "run", argument, 20, longest)
-    assert_same(tmp_path / "run", whole)
+@pytest.mark.parametrize(("name", "arguments", "longest"), [("tuned", TUNED, 3.5), ("crowd", CROWD, 4.5)])
+def test_twenty_kills(name, arguments, longest, request, tmp_path):
+    """At random moments: in one process, with tuning, and in worker processes."""
+    run, whole = tmp_path / "run", request.getfixturevalue(name)
+    rng = random.Random(0)
+    for number in range(20):
+        running = Running(run, arguments, "--save_every=0", start_new_session=True)
+        # So short that twenty attempts don't end it: the first half of each is starting and compiling.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.process.wait(rng.uniform(2, longest))
+        assert_killed(running, f"{number} kills")
+    result = lenet_jax(run, arguments, "--save_every=0")
+    assert result.returncode == 0, result.stderr
+    assert_same(run, whole)
 
 
 WATCH = """

@@ -17,7 +17,6 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from lenet_jax import cluster
-from lenet_jax.metrics import show
 
 
 class Bar(RichProgress):
@@ -98,21 +97,21 @@ class Progress:
 
     def measured(self, errors: Mapping[str, float]) -> None:
         """Errors by split are fractions, means over the members."""
-        state = ", ".join([self._rate, *(f"{split} {show(error, 'test_error')}%" for split, error in errors.items())])
+        state = ", ".join([self._rate, *(f"{split} {error:.2%}" for split, error in errors.items())])
         self._bar.update(self._task, state=state)
 
     def chosen(self, values: Mapping[str, float], tried: int, error: float, edges: Sequence[str]) -> None:
         """An arm is tuned: its choice among so many, the mean validation error of it, and what is at a grid's edge."""
         settings = ", ".join(f"{name} {value:g}" for name, value in values.items())
         flagged = f"; {', '.join(edges)} at the edge of what was tried" if edges else ""
-        self._say(f"{self._name}: {settings} of {tried} tried (validation error {show(error, 'test_error')}%){flagged}")
+        self._say(f"{self._name}: {settings} of {tried} tried (validation error {error:.2%}){flagged}")
 
     def finish(self, row: dict[str, Any], when: str = "") -> None:
         """An arm is done, as `when` says; `row` is its row of the summary."""
         diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
         self._say(
-            f"{row['name']}: {when}test error {show(row['test_error']['mean'], 'test_error')}% "
-            f"over {row['seeds']} seeds{diverged}, {row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, "
+            f"{row['name']}: {when}test error {row['test_error']['mean']:.2%} over {row['seeds']} seeds{diverged}, "
+            f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, "
             f"{row['predicted_memory'] / 2**20:,.0f} MiB"
         )
 

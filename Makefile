@@ -1,5 +1,5 @@
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow fuzz lint format benchmark reproduction docs constraints clean
@@ -9,21 +9,40 @@ quickstart: $(VENV)/installed
 	$(BIN)/lenet-jax run --config=experiments/quickstart.py --workdir=runs/quickstart >/dev/null
 	$(BIN)/lenet-jax compare runs/quickstart
 
+# uv installs in seconds what takes pip minutes. It comes from PyPI like everything else, and constraints.txt has the
+# hashes of all files, its own too: an altered one stops the installation.
+UV_INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable
+
+define CHECK_PYTHON
+import platform, sys
+allowed = {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")}
+if sys.version_info < (3, 11):
+    sys.exit("Python: 3.11 or newer is needed, and this is %s; say make PYTHON=python3.12" % platform.python_version())
+if (sys.platform, platform.machine()) not in allowed:
+    sys.exit("platform: JAX runs on Linux (x86_64, aarch64) and on Macs with Apple silicon; this is %s %s. "
+             "On Windows use WSL2" % (sys.platform, platform.machine()))
+endef
+export CHECK_PYTHON
+
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=python3.11")'
-	@echo "Installing into $(VENV): a minute or two."
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@echo "Installing into $(VENV): some ten seconds, and the downloads."
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	awk '/^[^ ]/ {wanted = /^uv==/} wanted' constraints.txt > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/uv.txt
+	$(UV_INSTALL) .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(UV_INSTALL) '.[test]'
 	touch $@
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -m 'not slow' --nbmake --numprocesses=2 --dist=loadfile
+	@started=$$(date +%s); $(BIN)/pytest -m 'not slow' --nbmake --numprocesses=2 --dist=loadfile; code=$$?; \
+		echo "make test took $$(($$(date +%s) - started)) s"; exit $$code
 
 test-slow: $(VENV)/installed-test
+	$(UV_INSTALL) '.[test,mlflow]'
 	$(BIN)/pytest -m slow
 
 # Made-up files for the IDX reader, for so many seconds; on Linux. Finds stay in a folder of /tmp, which is printed. To
@@ -31,7 +50,7 @@ test-slow: $(VENV)/installed-test
 FUZZ_SECONDS ?= 600
 
 fuzz: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(UV_INSTALL) '.[fuzz]'
 	finds=$$(mktemp -d) && echo "finds: $$finds" && $(BIN)/python tests/fuzz/fuzz_idx.py -max_total_time=$(FUZZ_SECONDS) \
 		-timeout=10 -rss_limit_mb=256 -max_len=1024 -artifact_prefix=$$finds/ $$finds tests/fuzz/corpus
 
@@ -46,7 +65,7 @@ format: $(VENV)/installed-test
 
 # About 20 minutes; leave the machine alone meanwhile. Results: experiments/results/throughput.
 benchmark: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
+	$(UV_INSTALL) '.[benchmarks]'
 	$(BIN)/python experiments/benchmarks/throughput.py
 
 # About two hours on two cores; the report is runs/reproduction/reproduction.md. What is finished isn't run again.
@@ -63,14 +82,13 @@ reproduction: $(VENV)/installed
 
 # The documentation, into site/. To read it with search: .venv/bin/python -m http.server --directory site
 docs: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(UV_INSTALL) '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The newest versions that fit become the ones that everybody gets.
-constraints: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[test]'
-	$(BIN)/python -m pip freeze --exclude-editable > constraints.new
-	mv constraints.new constraints.txt
+# The newest versions that fit become the ones that everybody gets, on every Python and platform.
+constraints: $(VENV)/installed
+	$(BIN)/uv pip compile setup.cfg --quiet --universal --upgrade --generate-hashes --no-annotate --no-header \
+		--python-version 3.11 --extra test --output-file constraints.txt
 
 clean:
-	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -21,8 +21,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict(sort_keys=False)
 
     # --- Data
-    # mnist5k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
-    config.dataset = "mnist5k"
+    # mnist10k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
+    config.dataset = "mnist10k"
     # Where TFDS keeps data sets; empty: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     config.data_dir = ""
     # How 28 x 28 becomes 32 x 32: background (0 all round) or edge (the outermost pixels repeated).
@@ -114,6 +114,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.first_seed = 0
     # Whether predictions.parquet says what every network, at its end, makes of each test image.
     config.store_predictions = True
+    # Whether the test images are evaluated after each epoch, for curves; if not, at the end only. Curves of a run are
+    # then those of the validation split.
+    config.test_curve = False
     # Field -> values to compare; the arms are the product. Any field but tune can be an axis. Under several names stand
     # fields that change together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Under any other name stand
     # groups of fields: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}; under "arm", alone, groups

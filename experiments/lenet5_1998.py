@@ -34,4 +34,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.epochs = 20
     config.seeds = 10
     config.store_predictions = True
+    config.test_curve = True  # figure 5 of the paper
     return config

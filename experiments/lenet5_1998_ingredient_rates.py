@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = lenet5_1998.get_config(arg)
     config.store_predictions = False
     config.validation_size = 10000
+    config.test_curve = False
     config.epochs = 3
     config.seeds = 4
     config.sweep.replaced = {

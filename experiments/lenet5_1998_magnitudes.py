@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = lenet5_1998_distorted.get_config(arg)
     config.store_predictions = False
     config.validation_size = 10000
+    config.test_curve = False
     config.epochs = 13
     config.seeds = 4
     config.sweep.distortions = {

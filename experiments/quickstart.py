@@ -13,6 +13,7 @@ from lenet_jax.experiments import base
 def get_config(arg: str | None = None) -> ConfigDict:
     """2 losses x 2 activations on the embedded digits."""
     config = base.get_config(arg)
+    config.validation_size = 1000  # for the curves: the test digits are evaluated once, at the end
     config.sweep.loss = ("mse", "cross_entropy")
     config.sweep.activation = ("sigmoid", "tanh")
     return config

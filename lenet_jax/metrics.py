@@ -1,9 +1,9 @@
 """What was measured: any metric of a run, seed by seed, from the tables in its folder.
 
 A metric is named ``test_error``, ``validation_nll``, ``train_loss``, ... (a split and what was measured on it at the
-last epoch), ``test_error_class_3``, ``epochs_to_0.02`` (passes until the test error is at most so much), ``seconds`` or
-``samples_per_second`` (of an arm as a whole: its wall time with tuning, compilation and evaluation, and the samples of
-its last training by the seconds of that).
+last epoch), ``test_error_class_3``, ``epochs_to_0.02`` (passes until the error is at most so much: the test error of a
+run with `test_curve`, else the validation error), ``seconds`` or ``samples_per_second`` (of an arm as a whole: its wall
+time with tuning, compilation and evaluation, and the samples of its last training by the seconds of that).
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ OF_ARM = ("seconds", "samples_per_second")
 
 CLASS_ERROR, EPOCHS_TO = "test_error_class_", "epochs_to_"
 
+CURVES = ("test_error", "validation_error")
+"""Metrics that ``epochs_to_ERROR`` is taken from, the first of them that has a curve."""
+
 MAX_REJECTED = 0.1
 """Share of the images that `reject_curve` ends at."""
 
@@ -31,13 +34,15 @@ def names(run: Run) -> list[str]:
     found = [f"{split}_{metric}" for split, metric in pairs.itertuples(index=False)]
     if run.predictions is not None:
         found += [f"{CLASS_ERROR}{label}" for label in sorted(run.predictions.label.unique())]
-    return [*found, f"{EPOCHS_TO}0.02", *OF_ARM]
+    if any(has_curve(run, error) for error in CURVES):
+        found.append(f"{EPOCHS_TO}0.02")
+    return [*found, *OF_ARM]
 
 
 def title(metric: str) -> str:
     """The metric in words."""
     if metric.startswith(EPOCHS_TO):
-        return f"epochs to a test error of {100 * threshold(metric):g} %"
+        return f"epochs to an error of {100 * threshold(metric):g} %"
     return metric.replace("_", " ")
 
 
@@ -124,6 +129,18 @@ def has_curve(run: Run, metric: str) -> bool:
     return bool(((run.metrics.split == split) & (run.metrics.metric == name) & (run.metrics.epoch == 1)).any())
 
 
+def curve_metric(runs: Sequence[Run], metric: str) -> str | None:
+    """The metric whose learning curves are shown for another: itself, if all runs measured it at every epoch.
+
+    Else the same on the validation split, for one of the test images; else while training, ``running``.
+    """
+    split, _, name = metric.rpartition("_")
+    stand_ins = [
+        f"{other}_{name}" for other in {"test": ("validation", "running"), "train": ("running",)}.get(split, ())
+    ]
+    return next((found for found in (metric, *stand_ins) if all(has_curve(run, found) for run in runs)), None)
+
+
 def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     """Each arm's values, by rising seed (the index); a single one for a metric of the arm as a whole.
 
@@ -138,7 +155,13 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
             raise InputError(f"metric: {metric!r} is not in the summary of run {str(run.folder)!r}")
         return {arm["name"]: pd.Series([float(arm[metric])]) for arm in run.summary["arms"]}
     if metric.startswith(EPOCHS_TO):
-        curve = rows(run, "test_error")
+        measured = next((error for error in CURVES if has_curve(run, error)), None)
+        if measured is None:
+            raise InputError(
+                f"metric: {metric!r} needs a curve, but run {str(run.folder)!r} has neither a validation split "
+                "(validation_size) nor test_curve=True"
+            )
+        curve = rows(run, measured)
         curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
         values = curve.groupby(["arm", "seed"]).value.min()
     elif metric.startswith(CLASS_ERROR):

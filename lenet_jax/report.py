@@ -139,12 +139,13 @@ def pictures_of(comparison: Comparison) -> dict[str, Picture]:
     for heading, judgements, reading in (("Differences", differences, sides), ("Effects", effects, "")):
         if 0 < len(judgements) <= MOST_ROWS:
             pictures[f"{metric}_{heading.lower()}"] = forest_of(judgements, metric, heading, reading)
-    if all(metrics.has_curve(run, metric) for run in comparison.runs):
-        drawn = {lines(name): curve for name, curve in by_label(comparison, lambda run: metrics.curves(run, metric))}
-        pictures[f"{metric}_learning_curves"] = Picture(
-            plots.figure(lambda axes: plots.learning_curves(drawn, metric, axes), drawn),
+    if followed := metrics.curve_metric(comparison.runs, metric):
+        drawn = {lines(name): curve for name, curve in by_label(comparison, lambda run: metrics.curves(run, followed))}
+        when = "during" if followed.startswith("running") else "after"
+        pictures[f"{followed}_learning_curves"] = Picture(
+            plots.figure(lambda axes: plots.learning_curves(drawn, followed, axes), drawn),
             "Learning curves",
-            f"The {named} after each epoch: mean over seeds {INTERVAL} (the table: bootstrap)"
+            f"The {metrics.title(followed)} {when} each epoch: mean over seeds {INTERVAL} (the table: bootstrap)"
             + (", and every seed as a thin line." if len(drawn) <= plots.MANY else "."),
         )
     pictures |= tuning_pictures(comparison)

@@ -165,6 +165,7 @@ def train_chunk(
     began = time.perf_counter()
     engine, progress, stop = laboratory.engine, laboratory.progress, laboratory.stop
     images, epochs, count = laboratory.images(arm), arm.settings["epochs"], len(members.seeds)
+    first = first_epochs(arm.settings)
     # A finished arm whose files were damaged is measured again; its curves are there.
     alone = count == arm.settings["seeds"] and members.tested and not laboratory.stores[arm.name].finished
     hyper = {name: members.tuned.get(name, [arm.settings[name]] * count) for name in optim.HYPERPARAMETERS}
@@ -182,12 +183,17 @@ def train_chunk(
             ) from error
         step, seconds, wall = saved.step, saved.seconds, saved.wall
         history = {name: list(arrays) for name, arrays in saved.history.items()}
-    evaluated = max((len(arrays) for name, arrays in history.items() if not name.startswith("running")), default=0)
+    evaluated = evaluated_epochs(history, step, recipe, first)
+    if evaluated > epochs + (step == epochs * recipe.epoch_steps):
+        raise InputError(
+            f"workdir: {str(chunk.folder)!r} was saved by a version of the program that evaluated the test images after "
+            "each epoch; go on with that one, or add --fresh to start anew"
+        )
     progress.compiled(trained.memory)
     if alone:
         laboratory.tracked.start(arm.name, arm.settings)
         if evaluated:
-            replay(long_form(history, range(evaluated), members, epochs), laboratory.tracked)
+            replay(long_form(history, range(evaluated), members, first), laboratory.tracked)
     progress.skip(step / recipe.epoch_steps)
 
     def now_saved() -> Saved:
@@ -208,21 +214,21 @@ def train_chunk(
                 since = time.monotonic()
                 chunk.save(now_saved(), since)
                 laboratory.stopped_at(chunk.folder, f"in epoch {epoch} of {epochs} of {arm.name!r}")
-        # The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing.
-        wanted = [name for name in splits if name != "train" or epoch == epochs]
+        wanted = [name for name in splits if epoch >= first[name]]
         for name in wanted:
             note(history, name, engine.evaluate(trained, splits[name]), recipe)
         if alone:
-            laboratory.tracked.epoch(epoch, tracking.bands_of(long_form(history, [epoch], members, epochs)))
+            replay(long_form(history, [epoch], members, first), laboratory.tracked)
         if epoch:
-            progress.measured({name: float(history[f"{name}/error"][-1].mean()) for name in ("running", wanted[-1])})
+            shown = ("running", *wanted[-1:])
+            progress.measured({name: float(history[f"{name}/error"][-1].mean()) for name in shown})
     predictions = pd.DataFrame()
     if arm.settings["store_predictions"] and "test" in splits:
         test = splits["test"]
         labels = np.asarray(images.labels)[test.start : test.stop]
         predictions = table_of(engine.predict(trained, test), labels, members.seeds)
     done = Trained(
-        metrics=long_form(history, range(epochs + 1), members, epochs),
+        metrics=long_form(history, range(epochs + 1), members, first),
         predictions=predictions,
         seconds=seconds,
         wall=wall + time.perf_counter() - began,
@@ -246,17 +252,43 @@ def note(history: History, split: str, found: train.Metrics | train.Evaluation, 
             history.setdefault(f"{split}/{field.name}", []).append(values)
 
 
-def long_form(history: History, wanted: Sequence[int], members: Members, epochs: int) -> pd.DataFrame:
-    """A row for each split, metric and member at these epochs, of `epochs`."""
+def first_epochs(settings: Mapping[str, Any]) -> dict[str, int]:
+    """The epoch from which on each split is measured.
+
+    The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing. So are the test
+    images, unless the config asks for their curve: nobody shall choose by them.
+    """
+    end = settings["epochs"]
+    return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end}
+
+
+def evaluated_epochs(history: History, step: int, recipe: Recipe, first: Mapping[str, int]) -> int:
+    """Epochs that are evaluated, the one before training too, of members that have done so many updates."""
+    found = -(-step // recipe.epoch_steps)
+    for name, arrays in history.items():
+        split = name.partition("/")[0]
+        if split != "running":  # noted while training, before the evaluation
+            found = max(found, first[split] + len(arrays))
+    return found
+
+
+def long_form(history: History, wanted: Sequence[int], members: Members, first: Mapping[str, int]) -> pd.DataFrame:
+    """A row for each split, metric and member at these epochs; none where nothing was measured.
+
+    Args:
+      history: of the members.
+      wanted: epochs.
+      members: measured.
+      first: see `first_epochs`.
+    """
     rows = []
     for name, measured in history.items():
         split, metric = name.split("/")
-        first = {"running": 1, "train": epochs}.get(split, 0)  # the epoch at which it was measured first
-        for epoch, values in enumerate(measured, first):
+        for epoch, values in enumerate(measured, first[split]):
             if epoch in wanted:
                 columns = {**members.tuned, "seed": members.seeds, "epoch": epoch, "split": split, "metric": metric}
                 rows.append(pd.DataFrame(columns | {"value": values}))
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"epoch": []})
 
 
 def replay(metrics: pd.DataFrame, tracked: tracking.Tracker) -> None:

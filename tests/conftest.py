@@ -35,7 +35,7 @@ def digits():
     """400 digits and their labels: uint8 [400, 32, 32], int32 [400]."""
     from lenet_jax import data
 
-    dataset = data.load("mnist5k")
+    dataset = data.load("mnist10k")
     return data.pad(dataset.train_images[:400], "background"), dataset.train_labels[:400].astype(np.int32)
 
 

@@ -53,7 +53,7 @@ def write_run(
                 tables.append(pd.DataFrame(columns | seeds | {"metric": metric, "value": value}))
     folder.mkdir(parents=True)
     results.write_table(folder / results.METRICS, pd.concat(tables, ignore_index=True))
-    data = {"name": "mnist5k", "fingerprint": fingerprint, "test": test}
+    data = {"name": "mnist10k", "fingerprint": fingerprint, "test": test}
     results.write_json(folder / results.SUMMARY, {"dataset": data, "arms": arms})
     results.write_json(folder / results.CONFIG, config or {})
     results.write_json(

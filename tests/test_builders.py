@@ -37,7 +37,7 @@ def idx_gz(array):
 @pytest.fixture(scope="module")
 def digits():
     """The four arrays of a small data set."""
-    whole = data.load("mnist5k")
+    whole = data.load("mnist10k")
     return {
         "train_images": whole.train_images[:300],
         "train_labels": whole.train_labels[:300],

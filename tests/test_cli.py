@@ -172,7 +172,7 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
         (["--config.tune_seeds=0"], ["tune_seeds: 0", "at least 1"]),
         (["--config.sweep.loss=mse"], ["sweep.loss: 'mse' is no Python tuple"]),
         (["--config.sweep.loss=('hinge',)"], ["loss: 'hinge'"]),
-        (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist5k'"]),
+        (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist10k'"]),
         (["--config.dataset=idx:nowhere"], ["nowhere", "train-images-idx3-ubyte"]),
         (["--config.batch_size=4001"], ["batch_size: 4001"]),
         (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run/checkpoints' can't be written"]),

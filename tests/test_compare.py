@@ -217,13 +217,13 @@ def test_a_choice_at_the_edge_and_a_sweep_without_tuning_are_said(tmp_path):
 def test_the_summary_is_in_sentences(tmp_path):
     comparison = compare.analyse([factorial(tmp_path)[0]])
     text = tables.summary(comparison)
-    assert text.startswith("On mnist5k, loss=cross_entropy,activation=tanh has the lowest test error: 3.0")
+    assert text.startswith("On mnist10k, loss=cross_entropy,activation=tanh has the lowest test error: 3.0")
     gain = f"{-100 * comparison.judgements[2].contrast.mean:.2f}"
     assert f"instead of loss=mse,activation=sigmoid lowers it by {gain} percentage points" in text
     assert "Averaged over loss, activation tanh instead of sigmoid lowers it by " in text
     assert "don't show" not in text
     one = tables.summary(compare.analyse(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
-    assert one == "On mnist5k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."
+    assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."
 
 
 def test_the_table_says_percent_and_fits_80_columns(tmp_path):

@@ -32,18 +32,18 @@ def refusal(name, data_dir=""):
 
 
 @pytest.fixture(scope="module")
-def mnist5k():
-    return data.load("mnist5k")
+def mnist10k():
+    return data.load("mnist10k")
 
 
 @pytest.fixture(scope="module")
-def digits(mnist5k):
+def digits(mnist10k):
     """The four arrays of a small data set."""
     return {
-        "train_images": mnist5k.train_images[:40],
-        "train_labels": mnist5k.train_labels[:40],
-        "test_images": mnist5k.test_images[:20],
-        "test_labels": mnist5k.test_labels[:20],
+        "train_images": mnist10k.train_images[:40],
+        "train_labels": mnist10k.train_labels[:40],
+        "test_images": mnist10k.test_images[:20],
+        "test_labels": mnist10k.test_labels[:20],
     }
 
 
@@ -80,32 +80,32 @@ def damage(path, kind):
         path.write_bytes(DAMAGES[kind](content))
 
 
-class TestMnist5k:
-    def test_sizes_and_turns(self, mnist5k):
-        assert mnist5k.train_images.shape == (4000, 28, 28)
-        assert mnist5k.test_images.shape == (1000, 28, 28)
-        for labels in (mnist5k.train_labels, mnist5k.test_labels):
+class TestMnist10k:
+    def test_sizes_and_turns(self, mnist10k):
+        assert mnist10k.train_images.shape == (4000, 28, 28)
+        assert mnist10k.test_images.shape == (1000, 28, 28)
+        for labels in (mnist10k.train_labels, mnist10k.test_labels):
             assert labels.dtype == np.uint8
             np.testing.assert_array_equal(labels, np.arange(len(labels)) % 10)
 
-    def test_real_digits(self, mnist5k):
-        for images in (mnist5k.train_images, mnist5k.test_images):
+    def test_real_digits(self, mnist10k):
+        for images in (mnist10k.train_images, mnist10k.test_images):
             assert images.dtype == np.uint8
             assert (images.min(), images.max()) == (0, 255)
             assert 32 < images.mean() < 35  # MNIST's mean is 33.3
             assert (images[:, 0] == 0).mean() > 0.99  # the background
         # Digits look like their label: the nearest class mean finds most of them.
-        means = np.stack([mnist5k.train_images[digit::10].mean(0).ravel() for digit in range(10)])
-        tests = mnist5k.test_images.reshape(1000, -1).astype(float)
+        means = np.stack([mnist10k.train_images[digit::10].mean(0).ravel() for digit in range(10)])
+        tests = mnist10k.test_images.reshape(1000, -1).astype(float)
         nearest = ((tests[:, None] - means) ** 2).sum(-1).argmin(1)
-        assert 0.75 < (nearest == mnist5k.test_labels).mean() < 0.95
+        assert 0.75 < (nearest == mnist10k.test_labels).mean() < 0.95
 
-    def test_train_and_test_share_no_image(self, mnist5k):
-        train, test = ({image.tobytes() for image in part} for part in (mnist5k.train_images, mnist5k.test_images))
+    def test_train_and_test_share_no_image(self, mnist10k):
+        train, test = ({image.tobytes() for image in part} for part in (mnist10k.train_images, mnist10k.test_images))
         assert (len(train), len(test), len(train & test)) == (4000, 1000, 0)
 
-    def test_fingerprint_is_fixed(self, mnist5k):
-        assert mnist5k.fingerprint == "sha256:6fd857bcc230d9ee029c91a09d6248ec9f573bf30ed6bd5a46af7baf8c3a1e8a"
+    def test_fingerprint_is_fixed(self, mnist10k):
+        assert mnist10k.fingerprint == "sha256:6fd857bcc230d9ee029c91a09d6248ec9f573bf30ed6bd5a46af7baf8c3a1e8a"
 
     def test_fingerprint_sees_every_part(self, digits):
         seen = {data.Dataset(name="x", **digits).fingerprint}
@@ -117,7 +117,7 @@ class TestMnist5k:
 
     def test_loads_within_a_second(self):
         start = time.perf_counter()
-        data.load("mnist5k")
+        data.load("mnist10k")
         assert time.perf_counter() - start < 1
 
 
@@ -231,10 +231,10 @@ class TestIdx:
             (tmp_path / "closed").chmod(0o700)
 
 
-@pytest.mark.parametrize("name", ["", "mnist6k", "MNIST5K", "mnist5k ", "idx", "idx:", "tfds:", "mnist:x", "a\nb"])
+@pytest.mark.parametrize("name", ["", "mnist6k", "MNIST5K", "mnist10k ", "idx", "idx:", "tfds:", "mnist:x", "a\nb"])
 def test_unknown_names(name):
     message = refusal(name)
-    assert message.startswith(f"dataset: {name!r} is not one of 'mnist5k', 'mnist'")
+    assert message.startswith(f"dataset: {name!r} is not one of 'mnist10k', 'mnist'")
     assert message.endswith("'idx:FOLDER', 'tfds:NAME'")
 
 
@@ -267,8 +267,8 @@ class TestNormalization:
         scale, shift = data.NORMALIZATIONS[name](digits["train_images"])
         assert (shift, 255 * scale + shift) == pytest.approx((black, white), abs=1e-12)
 
-    def test_standard_against_numpy(self, mnist5k):
-        images = mnist5k.train_images
+    def test_standard_against_numpy(self, mnist10k):
+        images = mnist10k.train_images
         scale, shift = data.NORMALIZATIONS["standard"](images)
         assert scale == pytest.approx(1 / images.std(dtype=np.float64), rel=1e-12)
         assert shift == pytest.approx(-images.mean(dtype=np.float64) / images.std(dtype=np.float64), rel=1e-12)
@@ -289,29 +289,29 @@ class TestNormalization:
 
 class TestNoise:
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-    def test_share_and_no_right_label_among_the_wrong(self, mnist5k, share):
-        labels = mnist5k.train_labels
+    def test_share_and_no_right_label_among_the_wrong(self, mnist10k, share):
+        labels = mnist10k.train_labels
         noisy = data.with_noise(labels, share, 10)
         assert noisy.dtype == labels.dtype
         assert (noisy != labels).mean() == pytest.approx(share, abs=0.02)
         assert ((noisy != labels).sum() == 4000) == (share == 1)
         np.testing.assert_array_equal(data.with_noise(labels, share, 10), noisy)
 
-    def test_every_other_class_is_as_likely(self, mnist5k):
-        labels = mnist5k.train_labels.astype(int)
+    def test_every_other_class_is_as_likely(self, mnist10k):
+        labels = mnist10k.train_labels.astype(int)
         shifts = np.bincount((data.with_noise(labels, 1.0, 10) - labels) % 10, minlength=10)
         assert shifts[0] == 0
         assert scipy.stats.chisquare(shifts[1:]).pvalue > 0.01
 
-    def test_smaller_shares_are_part_of_larger_ones(self, mnist5k):
-        labels = mnist5k.train_labels
+    def test_smaller_shares_are_part_of_larger_ones(self, mnist10k):
+        labels = mnist10k.train_labels
         some, more = data.with_noise(labels, 0.2, 10), data.with_noise(labels, 0.6, 10)
         wrong = some != labels
         np.testing.assert_array_equal(more[wrong], some[wrong])
         assert (more != labels).sum() > 2 * wrong.sum()
 
-    def test_more_labels_change_none_of_the_first(self, mnist5k):
-        labels = mnist5k.train_labels
+    def test_more_labels_change_none_of_the_first(self, mnist10k):
+        labels = mnist10k.train_labels
         np.testing.assert_array_equal(data.with_noise(labels[:777], 0.6, 10), data.with_noise(labels, 0.6, 10)[:777])
 
     def test_a_single_class_without_noise(self):

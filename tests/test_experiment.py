@@ -42,7 +42,7 @@ def with_sweep(config, **axes):
             {"optimizer": "sdlm", "curvature_patterns": 301},
             "curvature_patterns: 301 is more than the 300 training images",
         ),
-        ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist5k'"),
+        ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist10k'"),
     ],
 )
 def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_written(tmp_path, fields, message):
@@ -84,7 +84,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     }
     assert run.tuning is None
     data = run.summary["dataset"]
-    assert (data["name"], data["train"], data["validation"], data["test"]) == ("mnist5k", 300, 3700, 1000)
+    assert (data["name"], data["train"], data["validation"], data["test"]) == ("mnist10k", 300, 3700, 1000)
     assert data["fingerprint"].startswith("sha256:")
     arm = run.summary["arms"][0]
     assert arm["name"] == "weight_decay=0"
@@ -96,7 +96,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     assert arm["seconds"] > 0
     assert arm["samples_per_second"] > 0
     assert run.provenance["command"] == "lenet-jax run test"
-    assert run.provenance["fingerprints"] == {"mnist5k": data["fingerprint"]}
+    assert run.provenance["fingerprints"] == {"mnist10k": data["fingerprint"]}
     assert run.provenance["versions"]["jax"] == jax.__version__
     assert run.config["epochs"] == 2
 
@@ -271,7 +271,7 @@ def test_any_field_can_be_an_axis_also_the_data(tmp_path):
 def test_a_stored_run_can_be_made_again(tmp_path):
     """A run with all of 1998's parts; the whole, and one seed of it alone: the same numbers, exactly."""
     config = lenet5_1998_distorted.get_config()
-    config.update({"dataset": "mnist5k", "train_size": 1000, "epochs": 2, "seeds": 3})
+    config.update({"dataset": "mnist10k", "train_size": 1000, "epochs": 2, "seeds": 3})
     # Not in alphabetical order.
     config.sweep.era = {"later": {"output": "softmax", "loss": "cross_entropy"}, "1998": {}}
     folder = tmp_path / "of_1998"

@@ -31,7 +31,7 @@ def refusal(path, dimensions=3):
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("mnist5k").train_images[:30]
+    return data.load("mnist10k").train_images[:30]
 
 
 GOOD = idx_bytes(np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3))

@@ -15,7 +15,7 @@ from test_report import CHROMIUM
 from lenet_jax import data, pictures
 from lenet_jax.errors import InputError
 
-DIGITS = data.load("mnist5k").test_images[:200]
+DIGITS = data.load("mnist10k").test_images[:200]
 
 
 def difference(first, second):

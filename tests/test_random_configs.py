@@ -87,7 +87,7 @@ def nothing_is_written_or_downloaded(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(data, "load_mnist5k", functools.cache(data.load_mnist5k))
+        patch.setattr(data, "load_embedded", functools.cache(data.load_embedded))
         patch.setattr(data, "load_prepared", refuse)
         patch.setattr(data, "load_tfds", refuse)
         patch.setattr(experiment, "run", accept)
@@ -112,7 +112,7 @@ NASTY = [
     *("a\nb", "\r", "\x1b[31m", "<script>alert(1)</script>", "<b>", "\u202eabc", "\u2028", "a.b", "a,b", "=", "--"),
     *("é", "数字", "🙂", "'", '"', "`|", "\\", "%s", "{0}", " ", "None", "nan", "x" * 5000, "arm", "seed", "all"),
 ]
-DATASETS = ["mnist5k", "mnist", "kmnist", "tfds:x", "tfds:", "idx", "cifar", *(f"idx:{path}" for path in PATHS)]
+DATASETS = ["mnist10k", "mnist", "kmnist", "tfds:x", "tfds:", "idx", "cifar", *(f"idx:{path}" for path in PATHS)]
 NUMBERS = [
     *(0, 1, -1, 2, 3, 10, 500, 3999, 4000, 4001, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63, 10**12, -(10**12)),
     *(10**400, 10**4000, 0.0, -0.0, 5e-324, 1e-9, 0.5, 1.0, 1e38, 1e39, 1e308),

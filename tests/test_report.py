@@ -40,9 +40,9 @@ def tuning_table(arm):
 
 def full_run(folder, names=None):
     """A run with tuning and predictions on the embedded digits: of images 0 to 9, 3 is always wrong, 5 in one arm."""
-    dataset = data.load("mnist5k")
+    dataset = data.load("mnist10k")
     chosen = {values: ({"learning_rate": 0.1}, ["learning_rate"]) for values in ERRORS}
-    config = {"dataset": "mnist5k", "data_dir": "", "tune": {"learning_rate": [0.01, 0.1]}}
+    config = {"dataset": "mnist10k", "data_dir": "", "tune": {"learning_rate": [0.01, 0.1]}}
     write_run(folder, ERRORS, chosen=chosen, config=config, fingerprint=dataset.fingerprint, names=names)
     arms = [arm["name"] for arm in results.load(folder).summary["arms"]]
     tables = []
@@ -94,13 +94,13 @@ def test_the_markdown_holds_the_whole_comparison(written):
     assert "<script" not in text
     assert "| arm | learning_rate | n | mean |" in text
     assert "p (Holm)" in text
-    assert text.startswith("On mnist5k, first has the lowest test error")
+    assert text.startswith("On mnist10k, first has the lowest test error")
     assert all(note.replace("<", "&lt;") in text for note in comparison.notes)
 
 
 def test_digits_that_arms_agree_and_disagree_on(written):
     agreed, disputed, missing = report.digits_of(written[0])
-    labels = data.load("mnist5k").test_labels
+    labels = data.load("mnist10k").test_labels
     assert missing == ""
     assert [digit.image for digit in agreed] == [3]
     assert [digit.image for digit in disputed] == [5]
@@ -282,7 +282,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
         )
     folder.mkdir()
     results.write_table(folder / results.METRICS, pd.concat(tables, ignore_index=True))
-    summary = {"dataset": {"name": "mnist5k", "fingerprint": "sha256:0", "test": 1000}, "arms": rows}
+    summary = {"dataset": {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}, "arms": rows}
     results.write_json(folder / results.SUMMARY, summary)
     for name in (results.CONFIG, results.PROVENANCE):
         results.write_json(folder / name, {})

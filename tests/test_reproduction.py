@@ -92,7 +92,7 @@ def test_effective_rates_are_between_none_and_all_curvature(reproduction):
 
     run = OneRun()
     run.config = arms.describe(config)
-    measured = reproduction.effective_rates(run, "mnist5k")
+    measured = reproduction.effective_rates(run, "mnist10k")
     assert set(measured["layers"]) == {"c1", "s2", "c3", "s4", "c5", "f6", "all weights"}
     low, high = measured["layers"]["all weights"]
     assert low < high / 100

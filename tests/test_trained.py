@@ -52,7 +52,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def test_digits():
-    dataset = data.load("mnist5k")
+    dataset = data.load("mnist10k")
     return dataset.test_images, dataset.test_labels
 
 

@@ -146,7 +146,7 @@ def test_random_values_are_always_the_same_for_a_name():
 
 @pytest.fixture(scope="module")
 def digits():
-    dataset = data.load("mnist5k")
+    dataset = data.load("mnist10k")
     return {
         "train_images": dataset.train_images[:600],
         "train_labels": dataset.train_labels[:600],

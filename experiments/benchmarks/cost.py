@@ -1,6 +1,7 @@
 """What a run costs, as a model: time, memory and disk against members. `devices.py` measures it; docs/scaling.md tells.
 
-Predictions are for one arm of M members on MNIST (60,000 + 10,000 images), 20 epochs, batches of 32, SGD with momentum.
+Predictions are for one arm of M members on MNIST (60,000 + 10,000 images), 20 epochs, batches of 32, SGD with momentum,
+and the test images evaluated after each epoch (`test_curve`).
 """
 
 import math

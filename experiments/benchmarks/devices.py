@@ -1,7 +1,7 @@
 """What a run costs on 1, 2, 4 and 8 host devices, to check the model of `cost.py`, and docs/scaling.md with it.
 
 Each point runs in a fresh process, with the engine that has all devices in one process (`population`), pinned to as
-many cores as it has devices if there are so many; on mnist5k with the network of `task.py`, batches of 32:
+many cores as it has devices if there are so many; on mnist10k with the network of `task.py`, batches of 32:
 
 - seconds to compile all programs, without the persistent cache;
 - seconds of a part of a pass, here a whole pass of 4,000 images: the fastest within --seconds, after a first one;
@@ -110,7 +110,7 @@ def measure(point: Point) -> dict[str, Any]:
 
     population.configure(point.devices)
     jax.config.update("jax_enable_compilation_cache", False)
-    images = task.load("mnist5k", point.train_size).images
+    images = task.load("mnist10k", point.train_size).images
     recipe = task.recipe(BATCH, point.train_size)
     used = min(point.devices, point.members)
     padded = point.members + -point.members % used
@@ -204,7 +204,10 @@ def measure_tables(kind: str) -> dict[str, Any]:
         table = training.table_of(found, labels, range(count))
     else:
         table = training.long_form(
-            history, range(cost.EPOCHS + 1), training.Members(list(range(count)), {}), cost.EPOCHS
+            history,
+            range(cost.EPOCHS + 1),
+            training.Members(list(range(count)), {}),
+            {"running": 1, "test": 0, "train": cost.EPOCHS},
         )
     table = pd.concat([table], ignore_index=True)
     if kind == "metrics":

@@ -1,6 +1,6 @@
 """What a population costs: time, compile time and memory against members, batch size and training-set size.
 
-Measured on mnist5k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
+Measured on mnist10k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
 
 - seconds an epoch and samples x members per second: `Workers.train_part`, median over epochs after a first one;
 - seconds of `Workers.create` without the persistent cache: starting JAX, compiling all programs, and initializing;
@@ -58,7 +58,7 @@ BATCH_SIZES = flags.DEFINE_multi_integer(
     "batch_sizes", [1, 8, 32, 128, 512], "Batch sizes; repeat the flag.", lower_bound=1
 )
 TRAIN_SIZES = flags.DEFINE_multi_integer(
-    "train_sizes", [500, 1000, 2000, 4000], "Images of mnist5k; repeat the flag.", lower_bound=1, upper_bound=4000
+    "train_sizes", [500, 1000, 2000, 4000], "Images of mnist10k; repeat the flag.", lower_bound=1, upper_bound=4000
 )
 BASE = flags.DEFINE_list("base", ["8", "32", "4000"], "Members, batch size and images while another axis varies.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Least time of a point's measured epochs.", lower_bound=0.0)
@@ -81,7 +81,7 @@ class Point(NamedTuple):
     batch_size: int
     train_size: int
     seconds: float
-    dataset: str = "mnist5k"
+    dataset: str = "mnist10k"
 
 
 def resident_peaks(processes: Sequence[psutil.Process]) -> int:
@@ -103,7 +103,7 @@ def measure(point: Point) -> dict[str, Any]:
     from lenet_jax.workers import Workers
 
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    whole = point.dataset != "mnist5k"
+    whole = point.dataset != "mnist10k"
     images = task.load(point.dataset, 0 if whole else point.train_size)
     train_size = min(point.train_size or len(images.labels), len(images.labels))
     recipe = task.recipe(point.batch_size, train_size)

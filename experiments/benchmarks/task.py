@@ -1,7 +1,7 @@
 """What every arrangement of a benchmark trains, and how its answers are checked.
 
 One network (tanh, C3's table of 60 connections, trainable subsampling, softmax), one loss (cross-entropy), one
-optimizer (SGD with momentum, constant learning rate), one data set (the first images of mnist5k, padded to 32 x 32,
+optimizer (SGD with momentum, constant learning rate), one data set (the first images of mnist10k, padded to 32 x 32,
 standardized).
 """
 

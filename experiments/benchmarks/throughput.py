@@ -87,7 +87,7 @@ MEMBERS = flags.DEFINE_multi_integer("members", [1, 8, 64], "Numbers of members;
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Windows of each arrangement.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 2.0, "A window's least length.", lower_bound=0.01)
 LONGEST = flags.DEFINE_float("longest", 20.0, "Time only once what takes so many seconds for a single call.")
-TRAIN_SIZE = flags.DEFINE_integer("train_size", 4000, "Images of mnist5k to train on, at most 4000.", upper_bound=4000)
+TRAIN_SIZE = flags.DEFINE_integer("train_size", 4000, "Images of mnist10k to train on, at most 4000.", upper_bound=4000)
 PEERS = flags.DEFINE_list("arrangements", list(ARRANGEMENTS), f"Of {', '.join(ARRANGEMENTS)}; lenet_jax always runs.")
 OUT = flags.DEFINE_string("out", str(RESULTS / "throughput"), "Folder for the results.")
 
@@ -319,7 +319,7 @@ def main(argv: list[str]) -> None:
         names = [name for name in ARRANGEMENTS if name in PEERS.value or name == OURS]
         machine.warn_if(machine.busy())
         progress(f"this will take about {estimate_minutes(names):.0f} minutes on two cores")
-        measured = run(names, task.load("mnist5k", TRAIN_SIZE.value))
+        measured = run(names, task.load("mnist10k", TRAIN_SIZE.value))
     except (RefusalError, WorkerError) as error:
         sys.exit(f"throughput.py: {error}")
     out = Path(OUT.value)

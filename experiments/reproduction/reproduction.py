@@ -292,7 +292,7 @@ def distorted_digits(runs: Path) -> Figure:
     run = results.load(runs / "lenet5_1998_distorted")
     fields = fields_of(distortions.Augmentation, run.config)
     augmentation = distortions.Augmentation(**fields | {"distorted_share": 1.0})
-    dataset = data.load("mnist5k")
+    dataset = data.load("mnist10k")
     place = int(np.flatnonzero(dataset.train_labels == 4)[0])
     digit = jnp.asarray(data.pad(dataset.train_images, "background")[place], jnp.float32)
     affine = distortions.draw(jax.random.key(7), 19, augmentation)

@@ -139,9 +139,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes Parquet, whole or not at all."""
-    replace_file(
-        path, lambda partial: table.to_parquet(partial, index=False, compression="zstd", write_page_checksum=True)
-    )
+    # Numbers that hardly repeat take half the space byte by byte; so do images' places as differences.
+    encodings = {name: "BYTE_STREAM_SPLIT" for name, kind in table.dtypes.items() if kind.kind == "f"}
+    encodings |= {"image": "DELTA_BINARY_PACKED"} if "image" in table else {}
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "write_page_checksum": True,
+        "column_encoding": encodings,
+        "use_dictionary": [name for name in table if name not in encodings],
+    }
+    replace_file(path, lambda partial: table.to_parquet(partial, index=False, **options))
 
 
 def replace_file(path: Path, write: Any) -> None:

@@ -35,6 +35,8 @@ from lenet_jax.population import Snapshot
 from lenet_jax.progress import say
 
 LOCK, TURN, ARM, TRAINED, STATES, ATTEMPTS = "lock", "turn", "arm.json", "trained.json", "states", "attempts"
+HISTORY = "history"
+"""Item of a state that holds what was measured, if anything was."""
 
 TESTED, TRIED = "tested", "tried"
 """Stages: members that are an arm's result, and members that hyperparameters are chosen by."""
@@ -327,9 +329,10 @@ class Chunk:
     @staticmethod
     def _read(manager: ocp.CheckpointManager, step: int) -> Saved:
         arrays, about = ocp.args.StandardRestore(), ocp.args.JsonRestore()
-        read = manager.restore(step, args=ocp.args.Composite(state=arrays, history=arrays, about=about))
+        history = {HISTORY: arrays} if (manager.directory / str(step) / HISTORY).exists() else {}
+        read = manager.restore(step, args=ocp.args.Composite(state=arrays, about=about, **history))
         expected = read.about.pop("digest")
-        saved = Saved(step, dict(read.state), dict(read.history), **read.about)
+        saved = Saved(step, dict(read.state), dict(read.history) if history else {}, **read.about)
         if saved.digest != expected:
             raise ValueError("its SHA-256 is another one")
         return saved
@@ -374,13 +377,11 @@ class Chunk:
                 states.mkdir(parents=True, exist_ok=True)
                 check_space(states, saved)
                 with self._manager() as manager:
+                    # orbax saves no empty tree, and in the first epoch nothing may have been measured.
+                    history = {HISTORY: ocp.args.StandardSave(saved.history)} if saved.history else {}
+                    state = ocp.args.StandardSave(saved.state)
                     manager.save(
-                        saved.step,
-                        args=ocp.args.Composite(
-                            state=ocp.args.StandardSave(saved.state),
-                            history=ocp.args.StandardSave(saved.history),
-                            about=ocp.args.JsonSave(about),
-                        ),
+                        saved.step, args=ocp.args.Composite(state=state, about=ocp.args.JsonSave(about), **history)
                     )
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - started

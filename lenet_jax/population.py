@@ -133,20 +133,20 @@ def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
     return spread
 
 
-@functools.lru_cache(maxsize=32)
-def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
-    """Compiles a population's programs, once for all arms that share a recipe.
+class Lowerable(NamedTuple):
+    """A population's function and the shapes of its arguments, from which it is compiled.
 
-    Args:
-      recipe: what is trained.
-      members: a multiple of the number of devices.
-      image_count: images in the data set, of all splits.
-      mesh: the devices.
+    Attributes:
+      function: jitted.
+      arguments: their shapes, types and shardings.
     """
-    options: dict[str, Any] = {}
-    if mesh.devices.flat[0].platform == "cpu":
-        options = CPU_OPTIONS
-        recipe = dataclasses.replace(recipe, pieces=train.pieces_of(recipe.batch_size))
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+
+def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> dict[str, Lowerable]:
+    """Functions of all members, by the names that they have in `Programs`. Arguments: see `compile_programs`."""
     shared, sharded = shardings(mesh)
 
     def shaped(sharding: NamedSharding, make: Callable[[], Any]) -> Any:
@@ -169,7 +169,6 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     init, train_part, evaluate, predict = (
         over_members(function, mesh) for function in (init_one, train_one, evaluate_one, predict_one)
     )
-
     numbers = shaped(sharded, lambda: jnp.zeros(members, jnp.float32))
     hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, numbers))
     seeds = shaped(sharded, lambda: jnp.zeros(members, jnp.uint32))
@@ -186,21 +185,44 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         ),
     )
     place = shaped(shared, lambda: jnp.zeros((), jnp.int32))
-
-    train_program = compiled(
-        jax.jit(lambda state, hyper, images: train_part((state, hyper), images), donate_argnums=0).lower(
-            state, hyper, images
+    places = shaped(shared, lambda: jnp.zeros(image_count, jnp.int32))
+    return {
+        "init": Lowerable(jax.jit(lambda seeds, hyper: init((seeds, hyper))), (seeds, hyper)),
+        "train_part": Lowerable(
+            jax.jit(lambda state, hyper, images: train_part((state, hyper), images), donate_argnums=0),
+            (state, hyper, images),
         ),
-        options,
-    )
+        "evaluate": Lowerable(jax.jit(evaluate), (state.params, images, place, place)),
+        "predict": Lowerable(jax.jit(predict), (state.params, images, places)),
+    }
+
+
+@functools.lru_cache(maxsize=32)
+def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
+    """Compiles a population's programs, once for all arms that share a recipe.
+
+    Args:
+      recipe: what is trained.
+      members: a multiple of the number of devices.
+      image_count: images in the data set, of all splits.
+      mesh: the devices.
+    """
+    options: dict[str, Any] = {}
+    if mesh.devices.flat[0].platform == "cpu":
+        options = CPU_OPTIONS
+        recipe = dataclasses.replace(recipe, pieces=train.pieces_of(recipe.batch_size))
+    lowered = lowerables(recipe, members, image_count, mesh)
+
+    def compiled_as(name: str, options: dict[str, Any]) -> Any:
+        function, arguments = lowered[name]
+        return compiled(function.lower(*arguments), options)
+
+    train_program = compiled_as("train_part", options)
     return Programs(
-        # Runs once: optimising it would take longer than running it.
-        init=jax.jit(lambda seeds, hyper: init((seeds, hyper)))
-        .lower(seeds, hyper)
-        .compile(compiler_options=UNOPTIMIZED),
+        init=compiled_as("init", UNOPTIMIZED),  # runs once: optimising it would take longer than running it
         train_part=train_program,
-        predict=jax.jit(predict),
-        evaluate=compiled(jax.jit(evaluate).lower(state.params, images, place, place), options),
+        predict=lowered["predict"].function,  # as many images as it is given
+        evaluate=compiled_as("evaluate", options),
         memory=predicted_memory(train_program, mesh),
     )
 

@@ -186,8 +186,8 @@ def train_chunk(
     evaluated = evaluated_epochs(history, step, recipe, first)
     if evaluated > epochs + (step == epochs * recipe.epoch_steps):
         raise InputError(
-            f"workdir: {str(chunk.folder)!r} was saved by a version of the program that evaluated the test images after "
-            "each epoch; go on with that one, or add --fresh to start anew"
+            f"workdir: {str(chunk.folder)!r} was saved by a version of the program that evaluated the test images "
+            "after each epoch; go on with that one, or add --fresh to start anew"
         )
     progress.compiled(trained.memory)
     if alone:

@@ -1,5 +1,7 @@
 """Tests of what is kept of arms that aren't finished, file by file; test_faults.py has whole runs."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,3 +83,12 @@ def test_every_damaged_state_is_kept(chunk, monkeypatch, capsys):
         assert chunk.latest() is None
     assert {path.name for path in chunk.folder.iterdir()} == {"states", "damaged-10", "damaged-20"}
     assert capsys.readouterr().err.count("is damaged ([Errno 5] Input/output error): moved to") == 2
+
+
+def test_a_state_before_anything_was_measured(tmp_path):
+    """In the middle of the first epoch of a run without curves; orbax saves no empty tree."""
+    chunk = Chunk(tmp_path / f"{TESTED}-0-{MEMBERS}", 0)
+    chunk.save(dataclasses.replace(saved(10), history={}))
+    found = chunk.latest()
+    assert (found.step, found.history) == (10, {})
+    np.testing.assert_array_equal(found.state["params/c1/bias"], saved(10).state["params/c1/bias"])

@@ -1,0 +1,95 @@
+"""The path of accelerators, without one: programs are lowered for them, and members trained side by side as they do."""
+
+import jax
+import numpy as np
+import pytest
+
+from lenet_jax import inputs, population
+from lenet_jax.arms import expand
+from lenet_jax.experiments import base
+
+MEMBERS, IMAGES = 4, 10_000
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Devices train as many members side by side as accelerators do."""
+    monkeypatch.setattr(population, "WIDTHS", {})
+
+
+def arm_of(**fields):
+    config = base.get_config()
+    config.update({"train_size": 320, "epochs": 2, "seeds": MEMBERS, "activation": "tanh"} | fields)
+    return expand(config)[0]
+
+
+FIELDS = {
+    "the defaults": {},
+    "1998": {
+        "output": "rbf",
+        "loss": "map",
+        "optimizer": "sdlm",
+        "activation": "scaled_tanh",
+        "batch_size": 1,
+        "learning_rate": 2.5e-4,
+        "curvature_patterns": 100,
+    },
+    "today": {
+        "loss": "cross_entropy",
+        "activation": "relu",
+        "subsampling": "max",
+        "connectivity": "full",
+        "optimizer": "adam",
+        "augmentation": "elastic",
+        "batch_size": 128,
+        "train_size": 1280,
+    },
+}
+
+
+SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in FIELDS}
+
+
+@pytest.mark.parametrize("name", [SLOW["the defaults"], "1998", "today"])
+def test_programs_are_lowered_for_accelerators(side_by_side, name):
+    """Everything that a run calls; what a platform can't do is an error there."""
+    arm = arm_of(**FIELDS[name])
+    recipe = inputs.recipe_of(arm, inputs.load_data([arm])[inputs.data_key(arm)])
+    mesh = population.mesh_of(jax.devices()[:1])
+    for lowerable in population.lowerables(recipe, MEMBERS, IMAGES, mesh).values():
+        exported = jax.export.export(lowerable.function, platforms=["cuda", "tpu"])(*lowerable.arguments)
+        assert exported.platforms == ("cuda", "tpu")
+        assert "stablehlo" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("name", ["the defaults", SLOW["1998"]])
+def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, assert_close, name):
+    """The width that accelerators use, on the CPU: the same networks, up to the order in which sums are taken."""
+    arm = arm_of(**FIELDS[name] | {"train_size": 64, "batch_size": 8, "curvature_patterns": 50})
+    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
+    recipe, images = inputs.recipe_of(arm, dataset), inputs.images_of(dataset, arm)
+    seeds = range(MEMBERS)
+    hyper = {name: [arm.settings[name]] * MEMBERS for name in population.HYPERPARAMETERS}
+    hyper["learning_rate"] = [arm.settings["learning_rate"] * factor for factor in (1, 0.5, 0.25, 0.125)]
+
+    def trained(devices):
+        population.compile_programs.cache_clear()
+        members = population.create(seeds, hyper, images, recipe, devices)
+        for _ in range(recipe.epochs):
+            metrics = population.train_part(members)
+        split = range(5000, 5200)
+        found = population.evaluate(members, split), population.predict(members, split)
+        return population.snapshot(members), metrics, *found
+
+    alone, *measured = trained(jax.devices()[:1])
+    monkeypatch.setattr(population, "WIDTHS", {})
+    together, *measured_together = trained(jax.devices()[:1])
+    population.compile_programs.cache_clear()
+    assert not np.array_equal(alone["params/c1/kernel"][0], alone["params/c1/kernel"][1])
+    floats = {name for name, array in alone.items() if array.dtype == np.float32}
+    for path in alone.keys() - floats:
+        np.testing.assert_array_equal(together[path], alone[path], path)
+    assert_close({path: together[path] for path in floats}, {path: alone[path] for path in floats}, 1e-4)
+    for found, expected in zip(measured_together[:2], measured[:2], strict=True):
+        assert_close(found, expected, 1e-3)
+    assert (measured_together[2].predicted == measured[2].predicted).mean() > 0.99

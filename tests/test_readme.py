@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few_digits
 import pandas as pd
 import pytest
 
@@ -106,6 +107,7 @@ def test_every_link_leads_somewhere(page):
 
 
 SMALL = [
+    f"--config.dataset={few_digits.DATASET}",
     "--config.sweep.activation=('tanh',)",
     "--config.epochs=1",
     "--config.first_seed=2",

@@ -1,6 +1,6 @@
-"""Set-up of all tests: two CPU devices, strict ranks, shapes checked at run time, and quick compilation.
+"""Set-up of all tests: two CPU devices, strict ranks, shapes checked at run time, and what makes the fast ones fast.
 
-`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` compiles the programs as users' runs do.
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` does without the latter: programs are compiled and started as users' are.
 """
 
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jaxtyping
 import numpy as np
+import programs
 import pytest
 from beartype import BeartypeConf, beartype
 
@@ -37,14 +38,15 @@ UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
 def pytest_collection_finish(session):
-    """Compiles without optimization, here and in programs that tests start, unless slow tests were selected.
+    """Compiles without optimization, here and in programs that tests start, and forks these, unless slow tests run.
 
-    The fast tests' programs run for a moment; optimizing them takes longer. Slow tests depend on how fast users'
-    programs are, and all tests of a session compare results of the same kind of program.
+    The fast tests' programs run for a moment; importing and optimizing them takes longer. Slow tests depend on how fast
+    users' programs are, and all tests of a session compare results of the same kind of program.
     """
     if UNOPTIMIZED not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
         os.environ[UNOPTIMIZED] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
+        programs.FORKED = True
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import few_digits
+import programs
 import pytest
 
 from lenet_jax import cli, experiment, results
@@ -32,12 +33,9 @@ QUICK = [
 """Two arms, of which one has the program that the runs of test_faults.py have: compiled programs are kept."""
 
 
-def lenet_jax(folder, *arguments, **environment):
-    """Runs the console script in `folder`."""
-    script = Path(sys.executable).parent / "lenet-jax"
-    return subprocess.run(
-        [script, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | environment, timeout=300
-    )
+def lenet_jax(folder, *arguments, real=False, **environment):
+    """Runs the program in `folder`; see `programs`."""
+    return programs.run(arguments, folder, real=real, environment=environment)
 
 
 def assert_refused(result, *parts):
@@ -70,7 +68,7 @@ def main(monkeypatch, capsys):
 
 def test_help_answers_within_a_second_and_without_jax(tmp_path):
     started = time.perf_counter()
-    result = lenet_jax(tmp_path, "--help")
+    result = lenet_jax(tmp_path, "--help", real=True)
     assert time.perf_counter() - started < 1
     assert result.returncode == 0
     assert "lenet-jax run --config=FILE" in result.stdout
@@ -96,7 +94,7 @@ def test_help_of_a_command_lists_its_flags(tmp_path, command):
 def finished(tmp_path_factory):
     """A run of the quickstart, made small."""
     folder = tmp_path_factory.mktemp("cli")
-    result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick")
+    result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick", real=True)
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -283,7 +281,7 @@ def test_compare_refuses_bad_input(main, finished, arguments, parts):
 
 
 def test_an_unknown_command_is_refused(tmp_path):
-    assert_refused(lenet_jax(tmp_path, "train"), "command: 'train'", "'run', 'compare'")
+    assert_refused(lenet_jax(tmp_path, "train", real=True), "command: 'train'", "'run', 'compare'")
 
 
 def test_without_network_the_files_and_the_way_round_are_named(tmp_path):
@@ -300,16 +298,14 @@ def test_without_network_the_files_and_the_way_round_are_named(tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    script = Path(sys.executable).parent / "lenet-jax"
-    command = [script, "run", *QUICK, "--config.epochs=5000", "--workdir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    arguments = ["run", *QUICK, "--config.epochs=5000", "--workdir=run"]
+    process = programs.start(arguments, tmp_path, tmp_path / "output", tmp_path / "errors")
     while not (tmp_path / "run/config.json").exists():
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1].startswith("lenet-jax: stopped")
+    assert process.wait(120) == 130
+    assert (tmp_path / "errors").read_text().splitlines()[-1].startswith("lenet-jax: stopped")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -335,7 +331,9 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     flags += [f"--config.first_seed={seed}", "--config.seeds=1", "--workdir=again"]
     # Compiled as it was then: other programs round in another way.
     as_then = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags, **as_then)
+    result = lenet_jax(
+        tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags, real=True, **as_then
+    )
     assert result.returncode == 0, result.stderr
     again = results.load(tmp_path / "again")
     before = next(arm for arm in stored.summary["arms"] if arm["name"] == name)

@@ -2,11 +2,10 @@
 
 import dataclasses
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import few_digits
+import programs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,8 +178,7 @@ def test_networks_that_are_gone_or_damaged_are_told_and_nothing_is_changed(folde
 
 
 def lenet_jax_classify(cwd, *arguments):
-    command = [Path(sys.executable).parent / "lenet-jax", "classify", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return programs.run(["classify", *arguments], cwd)
 
 
 def test_the_command_classifies_files(folder, run, test_digits, tmp_path):

@@ -23,7 +23,7 @@ SERVER.set_forkserver_preload(
 )
 
 
-def main(arguments, folder, outputs, environment, session):
+def main(arguments, folder, outputs, environment, session, before):
     """What a fork does: becomes the program."""
     from lenet_jax import cli
 
@@ -38,14 +38,15 @@ def main(arguments, folder, outputs, environment, session):
         os.dup2(written, number)
         os.close(written)
     sys.argv = [str(SCRIPT), *arguments]
+    exec(before)
     cli.main()
 
 
 class Fork:
     """A process of the server's, with the methods of `subprocess.Popen` that tests use."""
 
-    def __init__(self, arguments, folder, outputs, environment, session):
-        self._process = SERVER.Process(target=main, args=(arguments, folder, outputs, environment, session))
+    def __init__(self, *arguments):
+        self._process = SERVER.Process(target=main, args=arguments)
         self._process.start()
         self.pid = self._process.pid
 
@@ -73,7 +74,7 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments, folder, output, errors=None, *, real=False, session=False, environment=None):
+def start(arguments, folder, output, errors=None, *, real=False, session=False, environment=None, before=""):
     """A process of `lenet-jax`.
 
     Args:
@@ -83,14 +84,16 @@ def start(arguments, folder, output, errors=None, *, real=False, session=False, 
       real: see above.
       session: whether it gets a session of its own, as of a terminal.
       environment: what differs from this process's.
+      before: Python that is executed first.
     """
     arguments, outputs = list(map(str, arguments)), [str(output), str(errors or output)]
     environment = os.environ | (environment or {})
     if FORKED and not real:
-        return Fork(arguments, str(folder), outputs, dict(environment), session)
+        return Fork(arguments, str(folder), outputs, dict(environment), session, before)
+    program = [sys.executable, "-c", f"{before}; from lenet_jax import cli; cli.main()"] if before else [SCRIPT]
     with open(outputs[0], "a") as said, open(outputs[1], "a") as told:
         return subprocess.Popen(
-            [SCRIPT, *arguments], cwd=folder, env=environment, stdout=said, stderr=told, start_new_session=session
+            [*program, *arguments], cwd=folder, env=environment, stdout=said, stderr=told, start_new_session=session
         )
 
 

@@ -1,9 +1,9 @@
 """Tests of the command line, in a process of its own as users run it."""
 
-import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -94,6 +94,7 @@ def test_help_of_a_command_lists_its_flags(tmp_path, command):
 def finished(tmp_path_factory):
     """A run of the quickstart, made small."""
     folder = tmp_path_factory.mktemp("cli")
+    # The script itself, as users start it.
     result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick", real=True)
     assert result.returncode == 0, result.stderr
     return folder, result
@@ -345,22 +346,19 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals differ")
-def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path):
+def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path, monkeypatch):
     """Through a pseudo-terminal, as a person sees it."""
-    script = Path(sys.executable).parent / "lenet-jax"
-    arguments = [*QUICK, "--config.sweep.loss=('cross_entropy',)", "--workdir=run"]
+    arguments = ["run", *QUICK, "--config.sweep.loss=('cross_entropy',)", "--workdir=run"]
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    environment = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    with subprocess.Popen(
-        [script, "run", *arguments], cwd=tmp_path, env=environment, stderr=theirs, stdout=theirs
-    ) as run:
-        os.close(theirs)
-        said = b""
-        with contextlib.suppress(OSError):  # which is how a pseudo-terminal ends
-            while chunk := os.read(ours, 65536):
-                said += chunk
+    run = programs.start(arguments, tmp_path, os.ttyname(theirs), environment={"TERM": "xterm-256color"})
+    said = b""
+    while run.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            said += os.read(ours, 65536)
+    os.close(theirs)
     os.close(ours)
     assert run.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import few_digits
 import pandas as pd
+import programs
 import pytest
 
 from lenet_jax import arms, compare, report, results, tables
@@ -137,7 +138,10 @@ def said(folder, command):
     parts = shlex.split(command)
     if parts[1] == "run" and "stored.py" not in command:
         parts += SMALL
-    result = subprocess.run(parts, cwd=folder, capture_output=True, text=True)
+    if programs.FORKED:
+        result = programs.run(parts[1:], folder)
+    else:
+        result = subprocess.run(parts, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, (command, result.stderr)
     return result.stdout
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import few_digits
-import programs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 from PIL import Image
 

@@ -1,4 +1,7 @@
-"""Set-up of all tests: two CPU devices, strict ranks, and shapes checked at run time."""
+"""Set-up of all tests: two CPU devices, strict ranks, shapes checked at run time, and what makes the fast ones fast.
+
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` does without the latter: programs are compiled and started as users' are.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import jax
 import jaxtyping
 import numpy as np
+import programs
 import pytest
 from beartype import BeartypeConf, beartype
 
@@ -23,11 +27,26 @@ def check_types(function):
 jaxtyping.install_import_hook("lenet_jax", "conftest.check_types")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of what the tests do. The cache's keys are the programs themselves: nothing stale can be used.
-CACHE = Path(__file__).parents[1] / ".pytest_cache"
-jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+# Compiling is most of what the tests do. One cache serves all test processes and the programs that they start, and
+# leaves the user's alone. Its keys are the programs themselves: no stale program can be used.
+CACHE_HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
+os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
+jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-os.environ["XDG_CACHE_HOME"] = str(CACHE / "home")  # that of the programs that tests start; the user's is left alone
+
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
+
+def pytest_collection_finish(session):
+    """Compiles without optimization, here and in programs that tests start, and forks these, unless slow tests run.
+
+    The fast tests' programs run for a moment; importing and optimizing them takes longer. Slow tests depend on how fast
+    users' programs are, and all tests of a session compare results of the same kind of program.
+    """
+    if UNOPTIMIZED not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
+        os.environ[UNOPTIMIZED] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+        programs.FORKED = True
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +94,8 @@ def assert_close():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that test mathematics operation by operation: compiling takes longer there than computing."""
+    """For modules that test mathematics operation by operation: also with slow tests, compiling takes longer there."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -23,6 +23,7 @@ def write_run(
     chosen=None,
     names=None,
     test=1000,
+    curves=("train", "test"),
 ):
     """A run folder whose arms have these errors at the last of two epochs, and twice as much at the first.
 
@@ -36,6 +37,7 @@ def write_run(
       config, versions: as stored.
       chosen: by arm, tuned hyperparameters, and those of them at an edge.
       names: of named arms, which have no axes.
+      curves: splits that were measured at both epochs; of train and test, others at the last one alone.
     """
     arms, tables = [], []
     for place, (values, of_seeds) in enumerate(errors.items()):
@@ -45,7 +47,10 @@ def write_run(
         arm = {"name": name, "axes": shown, "diverged": diverged, "chosen": picked, "chosen_at_edge": edge}
         arms.append(arm | {"seconds": 2.0 + place, "samples_per_second": 1000.0})
         first = first_seed[values] if isinstance(first_seed, dict) else first_seed
-        for epoch, split in itertools.product((1, 2), ("train", "test")):
+        splits = dict.fromkeys((*curves, "train", "test"))
+        for epoch, split in itertools.product((1, 2), splits):
+            if epoch == 1 and split not in curves:
+                continue
             columns = {"arm": name, **shown, "epoch": epoch, "split": split}
             seeds = {"seed": range(first, first + len(of_seeds))}
             error = np.array(of_seeds, float) * (3 - epoch)

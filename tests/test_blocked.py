@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import pairwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,9 +36,9 @@ def draw(architecture, batch, seed):
     return jnp.asarray(rng.normal(size=(batch, 32, 32))), jnp.asarray(rng.normal(size=(batch, architecture.classes)))
 
 
-@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
-@pytest.mark.parametrize("connectivity", CONNECTIVITIES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "connectivity", "subsampling"), pairwise(ACTIVATIONS, CONNECTIVITIES, SUBSAMPLINGS)
+)
 def test_equals_the_model(activation, connectivity, subsampling, random_params, assert_close):
     architecture = Architecture(activation, connectivity, subsampling)
     check(architecture, random_params, assert_close)

@@ -1,9 +1,9 @@
 """Tests of the command line, in a process of its own as users run it."""
 
-import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -11,9 +11,11 @@ import termios
 import time
 from pathlib import Path
 
+import few_digits
+import programs
 import pytest
 
-from lenet_jax import cli, results
+from lenet_jax import cli, experiment, results
 from lenet_jax.arms import expand
 from lenet_jax.experiments import base
 from lenet_jax.tuning import Tuning, log_uniform
@@ -21,6 +23,7 @@ from lenet_jax.tuning import Tuning, log_uniform
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 QUICK = [
     f"--config={EXPERIMENTS}/quickstart.py",
+    f"--config.dataset={few_digits.DATASET}",
     "--config.sweep.activation=('tanh',)",
     "--config.epochs=1",
     "--config.seeds=2",
@@ -30,12 +33,9 @@ QUICK = [
 """Two arms, of which one has the program that the runs of test_faults.py have: compiled programs are kept."""
 
 
-def lenet_jax(folder, *arguments, **environment):
-    """Runs the console script in `folder`."""
-    script = Path(sys.executable).parent / "lenet-jax"
-    return subprocess.run(
-        [script, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | environment, timeout=300
-    )
+def lenet_jax(folder, *arguments, real=False, **environment):
+    """Runs the program in `folder`; see `programs`."""
+    return programs.run(arguments, folder, real=real, environment=environment)
 
 
 def assert_refused(result, *parts):
@@ -49,10 +49,16 @@ def assert_refused(result, *parts):
 
 @pytest.fixture
 def main(monkeypatch, capsys):
-    """(folder, *arguments) -> the refusal of the command, in this process: each of its own takes seconds to start."""
+    """(folder, *arguments) -> the refusal of the command, in this process: each of its own takes seconds to start.
+
+    That refusals end a process of its own so, too, `test_an_unknown_command_is_refused` shows.
+    """
+
+    monkeypatch.setattr(experiment, "run_arm", lambda *_: pytest.fail("it trains"))
 
     def run(folder, *arguments):
         monkeypatch.chdir(folder)
+        sys.modules.pop("config_config", None)  # the file of the test before, whose names would stay
         with pytest.raises(SystemExit) as refusal:
             cli.main(list(arguments))
         return subprocess.CompletedProcess(arguments, refusal.value.code, *capsys.readouterr())
@@ -62,7 +68,7 @@ def main(monkeypatch, capsys):
 
 def test_help_answers_within_a_second_and_without_jax(tmp_path):
     started = time.perf_counter()
-    result = lenet_jax(tmp_path, "--help")
+    result = lenet_jax(tmp_path, "--help", real=True)
     assert time.perf_counter() - started < 1
     assert result.returncode == 0
     assert "lenet-jax run --config=FILE" in result.stdout
@@ -88,7 +94,8 @@ def test_help_of_a_command_lists_its_flags(tmp_path, command):
 def finished(tmp_path_factory):
     """A run of the quickstart, made small."""
     folder = tmp_path_factory.mktemp("cli")
-    result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick")
+    # The script itself, as users start it.
+    result = lenet_jax(folder, "run", *QUICK, "--workdir=runs/quick", real=True)
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -174,7 +181,8 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
         (["--config.sweep.loss=('hinge',)"], ["loss: 'hinge'"]),
         (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist10k'"]),
         (["--config.dataset=idx:nowhere"], ["nowhere", "train-images-idx3-ubyte"]),
-        (["--config.batch_size=4001"], ["batch_size: 4001"]),
+        (["--config.batch_size=4001"], ["batch_size: 4001"]),  # 1,000 of the 5,000 validate
+        (["--config.dataset=mnist5k"], ["dataset: 'mnist5k' is retired", "'mnist10k'"]),
         (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run/checkpoints' can't be written"]),
         (["--nosuch=1"], ["nosuch"]),
         (["--tracker=visdom"], ["tracker: 'visdom' is not one of"]),
@@ -190,11 +198,14 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(main, tmp_path,
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("arguments", "message"),
     [
         ("--config.sweep.loss,seeds=(('mse',1),('map',))", "sweep.loss,seeds: ('map',) is no list of 2 values"),
         ("--config.sweep.arm={'a': {}}", "sweep.arm: named arms stand alone"),
-        ("--config.tune.learning_rate=(0.01,0.1)", "validation_size: 0 leaves nothing to tune on"),
+        (
+            "--config.validation_size=0 --config.tune.learning_rate=(0.01,0.1)",
+            "validation_size: 0 leaves nothing to tune on",
+        ),
         ("--config.tune.batch_size=(16,32)", "tune.batch_size: can't be tuned; allowed are learning_rate"),
         ("--config.tune.mu={'low': 1}", "tune.mu: a random set needs low, high, count"),
         ("--config.tune.mu={[1]: 1}", "tune.mu: '{[1]: 1}' is no Python tuple"),
@@ -202,13 +213,14 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(main, tmp_path,
         ("--config.tune=(0.1,)", "tune: set one key at a time"),
     ],
 )
-def test_bad_keys_are_refused_in_one_line(main, tmp_path, argument, message):
-    result = main(tmp_path, "run", f"--config={EXPERIMENTS}/quickstart.py", argument)
+def test_bad_keys_are_refused_in_one_line(main, tmp_path, arguments, message):
+    result = main(tmp_path, "run", f"--config={EXPERIMENTS}/quickstart.py", *re.split(" (?=--)", arguments))
     assert_refused(result)
     assert result.stderr.startswith(f"lenet-jax: {message}")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -227,22 +239,23 @@ def test_bad_keys_are_refused_in_one_line(main, tmp_path, argument, message):
         ),
     ],
 )
-def test_a_bad_config_file_is_refused(tmp_path, content, parts):
+def test_a_bad_config_file_is_refused(main, tmp_path, content, parts):
     if content:
         (tmp_path / "mine.py").write_text(content)
-    assert_refused(lenet_jax(tmp_path, "run", "--config=mine.py"), *parts)
+    assert_refused(main(tmp_path, "run", "--config=mine.py"), *parts)
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_a_config_the_flag_is_named(tmp_path):
-    assert_refused(lenet_jax(tmp_path, "run"), "config: none is given", "--config=")
-    assert_refused(lenet_jax(tmp_path, "run", "mine.py"), "config: none is given", "--config=mine.py")
+def test_without_a_config_the_flag_is_named(main, tmp_path):
+    assert_refused(main(tmp_path, "run"), "config: none is given", "--config=")
+    assert_refused(main(tmp_path, "run", "mine.py"), "config: none is given", "--config=mine.py")
 
 
-def test_a_run_of_another_config_is_left_alone(finished):
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_run_of_another_config_is_left_alone(main, finished):
     folder, _ = finished
     before = (folder / "runs/quick/summary.json").read_bytes()
-    result = lenet_jax(folder, "run", *QUICK, "--config.epochs=2", "--workdir=runs/quick")
+    result = main(folder, "run", *QUICK, "--config.epochs=2", "--workdir=runs/quick")
     assert_refused(result, "workdir: 'runs/quick'", "differs in epochs")
     assert (folder / "runs/quick/summary.json").read_bytes() == before
 
@@ -269,7 +282,7 @@ def test_compare_refuses_bad_input(main, finished, arguments, parts):
 
 
 def test_an_unknown_command_is_refused(tmp_path):
-    assert_refused(lenet_jax(tmp_path, "train"), "command: 'train'", "'run', 'compare'")
+    assert_refused(lenet_jax(tmp_path, "train", real=True), "command: 'train'", "'run', 'compare'")
 
 
 def test_without_network_the_files_and_the_way_round_are_named(tmp_path):
@@ -286,18 +299,17 @@ def test_without_network_the_files_and_the_way_round_are_named(tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    script = Path(sys.executable).parent / "lenet-jax"
-    command = [script, "run", *QUICK, "--config.epochs=5000", "--workdir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    arguments = ["run", *QUICK, "--config.epochs=5000", "--workdir=run"]
+    process = programs.start(arguments, tmp_path, tmp_path / "output", tmp_path / "errors")
     while not (tmp_path / "run/config.json").exists():
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1].startswith("lenet-jax: stopped")
+    assert process.wait(120) == 130
+    assert (tmp_path / "errors").read_text().splitlines()[-1].startswith("lenet-jax: stopped")
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
@@ -305,8 +317,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         (":nowhere", "lenet-jax: run: 'nowhere/config.json' is missing"),
     ],
 )
-def test_a_stored_run_that_is_not_there_is_refused(folder, message, tmp_path):
-    result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/stored.py{folder}")
+def test_a_stored_run_that_is_not_there_is_refused(main, folder, message, tmp_path):
+    result = main(tmp_path, "run", f"--config={EXPERIMENTS}/stored.py{folder}")
     assert_refused(result)
     assert result.stderr.startswith(message)
     assert not list(tmp_path.iterdir())
@@ -318,7 +330,11 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     seed, name = 3, "loss=cross_entropy,activation=tanh"
     flags = ["--config.sweep.loss=('cross_entropy',)", "--config.sweep.activation=('tanh',)"]
     flags += [f"--config.first_seed={seed}", "--config.seeds=1", "--workdir=again"]
-    result = lenet_jax(tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags)
+    # Compiled as it was then: other programs round in another way.
+    as_then = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    result = lenet_jax(
+        tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags, real=True, **as_then
+    )
     assert result.returncode == 0, result.stderr
     again = results.load(tmp_path / "again")
     before = next(arm for arm in stored.summary["arms"] if arm["name"] == name)
@@ -330,22 +346,19 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals differ")
-def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path):
+def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path, monkeypatch):
     """Through a pseudo-terminal, as a person sees it."""
-    script = Path(sys.executable).parent / "lenet-jax"
-    arguments = [*QUICK, "--config.sweep.loss=('cross_entropy',)", "--workdir=run"]
+    arguments = ["run", *QUICK, "--config.sweep.loss=('cross_entropy',)", "--workdir=run"]
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    environment = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    with subprocess.Popen(
-        [script, "run", *arguments], cwd=tmp_path, env=environment, stderr=theirs, stdout=theirs
-    ) as run:
-        os.close(theirs)
-        said = b""
-        with contextlib.suppress(OSError):  # which is how a pseudo-terminal ends
-            while chunk := os.read(ours, 65536):
-                said += chunk
+    run = programs.start(arguments, tmp_path, os.ttyname(theirs), environment={"TERM": "xterm-256color"})
+    said = b""
+    while run.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            said += os.read(ours, 65536)
+    os.close(theirs)
     os.close(ours)
     assert run.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())

@@ -1,6 +1,7 @@
 import gzip
 import io
 import os
+import pickle
 import re
 import shutil
 import struct
@@ -81,12 +82,27 @@ def damage(path, kind):
 
 
 class TestMnist10k:
-    def test_sizes_and_turns(self, mnist10k):
-        assert mnist10k.train_images.shape == (4000, 28, 28)
-        assert mnist10k.test_images.shape == (1000, 28, 28)
-        for labels in (mnist10k.train_labels, mnist10k.test_labels):
+    def test_sizes(self, mnist10k):
+        for images, labels in (
+            (mnist10k.train_images, mnist10k.train_labels),
+            (mnist10k.test_images, mnist10k.test_labels),
+        ):
+            assert images.shape == (5000, 28, 28)
+            assert labels.shape == (5000,)
             assert labels.dtype == np.uint8
-            np.testing.assert_array_equal(labels, np.arange(len(labels)) % 10)
+            assert set(labels) == set(range(10))
+
+    def test_every_stretch_is_stratified(self, mnist10k):
+        """Counts of a class up to any image differ by less than one from its share of them."""
+        for labels in (mnist10k.train_labels, mnist10k.test_labels):
+            ones = np.eye(10)[labels]
+            expected = np.arange(1, len(labels) + 1)[:, None] * ones.mean(axis=0)
+            assert np.abs(ones.cumsum(axis=0) - expected).max() < 1
+
+    def test_the_splits_are_alike(self, mnist10k):
+        counts = [np.bincount(labels) for labels in (mnist10k.train_labels, mnist10k.test_labels)]
+        assert np.abs(counts[0] - counts[1]).max() <= 1
+        assert (sum(counts).min(), sum(counts).max()) == (863, 1127)  # of MNIST's first 10,000 training digits
 
     def test_real_digits(self, mnist10k):
         for images in (mnist10k.train_images, mnist10k.test_images):
@@ -95,17 +111,17 @@ class TestMnist10k:
             assert 32 < images.mean() < 35  # MNIST's mean is 33.3
             assert (images[:, 0] == 0).mean() > 0.99  # the background
         # Digits look like their label: the nearest class mean finds most of them.
-        means = np.stack([mnist10k.train_images[digit::10].mean(0).ravel() for digit in range(10)])
-        tests = mnist10k.test_images.reshape(1000, -1).astype(float)
+        means = np.stack([mnist10k.train_images[mnist10k.train_labels == digit].mean(0).ravel() for digit in range(10)])
+        tests = mnist10k.test_images[:1000].reshape(1000, -1).astype(float)
         nearest = ((tests[:, None] - means) ** 2).sum(-1).argmin(1)
-        assert 0.75 < (nearest == mnist10k.test_labels).mean() < 0.95
+        assert 0.75 < (nearest == mnist10k.test_labels[:1000]).mean() < 0.95
 
     def test_train_and_test_share_no_image(self, mnist10k):
         train, test = ({image.tobytes() for image in part} for part in (mnist10k.train_images, mnist10k.test_images))
-        assert (len(train), len(test), len(train & test)) == (4000, 1000, 0)
+        assert (len(train), len(test), len(train & test)) == (5000, 5000, 0)
 
     def test_fingerprint_is_fixed(self, mnist10k):
-        assert mnist10k.fingerprint == "sha256:6fd857bcc230d9ee029c91a09d6248ec9f573bf30ed6bd5a46af7baf8c3a1e8a"
+        assert mnist10k.fingerprint == "sha256:916433c8bc50fea0842ffb377aacc8f3b4478e355d425ff5a5934ce2b2c5e254"
 
     def test_fingerprint_sees_every_part(self, digits):
         seen = {data.Dataset(name="x", **digits).fingerprint}
@@ -119,6 +135,54 @@ class TestMnist10k:
         start = time.perf_counter()
         data.load("mnist10k")
         assert time.perf_counter() - start < 1
+
+    def test_the_retired_name_is_refused_with_the_new_one(self):
+        assert refusal("mnist5k") == (
+            "dataset: 'mnist5k' is retired; 'mnist10k' has 5,000 digits to train on and 5,000 to test on"
+        )
+
+    @pytest.mark.parametrize("kind", [*DAMAGES, "flipped at the end", "no npz", "pickled"])
+    def test_a_damaged_file_is_refused(self, tmp_path, monkeypatch, kind):
+        copy = tmp_path / "mnist10k.npz"
+        copy.write_bytes(data.EMBEDDED.read_bytes())
+        if kind in DAMAGES:
+            damage(copy, kind)
+        elif kind == "flipped at the end":
+            copy.write_bytes(flipped(copy.read_bytes(), 0.99))
+        else:
+            copy.write_bytes(b"PK" if kind == "no npz" else pickle.dumps({"train_images": 1}))
+        monkeypatch.setattr(data, "EMBEDDED", copy)
+        message = refusal("mnist10k")
+        assert message == f"dataset: {str(copy)!r} is missing or damaged; install lenet_jax again"
+
+    def test_no_flipped_byte_is_trained_on(self, tmp_path, monkeypatch, mnist10k):
+        """Where a byte has no meaning for the arrays, such as a date in the zip file, they are the right ones."""
+        content, copy = data.EMBEDDED.read_bytes(), tmp_path / "mnist10k.npz"
+        monkeypatch.setattr(data, "EMBEDDED", copy)
+        refused = 0
+        for place in np.random.default_rng(0).uniform(size=20):
+            copy.write_bytes(flipped(content, place))
+            try:
+                loaded = data.load("mnist10k")
+            except InputError:
+                refused += 1
+            else:
+                assert loaded.fingerprint == mnist10k.fingerprint
+        assert refused > 15
+
+    def test_a_file_with_other_arrays_is_refused(self, tmp_path, monkeypatch, mnist10k, digits):
+        copy = tmp_path / "mnist10k.npz"
+        monkeypatch.setattr(data, "EMBEDDED", copy)
+        whole = {part: getattr(mnist10k, part) for part in digits}
+        others = [digits, whole | {"test_labels": whole["train_labels"]}]
+        for arrays in others:
+            np.savez(copy, **arrays)
+            assert refusal("mnist10k") == (
+                f"dataset: {str(copy)!r} does not hold the digits of 'mnist10k'; install lenet_jax again"
+            )
+        for arrays in ({"train_images": digits["train_images"]}, digits | {"train_labels": digits["train_labels"][1:]}):
+            np.savez(copy, **arrays)
+            assert refusal("mnist10k").startswith("dataset: ")
 
 
 class TestIdx:
@@ -231,7 +295,9 @@ class TestIdx:
             (tmp_path / "closed").chmod(0o700)
 
 
-@pytest.mark.parametrize("name", ["", "mnist6k", "MNIST5K", "mnist10k ", "idx", "idx:", "tfds:", "mnist:x", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["", "mnist6k", "MNIST10K", "mnist10k ", "mnist5k ", "idx", "idx:", "tfds:", "mnist:x", "a\nb"]
+)
 def test_unknown_names(name):
     message = refusal(name)
     assert message.startswith(f"dataset: {name!r} is not one of 'mnist10k', 'mnist'")
@@ -294,7 +360,7 @@ class TestNoise:
         noisy = data.with_noise(labels, share, 10)
         assert noisy.dtype == labels.dtype
         assert (noisy != labels).mean() == pytest.approx(share, abs=0.02)
-        assert ((noisy != labels).sum() == 4000) == (share == 1)
+        assert ((noisy != labels).sum() == len(labels)) == (share == 1)
         np.testing.assert_array_equal(data.with_noise(labels, share, 10), noisy)
 
     def test_every_other_class_is_as_likely(self, mnist10k):

@@ -1,24 +1,28 @@
 """Tests of whole runs."""
 
+import functools
 import json
 import shutil
+import signal
 import sys
 
+import few_digits
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from lenet_jax import experiment, inputs, population, results, train, training
+from lenet_jax import experiment, inputs, population, results, signals, train, training
 from lenet_jax.arms import expand
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.experiments import base, lenet5_1998_distorted, stored
 
 
 def small(**fields):
     """A config that runs in seconds."""
     config = base.get_config()
-    config.update({"activation": "tanh", "epochs": 2, "seeds": 3, "validation_size": 3700, "batch_size": 20} | fields)
+    config.update({"dataset": few_digits.DATASET, "validation_size": 300, "batch_size": 20, "activation": "tanh"})
+    config.update({"epochs": 2, "seeds": 3} | fields)
     return config
 
 
@@ -30,7 +34,7 @@ def with_sweep(config, **axes):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"validation_size": 4000}, "validation_size: 4000 leaves none of 4000 to train on"),
+        ({"validation_size": 600}, "validation_size: 600 leaves none of 600 to train on"),
         ({"batch_size": 301}, "batch_size: 301 is more than the 300 training images"),
         ({"train_size": 301}, "train_size: 301 is more than the 300 images that are left"),
         ({"train_size": 15}, "batch_size: 20 is more than the 15 training images"),
@@ -43,6 +47,7 @@ def with_sweep(config, **axes):
             "curvature_patterns: 301 is more than the 300 training images",
         ),
         ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist10k'"),
+        ({"dataset": "mnist10k", "validation_size": 5000}, "validation_size: 5000 leaves none of 5000 to train on"),
     ],
 )
 def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_written(tmp_path, fields, message):
@@ -52,16 +57,16 @@ def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_writte
 
 
 def test_splits_follow_one_another_and_normalization_sees_the_training_split_alone():
-    arm = expand(small(validation_size=1000))[0]
+    arm = expand(small(dataset="mnist10k", validation_size=1000))[0]
     dataset = inputs.load_data([arm])[inputs.data_key(arm)]
     splits = inputs.splits_of(dataset, arm)
-    assert splits == {"train": range(3000), "validation": range(3000, 4000), "test": range(4000, 5000)}
+    assert splits == {"train": range(4000), "validation": range(4000, 5000), "test": range(5000, 10000)}
     images = inputs.images_of(dataset, arm)
-    training = np.asarray(images.pixels)[:3000, 2:30, 2:30] * np.asarray(images.scale) + np.asarray(images.shift)
+    training = np.asarray(images.pixels)[:4000, 2:30, 2:30] * np.asarray(images.scale) + np.asarray(images.shift)
     assert training.mean() == pytest.approx(0, abs=1e-5)
     assert training.std() == pytest.approx(1, abs=1e-5)
-    np.testing.assert_array_equal(images.pixels[4000:, 2:30, 2:30], dataset.test_images)
-    np.testing.assert_array_equal(images.labels[3000:4000], dataset.train_labels[3000:])
+    np.testing.assert_array_equal(images.pixels[5000:, 2:30, 2:30], dataset.test_images)
+    np.testing.assert_array_equal(images.labels[4000:5000], dataset.train_labels[4000:])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     }
     assert run.tuning is None
     data = run.summary["dataset"]
-    assert (data["name"], data["train"], data["validation"], data["test"]) == ("mnist10k", 300, 3700, 1000)
+    assert (data["name"], data["train"], data["validation"], data["test"]) == (few_digits.DATASET, 300, 300, 200)
     assert data["fingerprint"].startswith("sha256:")
     arm = run.summary["arms"][0]
     assert arm["name"] == "weight_decay=0"
@@ -96,7 +101,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     assert arm["seconds"] > 0
     assert arm["samples_per_second"] > 0
     assert run.provenance["command"] == "lenet-jax run test"
-    assert run.provenance["fingerprints"] == {"mnist10k": data["fingerprint"]}
+    assert run.provenance["fingerprints"] == {few_digits.DATASET: data["fingerprint"]}
     assert run.provenance["versions"]["jax"] == jax.__version__
     assert run.config["epochs"] == 2
 
@@ -106,7 +111,8 @@ def test_metrics_hold_every_number_in_long_form(finished):
     assert list(run.metrics.columns) == ["arm", "weight_decay", "seed", "epoch", "split", "metric", "value"]
     counts = run.metrics.groupby("split").size().to_dict()
     # 2 arms x 3 seeds, times metrics and the epochs at which a split is measured.
-    assert counts == {"running": 6 * 2 * 2, "validation": 6 * 5 * 3, "test": 6 * 5 * 3, "train": 6 * 5}
+    assert counts == {"running": 6 * 2 * 2, "validation": 6 * 5 * 3, "test": 6 * 5, "train": 6 * 5}
+    assert set(run.metrics[run.metrics.split == "test"].epoch) == {2}, "nobody shall choose by them"
     assert set(run.metrics[run.metrics.split == "test"].metric) == {"loss", "error", "nll", "brier", "ece"}
     assert set(run.metrics[run.metrics.split == "running"].metric) == {"loss", "error"}
     of_arm = run.metrics[(run.metrics.weight_decay == 0) & (run.metrics.metric == "error")]
@@ -133,7 +139,7 @@ def test_the_run_equals_a_population_trained_by_hand(finished):
     members = population.create([1], hyper, inputs.images_of(dataset, arm), recipe)
     for _ in range(2):
         population.train_part(members)
-    error = population.evaluate(members, range(4000, 5000)).error
+    error = population.evaluate(members, range(600, 800)).error
     assert error[0] == pytest.approx(run.summary["arms"][0]["test_error"]["per_seed"][1], abs=1e-6)
 
 
@@ -235,36 +241,136 @@ def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
     for _ in range(4):
         training.note(history, "test", found, recipe)
     training.note(history, "running", train.Metrics(np.float32([5, 6]), np.float32([7, 8])), recipe)
-    table = training.long_form(history, [3], members, 9)
+    first = training.first_epochs({"epochs": 9, "test_curve": True})
+    table = training.long_form(history, [3], members, first)
     assert list(table.columns) == ["mu", "seed", "epoch", "split", "metric", "value"]
     assert table.metric.drop_duplicates().tolist() == measured
     assert table.value.tolist() == list(range(2 * len(measured)))
     assert table[["mu", "seed"]].drop_duplicates().to_numpy().tolist() == [[0.1, 7], [0.2, 8]]
-    assert training.long_form(history, [1], members, 9).query("split == 'running'").value.tolist() == [5, 6, 7, 8]
+    assert training.long_form(history, [1], members, first).query("split == 'running'").value.tolist() == [5, 6, 7, 8]
+
+
+def test_measurements_of_the_end_alone_have_its_epoch():
+    recipe, found = recipe_for(small()), train.Evaluation(*np.arange(5, dtype=np.float32).reshape(5, 1))
+    first = training.first_epochs({"epochs": 9, "test_curve": False})
+    assert first == {"running": 1, "train": 9, "validation": 0, "test": 9}
+    history: dict = {}
+    for split in ("test", "train", "validation"):
+        training.note(history, split, found, recipe)
+    members = training.Members([7], {})
+    table = training.long_form(history, range(10), members, first)
+    assert table.groupby("split").epoch.unique().map(list).to_dict() == {"test": [9], "train": [9], "validation": [0]}
+    assert training.long_form(history, [4], members, first).empty
+
+
+class Interrupting:
+    """An engine that is told to stop after so many trainings: the run saves what it has, and ends."""
+
+    def __init__(self, monkeypatch, after):
+        self.stop, self.left = signals.Stop(), after
+        train_part = population.train_part
+
+        def counted(members):
+            self.left -= 1
+            if not self.left:
+                self.stop.signal = signal.SIGTERM
+            return train_part(members)
+
+        monkeypatch.setattr(population, "train_part", counted)
+
+
+def interrupted(config, folder, after):
+    with pytest.MonkeyPatch.context() as patch:
+        engine = Interrupting(patch, after)
+        with pytest.raises(Interrupted, match="stopped in epoch"):
+            experiment.run(config, folder, "test", stop=engine.stop)
+
+
+CURVES = {
+    "validation alone": {},
+    "neither": {"validation_size": 0, "train_size": 300},
+    "test curve": {"test_curve": True},
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(name of `CURVES`) -> a run with these fields, never interrupted."""
+    folder = tmp_path_factory.mktemp("curves")
+    return functools.cache(lambda name: experiment.run(small(**CURVES[name]), folder / name, "test"))
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_what_is_measured_at_which_epoch(name, measured):
+    found = measured(name).metrics.groupby("split").epoch.unique().map(sorted).to_dict()
+    expected = {"running": [1, 2], "train": [2], "test": [2], "validation": [0, 1, 2]}
+    if name == "neither":
+        del expected["validation"]
+    if name == "test curve":
+        expected["test"] = [0, 1, 2]
+    assert found == expected
+
+
+def test_a_test_curve_changes_nothing_else(measured):
+    with_curve, without = measured("test curve"), measured("validation alone")
+    common = with_curve.metrics[(with_curve.metrics.split != "test") | (with_curve.metrics.epoch == 2)]
+    columns = ["split", "metric", "seed", "epoch"]
+    tables = [table.sort_values(columns, ignore_index=True) for table in (common, without.metrics)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    pd.testing.assert_frame_equal(with_curve.predictions, without.predictions, check_exact=True)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("name", CURVES)
+def test_an_interrupted_run_goes_on_bit_for_bit(name, after, measured, tmp_path):
+    config = small(**CURVES[name])
+    interrupted(config, tmp_path / "run", after)
+    assert not (tmp_path / "run" / results.METRICS).exists()
+    run = experiment.run(config, tmp_path / "run", "again")
+    pd.testing.assert_frame_equal(run.metrics, measured(name).metrics, check_exact=True)
+    pd.testing.assert_frame_equal(run.predictions, measured(name).predictions, check_exact=True)
+
+
+@pytest.mark.parametrize(("epochs", "after"), [(2, 1), (2, 2), (1, 1)])
+def test_a_checkpoint_of_a_version_that_always_had_test_curves_is_refused(epochs, after, tmp_path):
+    folder = tmp_path / "run"
+    interrupted(small(epochs=epochs, test_curve=True), folder, after)
+    # As such a version wrote it: without the field.
+    stored_config = json.loads((folder / "config.json").read_text())
+    del stored_config["test_curve"]
+    (folder / "config.json").write_text(json.dumps(stored_config))
+    with pytest.raises(InputError) as refusal:
+        experiment.run(small(epochs=epochs), folder, "again")
+    message = str(refusal.value)
+    assert message.startswith(f"workdir: '{folder}/checkpoints/all/tested-0-3' was saved by a version of the program ")
+    assert "evaluated the test images after each epoch; go on with that one, or add --fresh" in message
+    assert "\n" not in message
 
 
 def test_only_labels_that_are_trained_on_are_noisy():
-    noisy, clean = (expand(small(validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0))
+    noisy, clean = (
+        expand(small(dataset="mnist10k", validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0)
+    )
     dataset = inputs.load_data([clean])[inputs.data_key(clean)]
     before = dataset.train_labels.copy()
     found, expected = (np.asarray(inputs.images_of(dataset, arm).labels) for arm in (noisy, clean))
-    assert (found[:3000] != expected[:3000]).mean() == pytest.approx(0.3, abs=0.02)
-    np.testing.assert_array_equal(found[3000:], expected[3000:], "validation and test labels stay right")
+    assert (found[:4000] != expected[:4000]).mean() == pytest.approx(0.3, abs=0.02)
+    np.testing.assert_array_equal(found[4000:], expected[4000:], "validation and test labels stay right")
     np.testing.assert_array_equal(expected, [*dataset.train_labels, *dataset.test_labels])
     np.testing.assert_array_equal(dataset.train_labels, before, "the data set itself isn't changed")
     # Images that train_size leaves out aren't trained on. The others' labels are those of the whole set.
-    part = expand(small(validation_size=1000, label_noise=0.3, train_size=500))[0]
+    part = expand(small(dataset="mnist10k", validation_size=1000, label_noise=0.3, train_size=500))[0]
     of_part = np.asarray(inputs.images_of(dataset, part).labels)
     np.testing.assert_array_equal(of_part, [*found[:500], *expected[500:]])
     assert inputs.image_key(noisy) != inputs.image_key(clean), "images are made anew between such arms"
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):
-    config = with_sweep(small(seeds=1, epochs=1), validation_size=(3700, 3800), normalization=("unit", "standard"))
+    config = with_sweep(small(seeds=1, epochs=1), validation_size=(300, 400), normalization=("unit", "standard"))
     run = experiment.run(config, tmp_path / "run", "test")
     assert len(run.summary["arms"]) == 4
     # json has every value as it is
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [3700, 3800]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [300, 400]
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+import few_digits
 import numpy as np
+import programs
 import psutil
 import pytest
 from tensorboardX.proto import event_pb2
@@ -26,6 +28,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TABLES = (results.METRICS, results.PREDICTIONS, results.TUNING)
 SMALL = [
     f"--config={EXPERIMENTS}/quickstart.py",
+    f"--config.dataset={few_digits.DATASET}",
     "--config.sweep.activation=('tanh',)",
     "--config.sweep.loss=('mse',)",
     "--config.sweep.momentum=(0.8,0.9)",
@@ -40,7 +43,8 @@ SECOND = "loss=mse,activation=tanh,momentum=0.9"
 ONE_ARM = [*SMALL, "--config.sweep.momentum=(0.9,)"]
 
 TUNED = [*SMALL, "--config.tune.learning_rate=(0.003,0.01)", "--config.tune_seeds=1", "--config.tune_widenings=1"]
-CROWD = [*SMALL, "--config.seeds=4", "--config.train_size=0", "--config.validation_size=0", "--config.epochs=20"]
+WHOLE = ["--config.dataset=mnist10k", "--config.train_size=4000", "--config.validation_size=0"]
+CROWD = [*SMALL, *WHOLE, "--config.seeds=4", "--config.epochs=20"]
 """Enough for worker processes."""
 
 PAIR = [*ONE_ARM, "--config.seeds=4"]
@@ -48,30 +52,41 @@ PAIR = [*ONE_ARM, "--config.seeds=4"]
 
 
 def command(workdir, arguments, *more):
-    program = [Path(sys.executable).parent / "lenet-jax"]
-    if arguments is PAIR:  # worker processes whatever they gain, or a test would train for half a minute
-        text = "from lenet_jax import cli, experiment; experiment.WORTH_WORKERS = 0; cli.main()"
-        program = [sys.executable, "-c", text]
-    return [*program, "run", *arguments, f"--workdir={workdir}", *more]
+    return ["run", *arguments, f"--workdir={workdir}", *more]
 
 
-def lenet_jax(workdir, arguments, *more, limit="", **options):
+def first(arguments):
+    """Python that is executed before the program."""
+    # Worker processes whatever they gain, or a test would train for half a minute.
+    return "from lenet_jax import experiment; experiment.WORTH_WORKERS = 0" if arguments is PAIR else ""
+
+
+def lenet_jax(workdir, arguments, *more, limit="", env=None):
     """Runs to the end, if need be with a limit of the shell's."""
     shell = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh"] if limit else []
-    return subprocess.run(
-        [*shell, *command(workdir, arguments, *more)], capture_output=True, text=True, timeout=500, **options
-    )
+    given = command(workdir, arguments, *more)
+    if limit or env or arguments is PAIR:
+        code = f"{first(arguments)}; from lenet_jax import cli; cli.main()"
+        program = [sys.executable, "-c", code] if first(arguments) else [programs.SCRIPT]
+        return subprocess.run([*shell, *program, *given], capture_output=True, text=True, timeout=500, env=env)
+    return programs.run(given, Path.cwd(), timeout=500)
 
 
 class Running:
     """A run in the background; its lines go to a file, because nobody reads a pipe meanwhile."""
 
-    def __init__(self, workdir, arguments, *more, folder=None, **options):
+    def __init__(self, workdir, arguments, *more, folder=None, start_new_session=False, env=None):
         self.output = (folder or workdir.parent) / f"{workdir.name}-{time.monotonic_ns()}.txt"
-        with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                command(workdir, arguments, *more), stdout=output, stderr=subprocess.STDOUT, **options
-            )
+        self.output.touch()
+        self.process = programs.start(
+            command(workdir, arguments, *more),
+            Path.cwd(),
+            self.output,
+            session=start_new_session,
+            real=env is not None,  # it changes how Python starts
+            environment=env,
+            before=first(arguments),
+        )
 
     def wait_for(self, condition):
         """Until it holds; the run must not end before."""
@@ -469,7 +484,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, arguments, stage, r
     assert_same(run, whole)
 
 
-LONG = [*ONE_ARM, "--config.train_size=0", "--config.validation_size=0", "--config.seeds=400"]
+LONG = [*ONE_ARM, *WHOLE, "--config.seeds=400"]
 """A step of it takes some 15 seconds: worker processes, 1.6 million samples an epoch."""
 
 
@@ -524,7 +539,8 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(number, tmp_p
 @pytest.mark.slow
 def test_signals_work_when_nobody_reads_what_is_said(tmp_path):
     read, write = os.pipe()
-    process = subprocess.Popen(command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save_every=0"), stderr=write)
+    arguments = command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save_every=0")
+    process = subprocess.Popen([programs.SCRIPT, *arguments], stderr=write)
     os.close(write)
     deadline = time.monotonic() + 120
     while not saved(tmp_path / "run"):

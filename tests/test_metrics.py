@@ -46,7 +46,55 @@ def test_epochs_to_an_error(tmp_path):
     """Errors are 0.1, 0.08, 0.2 at the first epoch and half of it at the second."""
     run = results.load(write_run(tmp_path / "run", {("mse", "tanh"): [0.05, 0.04, 0.1]}))
     assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
-    assert metrics.title("epochs_to_0.09") == "epochs to a test error of 9 %"
+    assert metrics.title("epochs_to_0.09") == "epochs to an error of 9 %"
+    assert "epochs_to_0.02" in metrics.names(run)
+
+
+def test_epochs_to_an_error_are_of_the_validation_split_where_the_test_images_have_no_curve(tmp_path):
+    """Its errors are those of the made run: 0.1, 0.08, 0.2, then half of it. Test errors would all be 2."""
+    errors = {("mse", "tanh"): [0.05, 0.04, 0.1]}
+    run = results.load(write_run(tmp_path / "run", errors, curves=("validation", "running")))
+    assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
+    assert "epochs_to_0.02" in metrics.names(run)
+
+
+def test_epochs_to_an_error_need_a_curve(tmp_path):
+    folder = write_run(tmp_path / "run", curves=("running",))
+    run = results.load(folder)
+    with pytest.raises(InputError) as refusal:
+        metrics.by_arm(run, "epochs_to_0.09")
+    assert str(refusal.value) == (
+        f"metric: 'epochs_to_0.09' needs a curve, but run {str(folder)!r} has neither a validation split "
+        "(validation_size) nor test_curve=True"
+    )
+    assert not [name for name in metrics.names(run) if name.startswith("epochs_to")]
+
+
+@pytest.mark.parametrize(
+    ("curves", "metric", "shown"),
+    [
+        (("test", "validation", "running"), "test_error", "test_error"),
+        (("validation", "running"), "test_error", "validation_error"),
+        (("running",), "test_error", "running_error"),
+        ((), "test_error", None),
+        (("validation", "running"), "train_loss", "running_loss"),
+        (("test", "validation"), "train_loss", None),
+        (("validation", "running"), "validation_error", "validation_error"),
+        (("running",), "validation_error", None),
+        (("validation", "running"), "seconds", None),
+    ],
+)
+def test_the_curve_that_is_shown_for_a_metric(tmp_path, curves, metric, shown):
+    run = results.load(write_run(tmp_path / "run", curves=curves))
+    assert metrics.curve_metric([run], metric) == shown
+
+
+def test_the_curve_that_is_shown_is_one_that_all_runs_have(tmp_path):
+    runs = [
+        results.load(write_run(tmp_path / name, curves=curves))
+        for name, curves in (("a", ("test", "validation", "running")), ("b", ("validation", "running")))
+    ]
+    assert metrics.curve_metric(runs, "test_error") == "validation_error"
 
 
 @pytest.mark.parametrize("metric", ["epochs_to_", "epochs_to_2", "epochs_to_0", "epochs_to_x", "epochs_to_-0.1"])

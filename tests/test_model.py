@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from covering import pairwise
 
 from lenet_jax import model
 from lenet_jax.errors import InputError
@@ -117,9 +118,9 @@ def test_connectivity_equals_the_references(connectivity):
     assert [list(sources) for sources in CONNECTIVITIES[connectivity]] == reference.CONNECTED[connectivity]
 
 
-@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
-@pytest.mark.parametrize("connectivity", CONNECTIVITIES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "connectivity", "subsampling"), pairwise(ACTIVATIONS, CONNECTIVITIES, SUBSAMPLINGS)
+)
 def test_activations_equal_the_reference(activation, connectivity, subsampling, random_params):
     architecture = Architecture(activation, connectivity, subsampling)
     with jax.enable_x64(True):
@@ -155,10 +156,9 @@ def test_rbf_outputs_are_for_ten_classes():
         Architecture(output="rbf", classes=26)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 @pytest.mark.parametrize(
-    ("activation", "output"), [*((name, "softmax") for name in ACTIVATIONS), ("scaled_tanh", "rbf")]
+    ("activation", "output", "subsampling", "loss"),
+    pairwise([*((name, "softmax") for name in ACTIVATIONS), ("scaled_tanh", "rbf")], SUBSAMPLINGS, LOSSES),
 )
 def test_gradients_equal_finite_differences(activation, output, subsampling, loss, random_params):
     architecture = Architecture(activation, subsampling=subsampling, output=output)

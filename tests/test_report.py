@@ -126,6 +126,18 @@ def test_a_metric_without_curves_has_a_report(tmp_path):
     assert "seconds_learning_curves.png" not in [file.name for file in files]
 
 
+@pytest.mark.parametrize(
+    ("curves", "shown", "when"),
+    [(("validation", "running"), "validation_error", "after"), (("running",), "running_error", "during")],
+)
+def test_a_run_without_a_test_curve_shows_another_one_under_its_name(tmp_path, curves, shown, when):
+    run = results.load(write_run(tmp_path / "run", curves=curves))
+    pictures = report.pictures_of(compare.analyse([run]))
+    assert [name for name in pictures if "learning" in name] == [f"{shown}_learning_curves"]
+    said = pictures[f"{shown}_learning_curves"].text
+    assert said.startswith(f"The {shown.replace('_', ' ')} {when} each epoch: ")
+
+
 def test_a_mean_of_zero_has_a_power_of_its_own(tmp_path):
     errors = {("mse", "tanh"): [0.05, 0.06, 0.07, 0.08], ("cross_entropy", "tanh"): [0.06, 0.05, 0.08, 0.07]}
     cells = report.power_cells(compare.analyse([results.load(write_run(tmp_path / "run", errors))]))

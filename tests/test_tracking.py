@@ -196,6 +196,7 @@ def test_tensorboard_tags_are_safe(tmp_path):
     assert set(scalars(tmp_path / "tensorboard" / "a")) == {"_b__é", "_b__é/low", "_b__é/high", "final/_b_"}
 
 
+@pytest.mark.slow  # make test-slow installs MLflow
 @pytest.mark.parametrize("store", ["sqlite", "file"])
 def test_mlflow(tmp_path, monkeypatch, quiet, store):
     mlflow = pytest.importorskip("mlflow")
@@ -239,6 +240,7 @@ def test_mlflow(tmp_path, monkeypatch, quiet, store):
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.25)]
 
 
+@pytest.mark.slow
 def test_mlflow_refuses_a_store_that_does_not_work(tmp_path, monkeypatch, quiet):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://me:secret@host")
@@ -323,7 +325,12 @@ def test_wandb_needs_a_login(tmp_path, monkeypatch, quiet):
 
 @pytest.mark.parametrize(
     ("tracker", "package"),
-    [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("mlflow", "mlflow"), ("mlflow", "sqlalchemy")],
+    [
+        ("tensorboard", "tensorboardX"),
+        ("wandb", "wandb"),
+        ("mlflow", "mlflow"),
+        pytest.param("mlflow", "sqlalchemy", marks=pytest.mark.slow),
+    ],
 )
 def test_missing_packages_are_named(tmp_path, monkeypatch, quiet, tracker, package):
     if package == "sqlalchemy":

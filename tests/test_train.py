@@ -39,16 +39,23 @@ def images(digits):
     return Images(jnp.asarray(pixels), jnp.asarray(labels), jnp.float32(1 / 255), jnp.float32(0))
 
 
+# Compiled once for all tests: operation by operation, or in each test, takes longer.
+init = jax.jit(train.init, static_argnames="recipe")
+train_epoch = jax.jit(train.train_epoch, static_argnames="recipe")
+predict = jax.jit(train.predict, static_argnames="recipe")
+with_curvature = jax.jit(train.with_curvature, static_argnames="recipe")
+
+
 @pytest.fixture(scope="module")
 def start():
-    return train.init(jnp.uint32(0), HYPER, RECIPE)
+    return init(jnp.uint32(0), HYPER, recipe=RECIPE)
 
 
 def check_golden_step(recipe, start, images):
     # An epoch of one batch is one step.
     recipe = dataclasses.replace(recipe, train_size=20)
     state = dataclasses.replace(start, optimizer=recipe.optimizer_of(HYPER).init(start.params))
-    after, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(state, HYPER, images, recipe=recipe)
+    after, metrics = train_epoch(state, HYPER, images, recipe=recipe)
     moved = jax.tree.map(
         lambda new, old: np.sum(np.square(np.float64(new) - np.float64(old))), after.params, start.params
     )
@@ -75,10 +82,9 @@ def test_golden_step_fails_for_another_recipe(change, start, images):
 
 
 def test_training_learns(start, images):
-    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
     state, errors, losses = start, [], []
     for _ in range(RECIPE.epochs):
-        state, metrics = epoch(state, HYPER, images, recipe=RECIPE)
+        state, metrics = train_epoch(state, HYPER, images, recipe=RECIPE)
         errors.append(float(metrics.error))
         losses.append(float(metrics.loss))
     assert losses == sorted(losses, reverse=True)
@@ -115,7 +121,7 @@ def plain_epoch(start, images, recipe):
 def test_an_epoch_equals_plain_training(batch_size, pieces, start, images, assert_close):
     recipe = dataclasses.replace(RECIPE, batch_size=batch_size, pieces=pieces)
     params, loss = plain_epoch(start, images, recipe)
-    state, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(start, HYPER, images, recipe=recipe)
+    state, metrics = train_epoch(start, HYPER, images, recipe=recipe)
     assert metrics.loss == pytest.approx(loss, rel=1e-5)
     assert_close(state.params, params, 1e-4)
 
@@ -162,7 +168,7 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
     recipe = dataclasses.replace(
         RECIPE, architecture=Architecture("tanh", output=output, initializer="glorot"), loss=Loss(loss)
     )
-    params = train.init(jnp.uint32(0), HYPER, recipe).params
+    params = init(jnp.uint32(0), HYPER, recipe=recipe).params
     # Larger weights of the last layer that has some make the network surer.
     last = "output" if output == "softmax" else "f6"
     params = params.replace(**{last: jax.tree.map(lambda leaf: spread * leaf, getattr(params, last))})
@@ -219,29 +225,29 @@ def test_a_diverged_network_classifies_none_right(value, start, images, evaluate
     assert not any(np.isfinite(value) for value in (metrics.loss, metrics.nll, metrics.brier, metrics.ece))
 
 
-@pytest.fixture
-def presented(monkeypatch):
+@pytest.fixture(scope="module")
+def presented():
     """(seed, epochs) -> the places of the images in the order of presentation, for 4 batches of 5 out of 23 images."""
-    recipe = dataclasses.replace(RECIPE, batch_size=5, train_size=23)
     images = Images(jnp.zeros((40, 32, 32), jnp.uint8), jnp.arange(40), jnp.float32(1), jnp.float32(0))
+    seen = []
+
+    def note(params, grid, labels, recipe):
+        jax.debug.callback(lambda places: seen.append(np.array(places)), labels, ordered=True)
+        return jax.tree.map(jnp.zeros_like, params), train.Metrics(jnp.float32(0), jnp.float32(0))
 
     def run(seed, epochs, order="fresh"):
-        nonlocal recipe
-        recipe = dataclasses.replace(recipe, order=order)
-        seen = []
-
-        def note(params, grid, labels, recipe):
-            jax.debug.callback(lambda places: seen.append(np.array(places)), labels, ordered=True)
-            return jax.tree.map(jnp.zeros_like, params), train.Metrics(jnp.float32(0), jnp.float32(0))
-
-        monkeypatch.setattr(train, "gradient_of", note)
-        state = train.init(jnp.uint32(seed), HYPER, recipe)
+        recipe = dataclasses.replace(RECIPE, batch_size=5, train_size=23, order=order)
+        seen.clear()
+        state = init(jnp.uint32(seed), HYPER, recipe=recipe)
         for _ in range(epochs):
-            state, _ = train.train_epoch(state, HYPER, images, recipe)
+            state, _ = epoch(state, HYPER, images, recipe=recipe)
         jax.effects_barrier()
         return np.array(seen).reshape(epochs, 4, 5)
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "gradient_of", note)
+        epoch = jax.jit(lambda *arguments, recipe: train.train_epoch(*arguments, recipe), static_argnames="recipe")
+        yield run
 
 
 def test_order_differs_by_epoch_and_seed(presented):
@@ -285,7 +291,7 @@ SDLM_HYPER = dataclasses.replace(HYPER, learning_rate=jnp.float32(2.5e-4))
 
 def test_curvature_is_the_mean_over_patterns(images):
     """Pieces of a batch, their loading and the mean: against one sweep over all patterns at once."""
-    params = train.init(jnp.uint32(0), SDLM_HYPER, SDLM).params
+    params = init(jnp.uint32(0), SDLM_HYPER, recipe=SDLM).params
     places = jnp.arange(100)
     pictures, labels = images.take(places)
     whole = quick_diagonal(params, blocked.to_grid(pictures), labels, SDLM.architecture, SDLM.loss, "target")
@@ -294,13 +300,12 @@ def test_curvature_is_the_mean_over_patterns(images):
 
 
 def test_sdlm_measures_the_curvature_before_each_pass(images):
-    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
-    state = train.init(jnp.uint32(0), SDLM_HYPER, SDLM)
-    first, metrics = epoch(state, SDLM_HYPER, images, recipe=SDLM)
-    second, _ = epoch(first, SDLM_HYPER, images, recipe=SDLM)
+    state = init(jnp.uint32(0), SDLM_HYPER, recipe=SDLM)
+    first, metrics = train_epoch(state, SDLM_HYPER, images, recipe=SDLM)
+    second, _ = train_epoch(first, SDLM_HYPER, images, recipe=SDLM)
     assert np.isfinite(metrics.loss)
     for before, after in ((state, first), (first, second)):
-        measured = train.with_curvature(before, images, SDLM)
+        measured = with_curvature(before, images, recipe=SDLM)
         jax.tree.map(
             lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3),
             optim.curvature_of(after.optimizer),
@@ -311,12 +316,12 @@ def test_sdlm_measures_the_curvature_before_each_pass(images):
 def test_a_running_mean_of_curvatures(images):
     """Two estimates in a pass: the second one is mixed with the first, which is taken as it is."""
     recipe = dataclasses.replace(SDLM, curvature_estimates=2, curvature_memory=0.75)
-    state = train.init(jnp.uint32(0), SDLM_HYPER, recipe)
-    first = train.with_curvature(state, images, recipe)
+    state = init(jnp.uint32(0), SDLM_HYPER, recipe=recipe)
+    first = with_curvature(state, images, recipe=recipe)
     half = jnp.int32(recipe.epoch_steps // 2)
-    second = train.with_curvature(dataclasses.replace(first, step=half), images, recipe)
+    second = with_curvature(dataclasses.replace(first, step=half), images, recipe=recipe)
     forgetful = dataclasses.replace(recipe, curvature_memory=0.0)
-    alone = train.with_curvature(dataclasses.replace(state, step=half), images, forgetful)
+    alone = with_curvature(dataclasses.replace(state, step=half), images, recipe=forgetful)
     jax.tree.map(
         lambda mixed, old, new: np.testing.assert_allclose(mixed, 0.75 * old + 0.25 * new, rtol=1e-4),
         *(optim.curvature_of(state.optimizer) for state in (second, first, alone)),
@@ -337,11 +342,10 @@ def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):
     cut = dataclasses.replace(whole, parts=parts)
     assert whole.epoch_steps % 8 == 0
     hyper = SDLM_HYPER if estimates else HYPER
-    state = other = train.init(jnp.uint32(4), hyper, whole)
-    epoch = jax.jit(train.train_epoch, static_argnames="recipe")
+    state = other = init(jnp.uint32(4), hyper, recipe=whole)
     part = jax.jit(train.train_part, static_argnames="recipe")
     for _ in range(2):
-        state, expected = epoch(state, hyper, images, recipe=whole)
+        state, expected = train_epoch(state, hyper, images, recipe=whole)
         for number in range(1, parts + 1):
             other, metrics = part(other, hyper, images, recipe=cut)
             assert other.step % whole.epoch_steps == whole.epoch_steps // parts * number % whole.epoch_steps
@@ -410,8 +414,8 @@ def test_an_epoch_of_1998_equals_plain_training(images, assert_close):
         augmentation=Augmentation("affine", distorted_share=0.7),
     )
     images = dataclasses.replace(images, scale=jnp.float32(1.275 / 255), shift=jnp.float32(-0.1))
-    start = train.init(jnp.uint32(5), SDLM_HYPER, recipe)
-    state, _ = jax.jit(train.train_epoch, static_argnames="recipe")(start, SDLM_HYPER, images, recipe=recipe)
+    start = init(jnp.uint32(5), SDLM_HYPER, recipe=recipe)
+    state, _ = train_epoch(start, SDLM_HYPER, images, recipe=recipe)
     expected = plain_epoch_of_1998(start, images, recipe)
     assert_close(state.params, expected, 1e-3)
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max() / np.abs(new).max(), state.params, start.params)
@@ -420,8 +424,8 @@ def test_an_epoch_of_1998_equals_plain_training(images, assert_close):
 
 def test_distortions_are_drawn_for_each_presentation(images):
     recipe = dataclasses.replace(RECIPE, augmentation=Augmentation("affine", distorted_share=1.0))
-    state = train.init(jnp.uint32(0), HYPER, recipe)
-    other = train.init(jnp.uint32(1), HYPER, recipe)
+    state = init(jnp.uint32(0), HYPER, recipe=recipe)
+    other = init(jnp.uint32(1), HYPER, recipe=recipe)
     later = dataclasses.replace(state, step=state.step + RECIPE.epoch_steps)
     drawn = [np.asarray(train.presentations(of, recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
     assert all(len(np.unique(shifts, axis=0)) == 400 for shifts in drawn)
@@ -429,7 +433,7 @@ def test_distortions_are_drawn_for_each_presentation(images):
 
 
 def test_predict_equals_evaluate(start, images, evaluate):
-    found = train.predict(start.params, images, jnp.arange(20, 320), RECIPE)
+    found = predict(start.params, images, jnp.arange(20, 320), recipe=RECIPE)
     assert found.predicted.shape == found.margin.shape == (300,)
     wrong = np.mean(np.asarray(found.predicted) != np.asarray(images.labels[20:320]))
     assert wrong == pytest.approx(
@@ -443,4 +447,4 @@ def test_predict_equals_evaluate(start, images, evaluate):
 
 def test_a_diverged_network_predicts_nothing(start, images):
     params = start.params.replace(output=jax.tree.map(lambda leaf: leaf * np.nan, start.params.output))
-    assert (train.predict(params, images, jnp.arange(5), RECIPE).predicted == -1).all()
+    assert (predict(params, images, jnp.arange(20, 320), recipe=RECIPE).predicted == -1).all()

@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import numpy as np
+import programs
 import psutil
 import pytest
 
 from lenet_jax import population
+from lenet_jax import workers as module
 from lenet_jax.errors import InputError, WorkerError
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
@@ -36,6 +38,12 @@ def images(digits):
     return Images(pixels, labels, np.float32(1 / 255), np.float32(0))
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers are forks of a process that has imported the program, which takes seconds: for what isn't their start."""
+    monkeypatch.setattr(module, "SPAWN", programs.SERVER)
+
+
 @pytest.fixture(scope="module")
 def workers():
     with Workers(2) as crew:
@@ -57,7 +65,7 @@ def test_workers_give_the_same_results(workers, images, assert_close):
     assert_close(there, here, 1e-5)
 
 
-def test_workers_go_on_from_a_snapshot(workers, images):
+def test_workers_go_on_from_a_snapshot(workers, images, forked):
     """Three members on two workers, of which one repeats its last; after a restart as after a pause."""
     there = workers.create(SEEDS, HYPER, images, RECIPE)
     workers.train_part(there)
@@ -115,7 +123,7 @@ class Refusing:
         return Loss("huber")
 
 
-def test_a_killed_worker_is_told(images):
+def test_a_killed_worker_is_told(images, forked):
     with Workers(2) as crew:
         crowd = crew.create(SEEDS, HYPER, images, RECIPE)
         os.kill(crew._processes[1].pid, signal.SIGKILL)

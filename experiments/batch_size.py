@@ -3,9 +3,9 @@
 Small batches make more updates of a pass: what they lose is time.
 
 Command: lenet-jax run --config=experiments/batch_size.py
-Cost: 4 minutes on two CPU cores that had other work as well.
-Result: experiments/results/batch_size. Though each has its own learning rate, 64 and 128 make more errors than 8 and
-16: 128 has 4.15 %, 0.67 percentage points more than 16 (0.44 to 0.89). 8, 16 and 32 aren't told apart.
+Cost: 7 minutes on two CPU cores that had other work as well.
+Result: experiments/results/batch_size. 8 makes the fewest errors, 3.59 %, at least 0.32 percentage points fewer than
+any other (64; 95 % interval over seeds 0.21 to 0.43); 128 makes the most, 4.27 %. 16, 32 and 64 are within 0.18 points.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Why the sigmoid network stalls, and what frees it: every initializer with sigmoid and with tanh.
 
 Command: lenet-jax run --config=experiments/initializer.py
-Cost: about two minutes on two CPU cores.
+Cost: 3 minutes on two CPU cores that had other work as well.
 Result: experiments/results/initializer, and the README's *What the sigmoid needs*.
 """
 

@@ -3,7 +3,7 @@
 The quickstart gives all its arms one learning rate. That is only fair if it suits them all, which this shows.
 
 Command: lenet-jax run --config=experiments/learning_rate.py
-Cost: about three minutes on two CPU cores.
+Cost: 11 minutes on two CPU cores that had other work as well.
 Result: experiments/results/learning_rate.
 """
 
@@ -13,7 +13,7 @@ from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """5 learning rates x 2 losses x 2 activations, 1,000 of the 4,000 training digits kept for validation."""
+    """5 learning rates x 2 losses x 2 activations, 1,000 of the 5,000 training digits kept for validation."""
     config = base.get_config(arg)
     config.validation_size = 1000
     config.seeds = 4

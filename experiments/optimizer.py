@@ -3,9 +3,10 @@
 Nine learning rates, half a decade apart, so that the range suits them all.
 
 Command: lenet-jax run --config=experiments/optimizer.py
-Cost: 3 minutes on two CPU cores that had other work as well.
-Result: experiments/results/optimizer. With a learning rate of its own each is as good as the others: 3.66 % (SDLM) to
-3.88 % (Adam), and no difference is shown.
+Cost: 11 minutes on two CPU cores that had other work as well.
+Result: experiments/results/optimizer. With a learning rate of its own each is between 3.68 % (SDLM) and 3.99 %
+(momentum). Momentum makes more errors than plain gradient descent (0.23 percentage points, 95 % interval over seeds
+0.12 to 0.35) and than SDLM (0.31, 0.15 to 0.48); no other difference is shown.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
 """Which subsampling: trainable and squashed, as in 1998, or plain average or max pooling?
 
 Command: lenet-jax run --config=experiments/subsampling.py
-Cost: 5 minutes on two CPU cores that had other work as well.
-Result: experiments/results/subsampling. Max pooling makes 0.39 percentage points fewer errors than trainable
-subsampling (0.09 to 0.70, p = 0.043); average pooling, between them, isn't told from either.
+Cost: 6 minutes on two CPU cores that had other work as well.
+Result: experiments/results/subsampling. Trainable subsampling makes more errors than average pooling (by 0.47
+percentage points, 95 % interval over seeds 0.29 to 0.65) and than max pooling (0.59, 0.44 to 0.74), which are not told
+apart.
 """
 
 from ml_collections import ConfigDict

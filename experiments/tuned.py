@@ -1,7 +1,7 @@
-"""LeNet-5 with tanh and cross-entropy on 4,000 real digits, its learning rate tuned; the studies start from it.
+"""LeNet-5 with tanh and cross-entropy on 5,000 real digits, its learning rate tuned; the studies start from it.
 
 Six learning rates, and up to three beyond an edge, are tried with three seeds on a validation split of 1,000 digits;
-the best trains anew on all 4,000 with 20 seeds of its own, and only that is tested.
+the best trains anew on all 5,000 with 20 seeds of its own, and only that is tested.
 
 Command: lenet-jax run --config=experiments/tuned.py
 """

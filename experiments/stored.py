@@ -18,5 +18,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if not arg:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
-    config.update(results.read_json(Path(arg) / results.CONFIG))
+    # Runs that are older than test_curve evaluated the test images after each epoch.
+    config.update({"test_curve": True} | results.read_json(Path(arg) / results.CONFIG))
     return config

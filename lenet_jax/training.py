@@ -183,8 +183,8 @@ def train_chunk(
             ) from error
         step, seconds, wall = saved.step, saved.seconds, saved.wall
         history = {name: list(arrays) for name, arrays in saved.history.items()}
-    evaluated = evaluated_epochs(history, step, recipe, first)
-    if evaluated > epochs + (step == epochs * recipe.epoch_steps):
+    evaluated = evaluated_epochs(history, step, recipe, first, splits)
+    if evaluated is None:
         raise InputError(
             f"workdir: {str(chunk.folder)!r} was saved by a version of the program that evaluated the test images "
             "after each epoch; go on with that one, or add --fresh to start anew"
@@ -262,14 +262,19 @@ def first_epochs(settings: Mapping[str, Any]) -> dict[str, int]:
     return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end}
 
 
-def evaluated_epochs(history: History, step: int, recipe: Recipe, first: Mapping[str, int]) -> int:
-    """Epochs that are evaluated, the one before training too, of members that have done so many updates."""
-    found = -(-step // recipe.epoch_steps)
-    for name, arrays in history.items():
-        split = name.partition("/")[0]
-        if split != "running":  # noted while training, before the evaluation
-            found = max(found, first[split] + len(arrays))
-    return found
+def evaluated_epochs(
+    history: History, step: int, recipe: Recipe, first: Mapping[str, int], splits: Mapping[str, range]
+) -> int | None:
+    """Epochs at which members that have done so many updates were evaluated, the one before training counted too.
+
+    None if the history is not one of these splits, each measured from its first epoch on.
+    """
+    trained = -(-step // recipe.epoch_steps)
+    # Members are saved before the evaluation of the epoch that they are in, and once more after the last one.
+    for count in (trained, trained + 1) if step == recipe.epochs * recipe.epoch_steps else (trained,):
+        if all(len(history.get(f"{split}/error", ())) == max(count - first[split], 0) for split in splits):
+            return count
+    return None
 
 
 def long_form(history: History, wanted: Sequence[int], members: Members, first: Mapping[str, int]) -> pd.DataFrame:

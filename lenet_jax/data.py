@@ -145,7 +145,8 @@ def load_embedded() -> Dataset:
       InputError: the file is missing or damaged.
     """
     try:
-        with np.load(EMBEDDED, allow_pickle=False) as stored:
+        # Opened here: of a file that is no zip file, NumPy leaves it open.
+        with EMBEDDED.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             dataset = Dataset(name="mnist10k", **{part: stored[part] for part in IDX_PARTS})
     except Exception as error:  # a damaged zip file raises nearly any error
         raise InputError(f"dataset: {str(EMBEDDED)!r} is missing or damaged; install lenet_jax again") from error

@@ -287,7 +287,7 @@ RATES = tuple(float(number) for number in range(1, 1001))
             {"tune_seeds": 10**12},
             "tune_seeds: 1000000000000 is out of range; allowed is at least 1 and at most 1000000",
         ),
-        ({"epochs": 10**12}, "epochs: 1000000000000 make 125000000000000 updates; allowed are up to 2147483647"),
+        ({"epochs": 10**12}, "epochs: 1000000000000 make 156000000000000 updates; allowed are up to 2147483647"),
         ({"epochs": 10**400}, "epochs: 1000"),
         (
             {"epochs": 10**5000},

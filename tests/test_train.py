@@ -239,15 +239,15 @@ def presented():
         recipe = dataclasses.replace(RECIPE, batch_size=5, train_size=23, order=order)
         seen.clear()
         state = init(jnp.uint32(seed), HYPER, recipe=recipe)
-        for _ in range(epochs):
-            state, _ = epoch(state, HYPER, images, recipe=recipe)
+        with pytest.MonkeyPatch.context() as patch:  # while the function is traced; other tests train
+            patch.setattr(train, "gradient_of", note)
+            for _ in range(epochs):
+                state, _ = epoch(state, HYPER, images, recipe=recipe)
         jax.effects_barrier()
         return np.array(seen).reshape(epochs, 4, 5)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "gradient_of", note)
-        epoch = jax.jit(lambda *arguments, recipe: train.train_epoch(*arguments, recipe), static_argnames="recipe")
-        yield run
+    epoch = jax.jit(lambda *arguments, recipe: train.train_epoch(*arguments, recipe), static_argnames="recipe")
+    return run
 
 
 def test_order_differs_by_epoch_and_seed(presented):

@@ -44,9 +44,22 @@ def pytest_collection_finish(session):
     users' programs are, and all tests of a session compare results of the same kind of program.
     """
     if UNOPTIMIZED not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
-        os.environ[UNOPTIMIZED] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
         programs.FORKED = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Programs that the tests of this folder start inherit it; notebooks, which train for seconds, don't."""
+    if programs.FORKED:
+        os.environ[UNOPTIMIZED] = "1"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """As before."""
+    if programs.FORKED:
+        del os.environ[UNOPTIMIZED]
 
 
 @pytest.fixture(scope="session")

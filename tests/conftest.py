@@ -1,6 +1,6 @@
 """Set-up of all tests: two CPU devices, strict ranks, shapes checked at run time, and what makes the fast ones fast.
 
-`JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` does without the latter: programs are compiled and started as users' are.
+`XLA_FLAGS= make test` does without the latter: programs are compiled and started as users' are.
 """
 
 import os
@@ -34,32 +34,18 @@ os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+QUICK = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 
 
 def pytest_collection_finish(session):
-    """Compiles without optimization, here and in programs that tests start, and forks these, unless slow tests run.
+    """Optimizes little, here and in programs that tests start, and forks these, unless slow tests run.
 
-    The fast tests' programs run for a moment; importing and optimizing them takes longer. Slow tests depend on how fast
+    The fast tests' programs run for seconds; importing and optimizing them takes longer. Slow tests depend on how fast
     users' programs are, and all tests of a session compare results of the same kind of program.
     """
-    if UNOPTIMIZED not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
-        jax.config.update("jax_disable_most_optimizations", True)
+    if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
+        os.environ["XLA_FLAGS"] = QUICK  # XLA reads it when it compiles for the first time
         programs.FORKED = True
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Programs that the tests of this folder start inherit it; notebooks, which train for seconds, don't."""
-    if programs.FORKED:
-        os.environ[UNOPTIMIZED] = "1"
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item):
-    """As before."""
-    if programs.FORKED:
-        del os.environ[UNOPTIMIZED]
 
 
 @pytest.fixture(scope="session")

@@ -331,7 +331,7 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     flags = ["--config.sweep.loss=('cross_entropy',)", "--config.sweep.activation=('tanh',)"]
     flags += [f"--config.first_seed={seed}", "--config.seeds=1", "--workdir=again"]
     # Compiled as it was then: other programs round in another way.
-    as_then = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    as_then = {"XLA_FLAGS": ""}
     result = lenet_jax(
         tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags, real=True, **as_then
     )

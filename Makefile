@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow fuzz lint format benchmark reproduction docs constraints clean
 
+# Every process would compile the modules that it imports again, seconds each, where the environment forbids keeping them.
+export PYTHONDONTWRITEBYTECODE :=
+
 quickstart: $(VENV)/installed
 	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute on two cores."
 	$(BIN)/lenet-jax run --config=experiments/quickstart.py --workdir=runs/quickstart >/dev/null

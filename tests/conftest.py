@@ -36,7 +36,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # Of the options that were measured these make the fast tests the fastest: less optimization makes training longer than
 # compiling becomes shorter. XLA ends the process when it doesn't know an option.
-QUICK = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else "--xla_backend_optimization_level=1"
+QUICK = (
+    "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else "--xla_backend_optimization_level=1"
+)
 
 
 def pytest_collection_modifyitems(items):

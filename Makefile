@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow fuzz lint format benchmark reproduction docs constraints clean
 
-# Every process would compile the modules that it imports again, seconds each, where the environment forbids keeping them.
+# Compiled modules are kept even if this is set: else every process compiles what it imports again, which takes seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
 quickstart: $(VENV)/installed
@@ -13,14 +13,15 @@ quickstart: $(VENV)/installed
 	$(BIN)/lenet-jax compare runs/quickstart
 
 # uv installs in seconds what takes pip minutes. It comes from PyPI like everything else, and constraints.txt has the
-# hashes of all files, its own too: an altered one stops the installation.
-UV_INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable
+# hashes of what the package and its tests need, its own too: an altered file stops the installation.
+UV_INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt \
+	--build-constraint constraints.txt --editable
 
 define CHECK_PYTHON
 import platform, sys
 allowed = {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")}
-if sys.version_info < (3, 11):
-    sys.exit("Python: 3.11 or newer is needed, and this is %s; say make PYTHON=python3.12" % platform.python_version())
+if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+    sys.exit("Python: 3.11 to 3.14 is needed, and this is %s; say make PYTHON=python3.13" % platform.python_version())
 if (sys.platform, platform.machine()) not in allowed:
     sys.exit("platform: JAX runs on Linux (x86_64, aarch64) and on Macs with Apple silicon; this is %s %s. "
              "On Windows use WSL2" % (sys.platform, platform.machine()))
@@ -94,4 +95,4 @@ constraints: $(VENV)/installed
 		--python-version 3.11 --extra test --output-file constraints.txt
 
 clean:
-	rm -rf .venv .venv-* build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv .venv-* build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -114,8 +114,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.first_seed = 0
     # Whether predictions.parquet says what every network, at its end, makes of each test image.
     config.store_predictions = True
-    # Whether the test images are evaluated after each epoch, for curves; if not, at the end only. Curves of a run are
-    # then those of the validation split.
+    # Whether the test images are evaluated after each epoch, for curves; if not, at the end only. Curves are then
+    # those of the validation split or, without one, of the error while training.
     config.test_curve = False
     # Field -> values to compare; the arms are the product. Any field but tune can be an axis. Under several names stand
     # fields that change together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Under any other name stand

@@ -120,9 +120,13 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
       metric: see `metrics`.
 
     Raises:
-      InputError: a run has no such metric.
+      InputError: a run has no such metric, or the runs measured it on different splits.
     """
     defaults = dict(base.get_config())
+    measured = {run.folder: metrics.measured(run, metric) for run in runs}
+    if len(set(measured.values())) > 1:
+        found = "; ".join(f"{name} of {str(folder)!r}" for folder, name in measured.items())
+        raise InputError(f"metric: {metric!r} would be read from {found}; give all runs the same kind of curve")
     rows = []
     for run, name in zip(runs, run_names(runs), strict=True):
         values = metrics.by_arm(run, metric)
@@ -131,7 +135,7 @@ def statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStati
                 continue
             of_arm = values[arm["name"]]
             summary = stats.summarize(of_arm.to_numpy())
-            data, split = arm.get("dataset", run.summary["dataset"]), metrics.split_of(metric)
+            data, split = arm.get("dataset", run.summary["dataset"]), metrics.split_of(measured[run.folder])
             settings = defaults | run.config | arm["axes"] | arm.get("chosen", {}) | arm.get("settings", {})
             # An axis that is no field is one of groups; without axes an arm is named, or the only one.
             groups = set(arm["axes"]) - set(defaults) or (not arm["axes"] and arm["name"] != ONLY_ARM)

@@ -75,7 +75,8 @@ def run(
     arms = expand(config)
     wanted = picked(arms, only_arm)
     resolved = describe(config)
-    defaults = describe(ConfigDict())
+    # A run that is older than test_curve had that curve, which changes nothing else of it.
+    defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
     kept = workdir / results.CHECKPOINTS
     if not fresh and results.finished(workdir, resolved, defaults):
         say(f"{workdir} holds this run, already finished")

@@ -105,7 +105,7 @@ def threshold(metric: str) -> float:
 
 
 def rows(run: Run, metric: str) -> pd.DataFrame:
-    """The rows of ``metrics.parquet`` for a metric of every epoch, like ``test_error``.
+    """The rows of ``metrics.parquet`` for a metric of every epoch, like ``validation_error``.
 
     Raises:
       InputError: the run has no such metric.
@@ -141,6 +141,23 @@ def curve_metric(runs: Sequence[Run], metric: str) -> str | None:
     return next((found for found in (metric, *stand_ins) if all(has_curve(run, found) for run in runs)), None)
 
 
+def measured(run: Run, metric: str) -> str:
+    """The metric of each epoch that one is read from: a curve of errors for ``epochs_to_ERROR``, else itself.
+
+    Raises:
+      InputError: the run has no such curve.
+    """
+    if not metric.startswith(EPOCHS_TO):
+        return metric
+    for error in CURVES:
+        if has_curve(run, error):
+            return error
+    raise InputError(
+        f"metric: {metric!r} needs a curve, but run {str(run.folder)!r} has neither a validation split "
+        "(validation_size) nor test_curve=True"
+    )
+
+
 def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     """Each arm's values, by rising seed (the index); a single one for a metric of the arm as a whole.
 
@@ -155,13 +172,7 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
             raise InputError(f"metric: {metric!r} is not in the summary of run {str(run.folder)!r}")
         return {arm["name"]: pd.Series([float(arm[metric])]) for arm in run.summary["arms"]}
     if metric.startswith(EPOCHS_TO):
-        measured = next((error for error in CURVES if has_curve(run, error)), None)
-        if measured is None:
-            raise InputError(
-                f"metric: {metric!r} needs a curve, but run {str(run.folder)!r} has neither a validation split "
-                "(validation_size) nor test_curve=True"
-            )
-        curve = rows(run, measured)
+        curve = rows(run, measured(run, metric))
         curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
         values = curve.groupby(["arm", "seed"]).value.min()
     elif metric.startswith(CLASS_ERROR):

@@ -255,8 +255,8 @@ def note(history: History, split: str, found: train.Metrics | train.Evaluation, 
 def first_epochs(settings: Mapping[str, Any]) -> dict[str, int]:
     """The epoch from which on each split is measured.
 
-    The training set as a whole is evaluated once, at the end: in between, `running` tells for nothing. So are the test
-    images, unless the config asks for their curve: nobody shall choose by them.
+    The whole training set is evaluated once, at the end; `running` costs nothing in between. The test set too, unless
+    `test_curve` is set, so that no choice can depend on it.
     """
     end = settings["epochs"]
     return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end}
@@ -267,7 +267,7 @@ def evaluated_epochs(
 ) -> int | None:
     """Epochs at which members that have done so many updates were evaluated, the one before training counted too.
 
-    None if the history is not one of these splits, each measured from its first epoch on.
+    None if the history does not match these splits and first epochs.
     """
     trained = -(-step // recipe.epoch_steps)
     # Members are saved before the evaluation of the epoch that they are in, and once more after the last one.

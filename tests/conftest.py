@@ -1,6 +1,6 @@
 """Set-up of all tests: two CPU devices, strict ranks, shapes checked at run time, and what makes the fast ones fast.
 
-`XLA_FLAGS= make test` does without the latter: programs are compiled and started as users' are.
+`XLA_FLAGS= make test` compiles and starts programs as users do.
 """
 
 import os
@@ -34,8 +34,8 @@ os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-# Of the options that were measured these make the fast tests the fastest: less optimization makes training longer than
-# compiling becomes shorter. XLA ends the process when it doesn't know an option.
+# Of the options that were measured these make the fast tests the fastest: with less
+# optimization training loses more time than compiling saves. XLA ends the process when it doesn't know an option.
 QUICK = (
     "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else "--xla_backend_optimization_level=1"
 )
@@ -102,7 +102,7 @@ def assert_close():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that test mathematics operation by operation: also with slow tests, compiling takes longer there."""
+    """For modules that test mathematics operation by operation, where compiling takes longer than computing."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

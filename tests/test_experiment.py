@@ -407,10 +407,13 @@ def test_a_run_of_an_older_version_is_its_own(finished, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(folder, old)
     stored_config = json.loads((old / "config.json").read_text())
-    for field in ("mu", "augmentation", "store_predictions", "label_noise", "tune", "tune_seeds", "refit"):
+    newer = ("mu", "augmentation", "store_predictions", "label_noise", "tune", "tune_seeds", "refit", "test_curve")
+    for field in newer:
         del stored_config[field]
     (old / "config.json").write_text(json.dumps(stored_config))
-    assert experiment.run(config, old, "again").provenance["command"] == "lenet-jax run test"
+    for curve in (False, True):
+        config.test_curve = curve
+        assert experiment.run(config, old, "again").provenance["command"] == "lenet-jax run test"
 
 
 def test_a_folder_that_holds_no_run_is_refused_by_name(tmp_path):

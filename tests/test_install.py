@@ -85,9 +85,10 @@ def check_of_makefile(version, system, machine):
             (3, 10, 13),
             "linux",
             "x86_64",
-            "Python: 3.11 or newer is needed, and this is 3.10.13; say make PYTHON=python3.12",
+            "Python: 3.11 to 3.14 is needed, and this is 3.10.13; say make PYTHON=python3.13",
         ),
-        ((2, 7, 18), "linux", "x86_64", "Python: 3.11 or newer is needed"),
+        ((2, 7, 18), "linux", "x86_64", "Python: 3.11 to 3.14 is needed"),
+        ((3, 15, 0), "linux", "x86_64", "Python: 3.11 to 3.14 is needed"),
         ((3, 13, 0), "darwin", "x86_64", "platform: JAX runs on"),
         ((3, 13, 0), "win32", "AMD64", "On Windows use WSL2"),
     ],
@@ -108,7 +109,7 @@ def test_make_stops_at_another_python(tmp_path):
         shutil.copy(ROOT / file, tmp_path)
     made = subprocess.run(["make", f"PYTHON={old}", "quickstart"], cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode == 2
-    assert made.stderr.startswith("Python: 3.11 or newer is needed, and this is ")
+    assert made.stderr.startswith("Python: 3.11 to 3.14 is needed, and this is ")
     assert not (tmp_path / ".venv").exists()
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_runs import predictions, write_run
 
-from lenet_jax import metrics, results
+from lenet_jax import compare, metrics, results
 from lenet_jax.errors import InputError
 
 
@@ -56,6 +56,18 @@ def test_epochs_to_an_error_are_of_the_validation_split_where_the_test_images_ha
     run = results.load(write_run(tmp_path / "run", errors, curves=("validation", "running")))
     assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
     assert "epochs_to_0.02" in metrics.names(run)
+
+
+def test_epochs_to_an_error_are_compared_on_one_kind_of_curve(tmp_path):
+    errors = {("mse", "tanh"): [0.05, 0.04, 0.1]}
+    old = results.load(write_run(tmp_path / "old", errors))
+    new = results.load(write_run(tmp_path / "new", errors, curves=("validation", "running")))
+    with pytest.raises(InputError) as refusal:
+        compare.statistics([old, new], "epochs_to_0.09")
+    assert str(refusal.value) == (
+        f"metric: 'epochs_to_0.09' would be read from test_error of {str(old.folder)!r}; validation_error of "
+        f"{str(new.folder)!r}; give all runs the same kind of curve"
+    )
 
 
 def test_epochs_to_an_error_need_a_curve(tmp_path):

@@ -58,26 +58,44 @@ MUTATIONS = {
         "test_data",
     ),
     "the test images are evaluated after each epoch": Mutation(
-        "training", '0 if settings["test_curve"] else end', "0", "test_experiment test_training"
+        "training", '0 if settings["test_curve"] else end', "0", "test_experiment"
     ),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_fault_is_noticed(name, tmp_path):
-    mutation = MUTATIONS[name]
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package, the experiments and the tests."""
     ignored = shutil.ignore_patterns("results", "__pycache__", "fuzz")
     for folder in ("lenet_jax", "experiments", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored, symlinks=True)
     (tmp_path / "setup.cfg").symlink_to(ROOT / "setup.cfg")
-    files = [f"tests/{stem}.py" for stem in mutation.tests.split() if (ROOT / "tests" / f"{stem}.py").exists()]
-    words = ["-k", mutation.words] if mutation.words else []
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *words, *files]
-    module = tmp_path / "lenet_jax" / f"{mutation.module}.py"
+    return tmp_path
+
+
+def tested(package, tests, words, *options):
+    """Runs the fast tests that `words` choose of these files, against the copy."""
+    files = [f"tests/{stem}.py" for stem in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *options]
+    environment = os.environ | {"PYTHONPATH": str(package)}
+    return run([*command, "-k", words, *files], cwd=package, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_fault_is_noticed(name, package):
+    mutation = MUTATIONS[name]
+    module = package / "lenet_jax" / f"{mutation.module}.py"
     text = module.read_text()
     assert text.count(mutation.old) == 1
     module.write_text(text.replace(mutation.old, mutation.new))
-    found = run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    found = tested(package, mutation.tests, mutation.words, "-x")
     assert found.returncode == 1, found.stdout[-2000:]
     assert " failed" in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tests", "words"), sorted({(fault.tests, fault.words) for fault in MUTATIONS.values()}))
+def test_nothing_is_noticed_without_a_fault(tests, words, package):
+    found = tested(package, tests, words)
+    assert found.returncode == 0, found.stdout[-2000:]

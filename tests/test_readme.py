@@ -209,3 +209,8 @@ def test_what_the_readme_says_of_learning_rates_is_stored():
     for loss in ("mse", "cross_entropy"):
         for rate in (0.1, 0.03):
             assert f"{100 * means[loss, 'tanh', rate]:.2f} %" in README
+    sigmoid = [row for row in rows if row.axes["activation"] == "sigmoid"]
+    at_a_tenth = [row.values for row in sigmoid if row.axes["learning_rate"] == 0.1]
+    poor = sorted(value for values in at_a_tenth for value in values if value > 0.1)
+    assert (len(poor), sum(map(len, at_a_tenth))) == (5, 8)
+    assert f"errors of {100 * poor[0]:.0f} to {100 * poor[-1]:.0f} %" in README

@@ -3,7 +3,7 @@
 Of the 5,000 embedded training digits 1,000 are kept for validation, and shown as learning curves.
 
 Command: lenet-jax run --config=experiments/quickstart.py
-Cost: 3 minutes on two CPU cores that had other work as well.
+Cost: a minute and a half on two CPU cores.
 Result: experiments/results/quickstart, and the README's first table.
 """
 

@@ -73,7 +73,7 @@ def package(tmp_path):
     return tmp_path
 
 
-def tested(package, tests, words, *options):
+def outcome(package, tests, words, *options):
     """Runs the fast tests that `words` choose of these files, against the copy."""
     files = [f"tests/{stem}.py" for stem in tests.split()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *options]
@@ -89,7 +89,7 @@ def test_a_fault_is_noticed(name, package):
     text = module.read_text()
     assert text.count(mutation.old) == 1
     module.write_text(text.replace(mutation.old, mutation.new))
-    found = tested(package, mutation.tests, mutation.words, "-x")
+    found = outcome(package, mutation.tests, mutation.words, "-x")
     assert found.returncode == 1, found.stdout[-2000:]
     assert " failed" in found.stdout
 
@@ -97,5 +97,5 @@ def test_a_fault_is_noticed(name, package):
 @pytest.mark.slow
 @pytest.mark.parametrize(("tests", "words"), sorted({(fault.tests, fault.words) for fault in MUTATIONS.values()}))
 def test_nothing_is_noticed_without_a_fault(tests, words, package):
-    found = tested(package, tests, words)
+    found = outcome(package, tests, words)
     assert found.returncode == 0, found.stdout[-2000:]

@@ -24,7 +24,12 @@ class Mutation(NamedTuple):
 
 MUTATIONS = {
     "an activation is another one": Mutation("layers", '"tanh": jnp.tanh', '"tanh": jax.nn.sigmoid', "test_layers"),
-    "a bias is dropped": Mutation("layers", " + parameters.bias[:, None, None]", "", "test_layers test_model"),
+    "a bias is dropped": Mutation(
+        "layers",
+        "(len(table), rows, columns) + parameters.bias[:, None, None]",
+        "(len(table), rows, columns)",
+        "test_layers",
+    ),
     "a sign in the squared error": Mutation("losses", "jnp.square(y - t)", "jnp.square(y + t)", "test_losses"),
     "a sign of the cross-entropy": Mutation("losses", "return losses.mean()", "return -losses.mean()", "test_losses"),
     "a checkpoint's digest is skipped": Mutation(

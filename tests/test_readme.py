@@ -12,7 +12,7 @@ import pandas as pd
 import programs
 import pytest
 
-from lenet_jax import arms, compare, report, results, tables
+from lenet_jax import arms, compare, data, report, results, tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -93,6 +93,17 @@ def test_what_the_readme_says_of_coverage_is_stored():
     skewed = re.findall(r"\| skewed \| [12]0 \| ([\d.]+) ", text)
     assert f"in {min(skewed)} to {max(skewed)} % for strongly skewed values" in said
     assert f"errs in at most {errs} %" in said
+
+
+def test_notebooks_show_what_came_out_with_the_embedded_digits_as_they_are():
+    outputs = [
+        "".join(output.get("text", ()))
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for cell in json.loads(path.read_text())["cells"]
+        for output in cell.get("outputs", ())
+    ]
+    assert len(outputs) > 30
+    assert set(re.findall(r"sha256:\w+", "".join(outputs))) == {data.EMBEDDED_FINGERPRINT}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

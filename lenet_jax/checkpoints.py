@@ -13,7 +13,6 @@ import errno
 import fcntl
 import functools
 import hashlib
-import logging
 import os
 import secrets
 import shutil
@@ -351,7 +350,7 @@ class Chunk:
             multiprocessing_options=alone,
         )
         hush()
-        with quiet(), ocp.CheckpointManager((self.folder / STATES).absolute(), options=options) as manager:
+        with ocp.CheckpointManager((self.folder / STATES).absolute(), options=options) as manager:
             yield manager
 
     def due(self) -> bool:
@@ -513,18 +512,6 @@ def networks(folder: Path, members: int) -> Snapshot:
         raise InputError(f"run: {str(folder)!r} doesn't hold the {members} trained networks (any more)")
     states = [chunk.last().state for chunk in chunks]
     return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without orbax's many notes."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @functools.cache

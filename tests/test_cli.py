@@ -324,6 +324,7 @@ def test_a_stored_run_that_is_not_there_is_refused(main, folder, message, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     """Exactly, on the machine and with the versions that it was made with; elsewhere to 40 of the 5,000 test digits."""
     stored = results.load(EXPERIMENTS / "results" / "quickstart")

@@ -71,8 +71,8 @@ def test_golden_step(start, images):
     "change",
     [
         {"loss": Loss("mse")},
-        {"architecture": Architecture("scaled_tanh", initializer="glorot")},
-        {"optimizer": "adam"},
+        pytest.param({"architecture": Architecture("scaled_tanh", initializer="glorot")}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adam"}, marks=pytest.mark.slow),
     ],
     ids=["mse", "scaled_tanh", "adam"],
 )

@@ -42,8 +42,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-test
-	@started=$$(date +%s); $(BIN)/pytest -m 'not slow' --nbmake --numprocesses=2 --dist=loadfile --no-loadscope-reorder; code=$$?; \
-		echo "make test took $$(($$(date +%s) - started)) s"; exit $$code
+	@started=$$(date +%s); $(BIN)/pytest -m 'not slow' --nbmake --numprocesses=2 --dist=loadfile --no-loadscope-reorder; \
+		code=$$?; 		echo "make test took $$(($$(date +%s) - started)) s"; exit $$code
 
 test-slow: $(VENV)/installed-test
 	$(UV_INSTALL) '.[test,mlflow]'

@@ -76,7 +76,7 @@ def test_stored_results_are_of_the_shipped_experiments(name):
     of_the_machine = {"dataset", "data_dir"}
     for field, value in run.config.items():
         assert field in of_the_machine or shipped[field] == value, field
-    # Fields that are newer than the run have their defaults, which change nothing; all runs had the test curve before.
+    # Fields that are newer than the run have their defaults, which change nothing; older runs had the test curve.
     defaults = arms.describe(arms.base.get_config()) | {"test_curve": True}
     newer = {field: shipped[field] for field in shipped if field not in run.config}
     if run.config.get("validation_size"):

@@ -43,7 +43,7 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	@started=$$(date +%s); $(BIN)/pytest -m 'not slow' --nbmake --numprocesses=2 --dist=loadfile --no-loadscope-reorder; \
-		code=$$?; 		echo "make test took $$(($$(date +%s) - started)) s"; exit $$code
+		code=$$?; echo "make test took $$(($$(date +%s) - started)) s"; exit $$code
 
 test-slow: $(VENV)/installed-test
 	$(UV_INSTALL) '.[test,mlflow]'

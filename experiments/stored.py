@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lenet_jax import results
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
+from lenet_jax.run import files, folder
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -19,5 +19,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
     # Runs that are older than test_curve evaluated the test images after each epoch.
-    config.update({"test_curve": True} | results.read_json(Path(arg) / results.CONFIG))
+    config.update({"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG))
     return config

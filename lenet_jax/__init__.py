@@ -1,29 +1,38 @@
 """lenet_jax: LeNet-5 as a laboratory.
 
-The modules in the order in which data flows through them: `data`, `layers`, `model`, `blocked`, `losses`, `optim`,
-`train`, `population`, `results`, `experiment`, `trained`, `plots`, `compare`, `cli`. Import the ones you use; this
-package imports none of them by itself, so that the command line answers at once.
+The science is here: `layers`, `initializers`, `model`, `blocked`, `losses`, `optim`, `train`, `evaluate`, `population`,
+`stats`. `data` loads data sets, `run` runs experiments, `analysis` reads what they leave. Import the modules you use;
+this package imports none of them by itself, so that the command line answers at once.
 
-For notebooks there are `load_run`, `classify`, `read` and `prepare`: a finished run and its networks, and pictures of
-digits for them.
+For notebooks there are `load_run` and `classify`, a finished run and its networks, and `read_image` and `to_mnist`,
+photos of digits for them.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lenet_jax.pictures import prepare, read
-    from lenet_jax.trained import classify, load_run
+    from lenet_jax.analysis.networks import classify, load_run
+    from lenet_jax.data.photos import read_image, to_mnist
 
 __version__ = "0.1.0"
 
-__all__ = ["classify", "load_run", "prepare", "read"]
+__all__ = ["classify", "load_run", "read_image", "to_mnist"]
 
-_HOMES = {"classify": "trained", "load_run": "trained", "prepare": "pictures", "read": "pictures"}
+_HOMES = {
+    "classify": "analysis.networks",
+    "load_run": "analysis.networks",
+    "read_image": "data.photos",
+    "to_mnist": "data.photos",
+}
+
+_FORMER = {"prepare": "to_mnist", "read": "read_image"}
+"""Names of version 0.1.0's first notebooks, which still work."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for first now."""
+    """Imports a public name when it is first used."""
+    name = _FORMER.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

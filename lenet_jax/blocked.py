@@ -37,17 +37,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lenet_jax.layers import (
-    ACTIVATIONS,
-    BITMAPS,
-    KERNEL,
-    Convolution,
-    Dense,
-    Subsampling,
-    Table,
-    dense_kernel,
-    rbf,
-)
+from lenet_jax.layers import ACTIVATIONS, BITMAPS, KERNEL, Convolution, Dense, Subsampling, Table, dense_kernel, rbf
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture, Params
 
 PLACES = 4
@@ -199,7 +189,7 @@ def pool(
     return linear.reshape(total.shape)
 
 
-class Stage(NamedTuple):
+class Layer(NamedTuple):
     """A layer: a linear function of its inputs and of its parameters, then perhaps the squashing function.
 
     Max pooling counts as linear: it selects.
@@ -216,7 +206,7 @@ class Stage(NamedTuple):
     squashed: bool
 
 
-def stages(architecture: Architecture) -> list[Stage]:
+def layers_of(architecture: Architecture) -> list[Layer]:
     """The layers that have sums, in order; the first takes a grid, see `to_grid`. RBF units come after them."""
     table = CONNECTIVITIES[architecture.connectivity]
     trainable = architecture.subsampling == "trainable"
@@ -234,35 +224,35 @@ def stages(architecture: Architecture) -> list[Stage]:
         return states @ parameters.kernel + parameters.bias[None]
 
     hidden = [
-        Stage("c1", lambda grid, parameters, _: convolve(grid, parameters, C1_TABLE, (2, 3), (2, 1)), True),
-        Stage("s2", s2, trainable),
-        Stage("c3", lambda grid, parameters, _: convolve(grid, parameters, table, (3, 3), (1, 1)), True),
-        Stage("s4", s4, trainable),
-        Stage("c5", c5, True),
-        Stage("f6", weighted, True),
+        Layer("c1", lambda grid, parameters, _: convolve(grid, parameters, C1_TABLE, (2, 3), (2, 1)), True),
+        Layer("s2", s2, trainable),
+        Layer("c3", lambda grid, parameters, _: convolve(grid, parameters, table, (3, 3), (1, 1)), True),
+        Layer("s4", s4, trainable),
+        Layer("c5", c5, True),
+        Layer("f6", weighted, True),
     ]
-    output = Stage("output", weighted, architecture.output == "squashed")
+    output = Layer("output", weighted, architecture.output == "squashed")
     return hidden if architecture.output == "rbf" else [*hidden, output]
 
 
 class Passed(NamedTuple):
-    """A layer that a batch has passed, with its inputs and its sums."""
+    """A layer that a batch has passed, with its inputs and its preactivations."""
 
-    stage: Stage
+    layer: Layer
     inputs: Array
-    sums: Array
+    preactivations: Array
 
 
 def passes(
     params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
 ) -> tuple[list[Passed], Float[Array, "batch units"]]:
-    """All layers with their inputs and sums, and the states of the last one."""
-    passed, states = [], grid
-    for stage in stages(architecture):
-        sums = stage.linear(states, getattr(params, stage.name), 1)
-        passed.append(Passed(stage, states, sums))
-        states = ACTIVATIONS[architecture.activation](sums) if stage.squashed else sums
-    return passed, states
+    """All layers with their inputs and preactivations, and the activations of the last one."""
+    passed, activations = [], grid
+    for layer in layers_of(architecture):
+        preactivations = layer.linear(activations, getattr(params, layer.name), 1)
+        passed.append(Passed(layer, activations, preactivations))
+        activations = ACTIVATIONS[architecture.activation](preactivations) if layer.squashed else preactivations
+    return passed, activations
 
 
 def forward_grid(

@@ -6,10 +6,10 @@ d2E/du_ij^2 (eq. 23, 24) that leaves out what lies off the diagonal, and is neve
     d2E/du_ij^2 = d2E/da_i^2 x_j^2                        (25)
     d2E/da_i^2  = f'(a_i)^2 sum_k u_ki^2 d2E/da_k^2       (27)
 
-That is backpropagation with squares. For a layer with sums a = L(x, w), linear in inputs x and in weights w, the
-transpose of x -> L(x, w^2) takes curvatures of the sums to those of the inputs, and the transpose of w -> L(x^2, w)
-takes them to those of the weights, summed over all connections that share one. So one loop serves every layer. Max
-pooling is taken as the selection that it makes for these inputs.
+This is backpropagation with squares. For a layer with preactivations a = L(x, w), linear in inputs x and in weights w,
+the transpose of x -> L(x, w^2) maps curvatures of the preactivations to those of the inputs, and the transpose of
+w -> L(x^2, w) maps them to those of the weights, summed over all connections that share one. So one loop serves every
+layer. Max pooling is treated as the selection that it makes for these inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,28 +49,31 @@ def diagonal(
     else:
         of_states = second_derivatives(states, labels, loss)
     found: dict[str, Any] = {"output": None}
-    for stage, inputs, sums in reversed(passed):
-        if stage.squashed:
-            of_states = slope(sums, architecture) ** 2 * of_states
-        found[stage.name], of_states = back(stage, inputs, getattr(params, stage.name), of_states)
+    for layer, inputs, preactivations in reversed(passed):
+        if layer.squashed:
+            of_states = derivative(preactivations, architecture) ** 2 * of_states
+        found[layer.name], of_states = back(layer, inputs, getattr(params, layer.name), of_states)
     mean: Params = jax.tree.map(lambda total: total / len(labels), Params(**found))
     return mean
 
 
-def back(stage: blocked.Stage, inputs: Array, parameters: Any, of_sums: Array) -> tuple[Any, Array]:
-    """Curvatures of a layer's parameters (summed over patterns) and inputs, from those of its sums."""
+def back(layer: blocked.Layer, inputs: Array, parameters: Any, of_preactivations: Array) -> tuple[Any, Array]:
+    """Curvatures of a layer's parameters (summed over patterns) and inputs, from those of its preactivations."""
     squared = jax.tree.map(jnp.square, parameters)
-    (of_inputs,) = jax.vjp(lambda inputs: stage.linear(inputs, squared, 2), inputs)[1](of_sums)
+    (of_inputs,) = jax.vjp(lambda inputs: layer.linear(inputs, squared, 2), inputs)[1](of_preactivations)
     if parameters is None:
         return None, of_inputs
     squares = jnp.square(inputs)
-    (of_parameters,) = jax.vjp(lambda parameters: stage.linear(squares, parameters, 2), parameters)[1](of_sums)
+    (of_parameters,) = jax.vjp(lambda parameters: layer.linear(squares, parameters, 2), parameters)[1](
+        of_preactivations
+    )
     return of_parameters, of_inputs
 
 
-def slope(sums: Array, architecture: Architecture) -> Array:
+def derivative(preactivations: Array, architecture: Architecture) -> Array:
     """f'(a)."""
-    derivative: Array = jax.jvp(ACTIVATIONS[architecture.activation], (sums,), (jnp.ones_like(sums),))[1]
+    activation, ones = ACTIVATIONS[architecture.activation], jnp.ones_like(preactivations)
+    derivative: Array = jax.jvp(activation, (preactivations,), (ones,))[1]
     return derivative
 
 
@@ -101,9 +104,9 @@ def start_in_full(
     """
     penalties = rbf(states, BITMAPS)
     slopes = jax.vmap(jax.grad(lambda y, label: loss(-y[None], label[None])))(penalties, labels)
-    bends = second_derivatives(-penalties, labels, loss)
+    curvatures = second_derivatives(-penalties, labels, loss)
     differences = 2 * (states[:, None, :] - jnp.asarray(BITMAPS)[None])
-    total = 2 * slopes.sum(axis=1, keepdims=True) + jnp.einsum("pi,pij->pj", bends, jnp.square(differences))
+    total = 2 * slopes.sum(axis=1, keepdims=True) + jnp.einsum("pi,pij->pj", curvatures, jnp.square(differences))
     return jnp.maximum(total, 0)
 
 

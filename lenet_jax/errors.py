@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Collection
+from typing import Any
 
 
 class InputError(ValueError):
@@ -52,7 +53,7 @@ class Interrupted(BaseException):
         self.signal = signal
 
 
-def brief(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message in one line that isn't too long."""
     return " ".join(str(error).split())[:200]
 
@@ -84,3 +85,12 @@ def listed(allowed: Collection[str], value: object) -> str:
     given = repr(value)[:LONGEST]
     alike = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, given, name).ratio())
     return f"{', '.join(alike[:NEAREST])} and {len(names) - NEAREST} more"
+
+
+def short_repr(value: Any) -> str:
+    """A value as messages have it: in one line, and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"

@@ -5,8 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import flax.struct
 import jax
@@ -14,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from lenet_jax import initializers
 from lenet_jax.errors import InputError, check_choice
+from lenet_jax.initializers import Numbers, Start
 from lenet_jax.layers import (
     ACTIVATIONS,
     BITMAPS,
@@ -88,7 +89,7 @@ class Architecture:
         check_choice("output", self.output, OUTPUTS)
         if self.output == "rbf" and self.classes != len(BITMAPS):
             raise InputError(f"output: 'rbf' has {len(BITMAPS)} bitmaps, one a digit; the data set has {self.classes}")
-        check_choice("initializer", self.initializer, INITIALIZERS)
+        check_choice("initializer", self.initializer, initializers.INITIALIZERS)
 
 
 @flax.struct.dataclass
@@ -187,62 +188,6 @@ def log_probabilities(
     return jax.nn.log_softmax(logits_of(outputs, architecture))
 
 
-Numbers = float | np.ndarray
-"""One number for all units of a layer, or an array with one for each."""
-
-
-class Start(NamedTuple):
-    """How a layer starts: weights uniform in [-weight, weight], biases in [-bias, bias], one bound for each unit.
-
-    From each bias, `center` x the sum of the unit's weights is taken off, see `glorot_centered`.
-    """
-
-    weight: Numbers
-    bias: Numbers
-    center: float = 0.0
-
-
-def lecun1998(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """U(+-2.4 / F), F a unit's number of inputs, weights and biases (LeCun et al. 1998, appendix A)."""
-    return Start(2.4 / fan_in, 2.4 / fan_in)
-
-
-def lecun1998_sqrt(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """U(+-2.4 / sqrt(F)): as `lecun1998`, but sums keep their size from layer to layer."""
-    return Start(2.4 / np.sqrt(fan_in), 2.4 / np.sqrt(fan_in))
-
-
-def glorot(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """U(+-sqrt(6 / (F_in + F_out))), biases 0 (Glorot & Bengio 2010, eq. 16)."""
-    return Start(np.sqrt(6 / (fan_in + fan_out)), 0 * fan_in)
-
-
-def bengio2012(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """As `glorot`, but four times as wide for sigmoid, whose slope at 0 is 1/4 (Bengio 2012, arXiv:1206.5533)."""
-    start = glorot(fan_in, fan_out, activation)
-    return start._replace(weight=4 * start.weight) if activation == "sigmoid" else start
-
-
-def glorot_centered(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """As `bengio2012`, with inputs centred for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
-
-    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as 1/2 + 1/2 times that
-    of the tanh network from the same key with C1's kernels doubled. For the other activations it is `glorot`.
-    """
-    start = bengio2012(fan_in, fan_out, activation)
-    return start._replace(center=0.5) if activation == "sigmoid" else start
-
-
-INITIALIZERS: Mapping[str, Callable[[Numbers, float, str], Start]] = {
-    "lecun1998": lecun1998,
-    "lecun1998_sqrt": lecun1998_sqrt,
-    "glorot": glorot,
-    "bengio2012": bengio2012,
-    "glorot_centered": glorot_centered,
-}
-"""(inputs of each unit, units that see an input, activation) -> start."""
-
-
 def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
     """Random parameters.
 
@@ -270,12 +215,7 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
 
 def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Start:
     """What the architecture's initializer says of units with `fan_in` inputs each."""
-    return INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
-
-
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: Numbers) -> Array:
-    """Uniform in [-bound, bound]; `bound` has as many axes as `shape`, or one, or none."""
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * jnp.asarray(bound, jnp.result_type(float))
+    return initializers.INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
 
 
 def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture: Architecture) -> Convolution:
@@ -285,28 +225,30 @@ def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture:
     output, _ = connections(table)
     fan_in = np.array([area * float(len(sources)) for sources in table])
     start = start_of(fan_in, area * len(output) / inputs, architecture)
-    kernel = uniform(weight_key, (len(output), KERNEL, KERNEL), np.asarray(start.weight)[output][:, None, None])
+    kernel = initializers.uniform(
+        weight_key, (len(output), KERNEL, KERNEL), np.asarray(start.weight)[output][:, None, None]
+    )
     # C1's inputs are pixels, not outputs of a sigmoid.
     center = start.center if inputs > 1 else 0.0
     shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
-    return Convolution(kernel, uniform(bias_key, (len(table),), start.bias) - shift)
+    return Convolution(kernel, initializers.uniform(bias_key, (len(table),), start.bias) - shift)
 
 
 def init_subsampling(key: PRNGKeyArray, maps: int, architecture: Architecture) -> Subsampling:
     """S2 or S4: units have 4 inputs, with one coefficient for them all; an input is seen by one unit."""
     weight_key, bias_key = jax.random.split(key)
     start = start_of(4.0, 1.0, architecture)
-    coefficient = uniform(weight_key, (maps,), start.weight)
-    return Subsampling(coefficient, uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
+    coefficient = initializers.uniform(weight_key, (maps,), start.weight)
+    return Subsampling(coefficient, initializers.uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
 
 
 def init_dense(key: PRNGKeyArray, shape: tuple[int, ...], architecture: Architecture) -> Dense:
     """C5, F6 or the output: every unit sees every input."""
     weight_key, bias_key = jax.random.split(key)
     start = start_of(float(math.prod(shape[:-1])), float(shape[-1]), architecture)
-    kernel = uniform(weight_key, shape, start.weight)
+    kernel = initializers.uniform(weight_key, shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
-    return Dense(kernel, uniform(bias_key, shape[-1:], start.bias) - shift)
+    return Dense(kernel, initializers.uniform(bias_key, shape[-1:], start.bias) - shift)
 
 
 def connection_table(architecture: Architecture) -> dict[str, int]:

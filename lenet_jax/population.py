@@ -1,6 +1,6 @@
 """Populations: many members in one compiled program, spread over devices.
 
-The only place that vmaps over members and shards them over devices; `workers` spreads them over processes. A CPU device
+The only index that vmaps over members and shards them over devices; `workers` spreads them over processes. A CPU device
 trains its members one after the other, so that a step works on one member's arrays alone. On accelerators a device
 trains its members side by side.
 """
@@ -19,11 +19,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lenet_jax import cluster, train
-from lenet_jax.memory import available
+from lenet_jax import distributed, train
+from lenet_jax import evaluate as evaluation
+from lenet_jax.evaluate import Evaluation, Predictions
 from lenet_jax.model import Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
-from lenet_jax.train import Evaluation, Images, Metrics, Predictions, Recipe, TrainState
+from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
 Snapshot = dict[str, Any]
 """Path of an array in `TrainState`, with slashes -> its NumPy array [members, ...]."""
@@ -31,8 +32,6 @@ Snapshot = dict[str, Any]
 MEMBERS = "members"
 """Name of the mesh axis that members are sharded over."""
 
-SAVING = 4
-"""Times a state that saving it takes, with all that orbax copies; measured: 3.4 (docs/scaling.md)."""
 
 WIDTHS = {"cpu": 1}
 """Members that one device trains side by side, by platform; other platforms: `ACCELERATOR_WIDTH`."""
@@ -75,14 +74,14 @@ class Programs(NamedTuple):
 
     Attributes:
       init: (seeds [members], hyper [members]) -> state.
-      train_part: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
+      train_segment: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
       evaluate: (params, images, start, stop) -> evaluations [members].
-      predict: (params, images, places) -> predictions [members, places]; compiled when first used.
+      predict: (params, images, indices) -> predictions [members, indices]; compiled when first used.
       memory: bytes that training takes at its peak, as the compiler predicts: data, members, and what is in flight.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
-    train_part: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
+    train_segment: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Images, Array, Array], Evaluation]
     predict: Callable[[Params, Images, Array], Predictions]
     memory: int
@@ -158,15 +157,15 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
         return train.init(*member, recipe)
 
     def train_one(member: tuple[TrainState, Hyperparameters], images: Images) -> tuple[TrainState, Metrics]:
-        return train.train_part(*member, images, recipe)
+        return train.train_segment(*member, images, recipe)
 
     def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Evaluation:
-        return train.evaluate(params, images, start, stop, recipe)
+        return evaluation.evaluate(params, images, start, stop, recipe)
 
-    def predict_one(params: Params, images: Images, places: Array) -> Predictions:
-        return train.predict(params, images, places, recipe)
+    def predict_one(params: Params, images: Images, indices: Array) -> Predictions:
+        return evaluation.predict(params, images, indices, recipe)
 
-    init, train_part, evaluate, predict = (
+    init, train_segment, evaluate, predict = (
         over_members(function, mesh) for function in (init_one, train_one, evaluate_one, predict_one)
     )
     numbers = shaped(sharded, lambda: jnp.zeros(members, jnp.float32))
@@ -184,16 +183,16 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
             shift=jnp.zeros(()),
         ),
     )
-    place = shaped(shared, lambda: jnp.zeros((), jnp.int32))
-    places = shaped(shared, lambda: jnp.zeros(image_count, jnp.int32))
+    index = shaped(shared, lambda: jnp.zeros((), jnp.int32))
+    indices = shaped(shared, lambda: jnp.zeros(image_count, jnp.int32))
     return {
         "init": Lowerable(jax.jit(lambda seeds, hyper: init((seeds, hyper))), (seeds, hyper)),
-        "train_part": Lowerable(
-            jax.jit(lambda state, hyper, images: train_part((state, hyper), images), donate_argnums=0),
+        "train_segment": Lowerable(
+            jax.jit(lambda state, hyper, images: train_segment((state, hyper), images), donate_argnums=0),
             (state, hyper, images),
         ),
-        "evaluate": Lowerable(jax.jit(evaluate), (state.params, images, place, place)),
-        "predict": Lowerable(jax.jit(predict), (state.params, images, places)),
+        "evaluate": Lowerable(jax.jit(evaluate), (state.params, images, index, index)),
+        "predict": Lowerable(jax.jit(predict), (state.params, images, indices)),
     }
 
 
@@ -210,17 +209,17 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
     options: dict[str, Any] = {}
     if mesh.devices.flat[0].platform == "cpu":
         options = CPU_OPTIONS
-        recipe = dataclasses.replace(recipe, pieces=train.pieces_of(recipe.batch_size))
+        recipe = dataclasses.replace(recipe, microbatches=train.microbatches_for(recipe.batch_size))
     lowered = lowerables(recipe, members, image_count, mesh)
 
     def compiled_as(name: str, options: dict[str, Any]) -> Any:
         function, arguments = lowered[name]
         return compiled(function.lower(*arguments), options)
 
-    train_program = compiled_as("train_part", options)
+    train_program = compiled_as("train_segment", options)
     return Programs(
         init=compiled_as("init", UNOPTIMIZED),  # runs once: optimising it would take longer than running it
-        train_part=train_program,
+        train_segment=train_program,
         predict=lowered["predict"].function,  # as many images as it is given
         evaluate=compiled_as("evaluate", options),
         memory=predicted_memory(train_program, mesh),
@@ -256,26 +255,6 @@ def predicted_memory(program: Any, mesh: Mesh) -> int:
     return int(mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes))
 
 
-def member_memory(recipe: Recipe) -> int:
-    """Bytes that one member's state takes at most: before and after an update, and where members are saved from.
-
-    That is in the same memory on a CPU alone.
-    """
-
-    def state() -> TrainState:
-        return train.init(jnp.uint32(0), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))), recipe)
-
-    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state))]
-    return (2 + (SAVING if jax.default_backend() == "cpu" else 0)) * sum(sizes)
-
-
-def memory_for_members() -> int:
-    """Bytes that members' states may take on all machines: half of what is free, the rest is for all else."""
-    mebibytes = cluster.everywhere(np.int32(available() >> 20))  # JAX has no 64-bit integers
-    total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
-    return total
-
-
 def create(
     seeds: Sequence[int],
     hyper: Mapping[str, Sequence[float]],
@@ -300,49 +279,49 @@ def create(
     shared, sharded = shardings(mesh)
 
     def padded(values: Sequence[float], dtype: Any) -> Array:
-        return cluster.put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
+        return distributed.put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
 
     programs = compile_programs(recipe, len(seeds) + padding, len(images.labels), mesh)
     member_hyper = Hyperparameters(**{name: padded(values, np.float32) for name, values in hyper.items()})
     return Population(
         state=programs.init(padded(seeds, np.uint32), member_hyper),
         hyper=member_hyper,
-        images=jax.tree.map(lambda array: cluster.put(np.asarray(array), shared), images),
+        images=jax.tree.map(lambda array: distributed.put(np.asarray(array), shared), images),
         size=len(seeds),
         programs=programs,
     )
 
 
-def train_part(population: Population) -> Metrics:
-    """Trains every member for a part of a pass, in place; waits for it. See `train.train_part`.
+def train_segment(population: Population) -> Metrics:
+    """Trains every member for a segment of an epoch, in index; waits for it. See `train.train_segment`.
 
     Returns:
       its metrics as NumPy arrays [members].
     """
-    state, metrics = population.programs.train_part(population.state, population.hyper, population.images)
+    state, metrics = population.programs.train_segment(population.state, population.hyper, population.images)
     population.state = state
-    return fetch(metrics, population.size)
+    return to_host(metrics, population.size)
 
 
 def evaluate(population: Population, split: range) -> Evaluation:
     """What is measured of every member over a range of the images, as NumPy arrays [members]."""
     shared = population.images.scale.sharding
-    bounds = [cluster.put(np.array(bound, np.int32), shared) for bound in (split.start, split.stop)]
-    return fetch(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
+    bounds = [distributed.put(np.array(bound, np.int32), shared) for bound in (split.start, split.stop)]
+    return to_host(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
 
 def predict(population: Population, split: range) -> Predictions:
     """What every member makes of a range of the images, as NumPy arrays [members, images]."""
-    places = cluster.put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
-    return fetch(population.programs.predict(population.state.params, population.images, places), population.size)
+    indices = distributed.put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
+    return to_host(population.programs.predict(population.state.params, population.images, indices), population.size)
 
 
 Measured = TypeVar("Measured", Metrics, Evaluation, Predictions, Snapshot)
 
 
-def fetch(measured: Measured, size: int) -> Measured:
+def to_host(measured: Measured, size: int) -> Measured:
     """Copies what was measured of members from the devices, without the padding."""
-    copied: Measured = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], cluster.gather(measured))
+    copied: Measured = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], distributed.gather(measured))
     return copied
 
 
@@ -351,7 +330,7 @@ def snapshot(population: Population) -> Snapshot:
 
     Random keys are given as their data, uint32. What comes from here goes back with `restore`.
     """
-    return fetch({name: data_of(leaf) for name, leaf in leaves_of(population.state)}, population.size)
+    return to_host({name: key_data_of(leaf) for name, leaf in leaves_of(population.state)}, population.size)
 
 
 def restore(population: Population, saved: Snapshot) -> None:
@@ -362,14 +341,16 @@ def restore(population: Population, saved: Snapshot) -> None:
     """
     if {len(array) for array in saved.values()} != {population.size}:
         raise ValueError(f"the arrays are not those of {population.size} members")
-    expected = {name: (data_of(leaf).shape[1:], data_of(leaf).dtype) for name, leaf in leaves_of(population.state)}
+    expected = {
+        name: (key_data_of(leaf).shape[1:], key_data_of(leaf).dtype) for name, leaf in leaves_of(population.state)
+    }
     if {name: (array.shape[1:], array.dtype) for name, array in saved.items()} != expected:
         raise ValueError("the arrays are not those of this network and optimizer")
 
     def padded(name: str, leaf: Any) -> Any:
         array = saved[name]
         rows = np.minimum(np.arange(leaf.shape[0]), len(array) - 1)
-        on_devices = cluster.put(array[rows], population.hyper.mu.sharding)
+        on_devices = distributed.put(array[rows], population.hyper.mu.sharding)
         return jax.random.wrap_key_data(on_devices) if is_key(leaf) else on_devices
 
     leaves = [padded(name, leaf) for name, leaf in leaves_of(population.state)]
@@ -387,6 +368,6 @@ def is_key(leaf: Array) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-def data_of(leaf: Array) -> Array:
+def key_data_of(leaf: Array) -> Array:
     """The array, or the data of its random keys."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf

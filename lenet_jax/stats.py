@@ -40,7 +40,7 @@ def block_size(count: int) -> int:
     return max(1, min(RESAMPLES, 10_000_000 // count))
 
 
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), always with the same resamples.
 
     Its quantiles are expanded for few seeds, as Student's t is wider than the normal distribution (Hesterberg
@@ -72,7 +72,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None
 def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """Mean, standard deviation (n - 1), median, 95 % interval of the mean, the values; None where one isn't known."""
     array = np.asarray(values, float)
-    ends = interval(array)
+    ends = bootstrap_interval(array)
 
     def known(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
@@ -86,7 +86,7 @@ def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     }
 
 
-def student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of Student's 95 % interval of the mean along the last axis; the mean itself for a single value."""
     count = values.shape[-1]
     mean = np.asarray(values.mean(axis=-1))
@@ -123,8 +123,8 @@ def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
     for length in lengths:  # those of equal length in one call
         places = [place for place, values in enumerate(differences) if len(values) == length]
         values = np.array([differences[place] for place in places], float)
-        low, high = student(values)
-        p = sign_flip(values)
+        low, high = t_interval(values)
+        p = sign_flip_test(values)
         for row, place in enumerate(places):
             mean, std = float(values[row].mean()), float(values[row].std(ddof=1))
             size = mean / std if vary(values[row]) else None
@@ -132,7 +132,7 @@ def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
     return [found[place] for place in range(len(differences))]
 
 
-def sign_flip(values: np.ndarray) -> np.ndarray:
+def sign_flip_test(values: np.ndarray) -> np.ndarray:
     """p-values of the two-sided permutation test that flips signs (Fisher 1935), along the last axis [..., seeds].
 
     As `scipy.stats.permutation_test` has them, which draws signs anew for each row; here all rows share theirs, which
@@ -175,7 +175,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
+def probability_of_superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
     """The chance that a run of one arm has a smaller value than a run of the other, ties counting half.
 
     The Mann-Whitney statistic, as a share of all pairs; "probability of improvement" in Agarwal et al. 2021.
@@ -194,7 +194,7 @@ def power(n: int, effect_size: float, level: float = ALPHA) -> float:
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
-def fewest(level: float = ALPHA) -> int | None:
+def min_pairs(level: float = ALPHA) -> int | None:
     """Pairs that the permutation test needs to show anything at this level; None if no number is enough."""
     return next((n for n in range(2, 64) if smallest_p(n) < level), None)
 
@@ -212,7 +212,7 @@ def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | N
     Returns:
       at least `fewest(level)`; None where the difference is 0, or more than a million seeds would be needed.
     """
-    least = fewest(level)
+    least = min_pairs(level)
     if difference == 0 or least is None:
         return None
     if std == 0:

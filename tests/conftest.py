@@ -60,15 +60,17 @@ def pytest_collection_finish(session):
 @pytest.fixture(scope="session")
 def digits():
     """400 digits and their labels: uint8 [400, 32, 32], int32 [400]."""
-    from lenet_jax import data
 
-    dataset = data.load("mnist10k")
-    return data.pad(dataset.train_images[:400], "background"), dataset.train_labels[:400].astype(np.int32)
+    from lenet_jax.data import datasets, preprocess
+
+    dataset = datasets.load("mnist10k")
+    return preprocess.pad(dataset.train_images[:400], "background"), dataset.train_labels[:400].astype(np.int32)
 
 
 @pytest.fixture(scope="session")
 def random_params():
     """(architecture, seed=0) -> parameters that are all random, biases too, of the current default float type."""
+
     from lenet_jax import model
 
     def make(architecture, seed=0):

@@ -6,17 +6,17 @@ import struct
 import tempfile
 from pathlib import Path
 
-from lenet_jax import data
+from lenet_jax.data import datasets
 
 TRAIN, TEST = 600, 200
-FOLDER = Path(__file__).parents[1] / ".pytest_cache" / f"few_digits_{data.EMBEDDED_FINGERPRINT[-8:]}"
+FOLDER = Path(__file__).parents[1] / ".pytest_cache" / f"few_digits_{datasets.EMBEDDED_FINGERPRINT[-8:]}"
 DATASET = f"idx:{FOLDER}"
 """The first 600 and 200 of the embedded digits, as four IDX files. Processes of one run use the same folder."""
 
 
 def arrays():
     """The four arrays."""
-    whole = data.load("mnist10k")
+    whole = datasets.load("mnist10k")
     return {
         "train_images": whole.train_images[:TRAIN],
         "train_labels": whole.train_labels[:TRAIN],
@@ -31,7 +31,7 @@ def write():
     made = Path(tempfile.mkdtemp(dir=FOLDER.parent))
     for part, array in arrays().items():
         header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-        (made / data.IDX_PARTS[part][0]).write_bytes(header + array.tobytes())
+        (made / datasets.IDX_PARTS[part][0]).write_bytes(header + array.tobytes())
     try:
         os.rename(made, FOLDER)
     except OSError:  # another process was faster

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from lenet_jax import results
+from lenet_jax.run import files
+from lenet_jax.run import folder as run_folder
 
 ERRORS = {("mse", "tanh"): [0.05, 0.07, 0.06], ("cross_entropy", "tanh"): [0.03, 0.03, 0.06]}
 AXES = ("loss", "activation")
@@ -57,12 +58,12 @@ def write_run(
             for metric, value in (("error", error), ("loss", 10 * error)):
                 tables.append(pd.DataFrame(columns | seeds | {"metric": metric, "value": value}))
     folder.mkdir(parents=True)
-    results.write_table(folder / results.METRICS, pd.concat(tables, ignore_index=True))
+    files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
     data = {"name": "mnist10k", "fingerprint": fingerprint, "test": test}
-    results.write_json(folder / results.SUMMARY, {"dataset": data, "arms": arms})
-    results.write_json(folder / results.CONFIG, config or {})
-    results.write_json(
-        folder / results.PROVENANCE, {"versions": versions or {}, "command": "lenet-jax run --config=x.py"}
+    files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": arms})
+    files.write_json(folder / run_folder.CONFIG, config or {})
+    files.write_json(
+        folder / run_folder.PROVENANCE, {"versions": versions or {}, "command": "lenet-jax run --config=x.py"}
     )
     return folder
 

@@ -19,7 +19,8 @@ FORKED = False
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    [f"lenet_jax.{name}" for name in ("cli", "experiment", "report", "tables", "trained", "workers")] + ["tensorboardX"]
+    [f"lenet_jax.{name}" for name in ("cli", "run.runner", "analysis.report", "analysis.tables", "analysis.networks")]
+    + ["tensorboardX"]
 )
 
 

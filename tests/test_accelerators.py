@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from lenet_jax import inputs, population
-from lenet_jax.arms import expand
+from lenet_jax import population
 from lenet_jax.experiments import base
+from lenet_jax.run import plan
+from lenet_jax.run.arms import expand
 
 MEMBERS, IMAGES = 4, 10_000
 
@@ -54,7 +55,7 @@ SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in FIELDS}
 def test_programs_are_lowered_for_accelerators(side_by_side, name):
     """Everything that a run calls; what a platform can't do is an error there."""
     arm = arm_of(**FIELDS[name])
-    recipe = inputs.recipe_of(arm, inputs.load_data([arm])[inputs.data_key(arm)])
+    recipe = plan.recipe_of(arm, plan.load_data([arm])[plan.data_key(arm)])
     mesh = population.mesh_of(jax.devices()[:1])
     for lowerable in population.lowerables(recipe, MEMBERS, IMAGES, mesh).values():
         exported = jax.export.export(lowerable.function, platforms=["cuda", "tpu"])(*lowerable.arguments)
@@ -66,8 +67,8 @@ def test_programs_are_lowered_for_accelerators(side_by_side, name):
 def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, assert_close, name):
     """The width that accelerators use, on the CPU: the same networks, up to the order in which sums are taken."""
     arm = arm_of(**FIELDS[name] | {"train_size": 64, "batch_size": 8, "curvature_patterns": 50})
-    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
-    recipe, images = inputs.recipe_of(arm, dataset), inputs.images_of(dataset, arm)
+    dataset = plan.load_data([arm])[plan.data_key(arm)]
+    recipe, images = plan.recipe_of(arm, dataset), plan.images_of(dataset, arm)
     seeds = range(MEMBERS)
     hyper = {name: [arm.settings[name]] * MEMBERS for name in population.HYPERPARAMETERS}
     hyper["learning_rate"] = [arm.settings["learning_rate"] * factor for factor in (1, 0.5, 0.25, 0.125)]
@@ -76,7 +77,7 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
         population.compile_programs.cache_clear()
         members = population.create(seeds, hyper, images, recipe, devices)
         for _ in range(recipe.epochs):
-            metrics = population.train_part(members)
+            metrics = population.train_segment(members)
         split = range(5000, 5200)
         found = population.evaluate(members, split), population.predict(members, split)
         return population.snapshot(members), metrics, *found

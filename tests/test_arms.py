@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from lenet_jax import tuning
-from lenet_jax.arms import FIELDS, describe, expand
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import ablation, base, quickstart
-from lenet_jax.tuning import Tuning
+from lenet_jax.run import tuning
+from lenet_jax.run.arms import FIELDS, describe, expand
+from lenet_jax.run.tuning import Tuning
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if path.stem not in ("__init__", "base", "stored"))

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lenet_jax import blocked, model
+from lenet_jax.initializers import INITIALIZERS
 from lenet_jax.layers import ACTIVATIONS
-from lenet_jax.model import CONNECTIVITIES, INITIALIZERS, OUTPUTS, SUBSAMPLINGS, WINDOWS, Architecture
+from lenet_jax.model import CONNECTIVITIES, OUTPUTS, SUBSAMPLINGS, WINDOWS, Architecture
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lenet_jax import checkpoints
-from lenet_jax.checkpoints import TESTED, Chunk, Saved, Store
+from lenet_jax.run import checkpoints
+from lenet_jax.run.checkpoints import TESTED, ArmStore, Checkpoint, Chunk
 
 MEMBERS = 4
 
@@ -15,7 +15,7 @@ MEMBERS = 4
 def saved(step, members=MEMBERS):
     state = {"params/c1/bias": np.arange(members * 6, dtype=np.float32).reshape(members, 6)}
     state["step"] = np.full(members, step, np.int32)
-    return Saved(step, state, {"test/error": np.ones((1, members))}, 1.0, 2.0)
+    return Checkpoint(step, state, {"test/error": np.ones((1, members))}, 1.0, 2.0)
 
 
 @pytest.fixture
@@ -29,18 +29,18 @@ def chunk(tmp_path):
 
 def finish(chunk):
     nothing = pd.DataFrame()
-    chunk.finish(checkpoints.Trained(pd.DataFrame({"value": [1.0]}), nothing, 1.0, 2.0, 3, 4), chunk.latest())
+    chunk.finish(checkpoints.PopulationResult(pd.DataFrame({"value": [1.0]}), nothing, 1.0, 2.0, 3, 4), chunk.latest())
 
 
 @pytest.mark.parametrize("left", ["the whole", "the second half"])
 def test_networks_are_found_whatever_halving_left_behind(chunk, left, monkeypatch):
     """A kill comes before the whole is removed, or a disk is full before the first half is saved."""
     folder = chunk.folder.parent
-    store = Store(folder, 0)
+    store = ArmStore(folder, 0)
     with monkeypatch.context() as patches:
         if left == "the whole":
             patches.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
-            chunk.halved()
+            chunk.split_in_half()
         else:
             half = Chunk(folder / f"{TESTED}-2-{MEMBERS}", 0)
             half.save(chunk.latest().part(slice(2, None)))
@@ -54,7 +54,7 @@ def test_networks_are_found_whatever_halving_left_behind(chunk, left, monkeypatc
     for _ in range(2):
         found = checkpoints.networks(folder, MEMBERS)
         np.testing.assert_array_equal(found["params/c1/bias"], expected["params/c1/bias"])
-        store.tidy()
+        store.prune()
     kept = {path.name for path in folder.iterdir() if path.is_dir()}
     assert kept == ({"tested-0-2", "tested-2-4"} if left == "the whole" else {"tested-0-4"})
 

@@ -15,10 +15,12 @@ import few_digits
 import programs
 import pytest
 
-from lenet_jax import cli, experiment, results
-from lenet_jax.arms import expand
+from lenet_jax import arguments, cli
 from lenet_jax.experiments import base
-from lenet_jax.tuning import Tuning, log_uniform
+from lenet_jax.run import folder as run_folder
+from lenet_jax.run import runner
+from lenet_jax.run.arms import expand
+from lenet_jax.run.tuning import Tuning, log_uniform
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 QUICK = [
@@ -54,7 +56,7 @@ def main(monkeypatch, capsys):
     That refusals end a process of its own so, too, `test_an_unknown_command_is_refused` shows.
     """
 
-    monkeypatch.setattr(experiment, "run_arm", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(runner, "run_arm", lambda *_: pytest.fail("it trains"))
 
     def run(folder, *arguments):
         monkeypatch.chdir(folder)
@@ -128,7 +130,7 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
     arguments += ["--config.tune.learning_rate=(0.001,0.1)", "--config.tune_seeds=1"]
     result = lenet_jax(tmp_path, "run", *QUICK, *arguments)
     assert result.returncode == 0, result.stderr
-    run = results.load(tmp_path / "runs/quickstart")
+    run = run_folder.load(tmp_path / "runs/quickstart")
     names = ["loss=mse,activation=tanh,batch_size=20,epochs=1", "loss=mse,activation=tanh,batch_size=40,epochs=2"]
     assert [arm["name"] for arm in run.summary["arms"]] == names
     assert run.tuning.groupby("arm").epoch.max().to_dict() == dict(zip(names, (1, 2), strict=True))
@@ -136,7 +138,7 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
         assert f"{arm['name']}: learning_rate {arm['chosen']['learning_rate']:g} of 2 tried" in result.stderr
 
 
-def with_keys(*arguments):
+def with_keys(*given):
     """The arms of a config with a sweep and a tune of its own, changed by arguments."""
     config = base.get_config()
     config.validation_size = 100
@@ -145,7 +147,7 @@ def with_keys(*arguments):
     config.sweep.activation = ("tanh",)
     config.tune.momentum = (0.9,)
     config.tune.learning_rate = (0.1,)
-    return expand(cli.with_keys(config, list(arguments)))
+    return expand(arguments.with_keys(config, list(given)))
 
 
 def test_keys_of_a_mapping_keep_their_order():
@@ -161,7 +163,9 @@ def test_keys_of_a_mapping_keep_their_order():
 def test_a_random_set_and_named_arms_can_be_written_as_dicts():
     arms = with_keys("--config.tune.learning_rate={'low': 0.01, 'high': 1, 'count': 3}")
     assert [point["learning_rate"] for point in arms[0].tuning.drawn] == log_uniform("learning_rate", 0.01, 1.0, 3)
-    arms = expand(cli.with_keys(base.get_config(), ["--config.sweep.arm={'b': {'loss': 'mse'}, 'a': {'epochs': 2}}"]))
+    arms = expand(
+        arguments.with_keys(base.get_config(), ["--config.sweep.arm={'b': {'loss': 'mse'}, 'a': {'epochs': 2}}"])
+    )
     assert [(arm.name, arm.settings["epochs"]) for arm in arms] == [("b", 10), ("a", 2)]
 
 
@@ -327,7 +331,7 @@ def test_a_stored_run_that_is_not_there_is_refused(main, folder, message, tmp_pa
 @pytest.mark.slow
 def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     """Exactly, on the machine and with the versions that it was made with; elsewhere to 40 of the 5,000 test digits."""
-    stored = results.load(EXPERIMENTS / "results" / "quickstart")
+    stored = run_folder.load(EXPERIMENTS / "results" / "quickstart")
     seed, name = 3, "loss=cross_entropy,activation=tanh"
     flags = ["--config.sweep.loss=('cross_entropy',)", "--config.sweep.activation=('tanh',)"]
     flags += [f"--config.first_seed={seed}", "--config.seeds=1", "--workdir=again"]
@@ -337,7 +341,7 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
         tmp_path, "run", f"--config={EXPERIMENTS}/stored.py:{stored.folder}", *flags, real=True, **as_then
     )
     assert result.returncode == 0, result.stderr
-    again = results.load(tmp_path / "again")
+    again = run_folder.load(tmp_path / "again")
     before = next(arm for arm in stored.summary["arms"] if arm["name"] == name)
     (after,) = again.summary["arms"]
     made = [run.provenance[field] for run in (stored, again) for field in ("processor", "cores", "versions")]

@@ -10,22 +10,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, data, distortions, inputs, losses, model, optim, train
-from lenet_jax.arms import FIELDS, expand
+from lenet_jax import curvature, distortions, initializers, losses, model, optim, train
+from lenet_jax.data import preprocess
 from lenet_jax.experiments import base
 from lenet_jax.layers import ACTIVATIONS
+from lenet_jax.run import plan
+from lenet_jax.run.arms import FIELDS, expand
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CHOICES = {
     "label_noise": (0.0, 0.5),
-    "normalization": data.NORMALIZATIONS,
+    "normalization": preprocess.NORMALIZATIONS,
     "activation": ACTIVATIONS,
     "connectivity": model.CONNECTIVITIES,
     "subsampling": model.SUBSAMPLINGS,
     "subsampling_window": model.WINDOWS,
     "output": model.OUTPUTS,
-    "initializer": model.INITIALIZERS,
+    "initializer": initializers.INITIALIZERS,
     "loss": losses.LOSSES,
     "mse_point": losses.MSE_POINTS,
     "target_code": losses.TARGET_CODES,
@@ -64,9 +66,9 @@ def arm_of(combination):
 def check(combination):
     """Two updates: parameters move and stay finite."""
     arm = arm_of(combination)
-    dataset = inputs.load_data([arm])[inputs.data_key(arm)]
-    images = jax.tree.map(jnp.asarray, inputs.images_of(dataset, arm))
-    recipe = inputs.recipe_of(arm, dataset)
+    dataset = plan.load_data([arm])[plan.data_key(arm)]
+    images = jax.tree.map(jnp.asarray, plan.images_of(dataset, arm))
+    recipe = plan.recipe_of(arm, dataset)
     hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
     start = train.init(jnp.uint32(3), hyper, recipe)
     after, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(start, hyper, images, recipe=recipe)
@@ -82,7 +84,7 @@ def test_all_named_choices_take_part():
     assert named - set(CHOICES) == {"padding", "mse_reduction"}
     assert {field.name for field in dataclasses.fields(train.Recipe)} <= {
         *CHOICES,
-        *("architecture", "epochs", "train_size", "pieces", "parts", "curvature_patterns"),
+        *("architecture", "epochs", "train_size", "microbatches", "segments", "curvature_patterns"),
     }
 
 

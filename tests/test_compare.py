@@ -10,15 +10,18 @@ from made_runs import ERRORS, write_run
 from rich.console import Console
 from statsmodels.stats.power import TTestPower
 
-from lenet_jax import compare, results, stats, tables
+from lenet_jax import stats
+from lenet_jax.analysis import compare, tables
 from lenet_jax.errors import InputError, check_choice
+from lenet_jax.run import files
+from lenet_jax.run import folder as run_folder
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (6, 12))
 """By arm and seed."""
 
 
 def load(*folders):
-    return [results.load(folder) for folder in folders]
+    return [run_folder.load(folder) for folder in folders]
 
 
 def factorial(tmp_path, **changes):
@@ -27,11 +30,11 @@ def factorial(tmp_path, **changes):
         (loss, activation): 0.06 - 0.01 * (loss == "cross_entropy") - 0.02 * (activation == "tanh") + NOISE[place]
         for place, (loss, activation) in enumerate(itertools.product(("mse", "cross_entropy"), ("sigmoid", "tanh")))
     }
-    return results.load(write_run(tmp_path / "run", errors, **changes)), errors
+    return run_folder.load(write_run(tmp_path / "run", errors, **changes)), errors
 
 
 def test_statistics_at_the_last_epoch(tmp_path):
-    rows = compare.statistics(load(write_run(tmp_path / "run", diverged=1)))
+    rows = compare.arm_statistics(load(write_run(tmp_path / "run", diverged=1)))
     assert [row.arm for row in rows] == ["loss=mse,activation=tanh", "loss=cross_entropy,activation=tanh"]
     assert rows[0].axes == {"loss": "mse", "activation": "tanh"}
     assert (rows[0].n, rows[0].diverged) == (3, 1)
@@ -40,12 +43,12 @@ def test_statistics_at_the_last_epoch(tmp_path):
     assert rows[1].median == pytest.approx(0.03)
     assert (rows[0].best, rows[0].worst) == (0.05, 0.07)
     assert rows[0].values.to_dict() == {0: 0.05, 1: 0.07, 2: 0.06}
-    assert rows[0].ci95 == stats.interval([0.05, 0.07, 0.06])
+    assert rows[0].ci95 == stats.bootstrap_interval([0.05, 0.07, 0.06])
 
 
 def test_differences_are_taken_seed_by_seed_against_the_first_arm(tmp_path):
     run, errors = factorial(tmp_path)
-    found = [judgement for judgement in compare.analyse([run]).judgements if judgement.kind == "difference"]
+    found = [judgement for judgement in compare.compare_runs([run]).judgements if judgement.kind == "difference"]
     assert [judgement.name for judgement in found] == [
         f"loss={loss},activation={activation} against loss=mse,activation=sigmoid"
         for loss, activation in list(errors)[1:]
@@ -59,7 +62,9 @@ def test_differences_are_taken_seed_by_seed_against_the_first_arm(tmp_path):
 def test_effects_of_a_factorial_sweep_are_told(tmp_path):
     run, _ = factorial(tmp_path)
     effects = {
-        judgement.name: judgement for judgement in compare.analyse([run]).judgements if judgement.kind != "difference"
+        judgement.name: judgement
+        for judgement in compare.compare_runs([run]).judgements
+        if judgement.kind != "difference"
     }
     assert list(effects) == [
         "loss: cross_entropy against mse, over activation",
@@ -75,7 +80,7 @@ def test_effects_of_a_factorial_sweep_are_told(tmp_path):
 
 
 def test_all_that_is_tested_is_corrected_together(tmp_path):
-    judgements = compare.analyse([factorial(tmp_path)[0]], baseline="all").judgements
+    judgements = compare.compare_runs([factorial(tmp_path)[0]], baseline="all").judgements
     assert len(judgements) == 6 + 3
     # 12 seeds of one sign: 2/4096, the smallest p-value; eight times of nine, and the interaction alone isn't shown.
     smallest = [judgement for judgement in judgements if judgement.contrast.p == 2 / 4096]
@@ -85,41 +90,41 @@ def test_all_that_is_tested_is_corrected_together(tmp_path):
 
 
 def test_any_arm_can_be_the_baseline(tmp_path):
-    found = compare.analyse([factorial(tmp_path)[0]], baseline="loss=mse,activation=tanh").judgements
+    found = compare.compare_runs([factorial(tmp_path)[0]], baseline="loss=mse,activation=tanh").judgements
     assert sum(judgement.name.endswith(" against loss=mse,activation=tanh") for judgement in found) == 3
     with pytest.raises(InputError, match=r"baseline: 'tanh' is not one of 'loss=mse,activation=sigmoid', .*'all'"):
-        compare.analyse([results.load(tmp_path / "run")], baseline="tanh")
+        compare.compare_runs([run_folder.load(tmp_path / "run")], baseline="tanh")
 
 
 def test_seeds_needed_for_a_difference_asked_for(tmp_path):
     run, errors = factorial(tmp_path)
-    found = compare.analyse([run], difference=0.001).judgements[0]
+    found = compare.compare_runs([run], difference=0.001).judgements[0]
     std = np.std(errors["mse", "tanh"] - errors["mse", "sigmoid"], ddof=1)
     # At 0.05 by 6 comparisons.
     needed = TTestPower().solve_power(effect_size=0.001 / std, power=0.8, alpha=0.05 / 6, alternative="two-sided")
     assert found.seeds == math.ceil(needed) > 12
     with pytest.raises(InputError, match="difference: nan; needed is a finite number"):
-        compare.analyse([run], difference=math.nan)
+        compare.compare_runs([run], difference=math.nan)
 
 
 def test_what_is_not_paired_is_not_paired(tmp_path):
     errors = {("mse", "tanh"): NOISE[0][:4] + 0.05, ("cross_entropy", "tanh"): NOISE[1][:4] + 0.05}
-    apart = results.load(
+    apart = run_folder.load(
         write_run(tmp_path / "apart", errors, first_seed={("mse", "tanh"): 0, ("cross_entropy", "tanh"): 4})
     )
-    comparison = compare.analyse([apart])
+    comparison = compare.compare_runs([apart])
     assert not comparison.judgements
     assert any("are not paired: no seed is common to them" in note for note in comparison.notes)
     with pytest.raises(InputError, match="baseline: nothing can be taken against 'loss=mse,activation=tanh'"):
-        compare.analyse([apart], baseline="loss=mse,activation=tanh")
+        compare.compare_runs([apart], baseline="loss=mse,activation=tanh")
 
 
 def test_common_seeds_are_paired(tmp_path):
     errors = {("mse", "tanh"): [0.05, 0.06, 0.07, 0.09], ("cross_entropy", "tanh"): [0.04, 0.05, 0.06]}
-    run = results.load(
+    run = run_folder.load(
         write_run(tmp_path / "run", errors, first_seed={("mse", "tanh"): 0, ("cross_entropy", "tanh"): 1})
     )
-    comparison = compare.analyse([run])
+    comparison = compare.compare_runs([run])
     contrast = comparison.judgements[0].contrast
     assert contrast.n == 3
     assert any("have 3 seeds in common" in note for note in comparison.notes)
@@ -128,7 +133,7 @@ def test_common_seeds_are_paired(tmp_path):
 
 def test_other_test_images_are_not_paired(tmp_path):
     folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", fingerprint="sha256:1")]
-    comparison = compare.analyse(load(*folders))
+    comparison = compare.compare_runs(load(*folders))
     assert not comparison.judgements
     assert "warning: the runs used different data sets or splits of them" in comparison.notes
     assert any("measured on different images" in note for note in comparison.notes)
@@ -136,7 +141,7 @@ def test_other_test_images_are_not_paired(tmp_path):
 
 def test_numbers_that_are_not_finite_are_not_tested(tmp_path):
     errors = {("mse", "tanh"): [0.05, np.nan, 0.07], ("mse", "relu"): [0.04, 0.05, 0.06]}
-    comparison = compare.analyse(load(write_run(tmp_path / "run", errors)), "test_loss")
+    comparison = compare.compare_runs(load(write_run(tmp_path / "run", errors)), "test_loss")
     assert not comparison.judgements
     assert any("1 of 3 differences are not finite" in note for note in comparison.notes)
     assert comparison.arms[0].mean is None
@@ -144,17 +149,17 @@ def test_numbers_that_are_not_finite_are_not_tested(tmp_path):
 
 
 def test_losses_of_different_kinds_are_not_compared(tmp_path):
-    run = results.load(write_run(tmp_path / "run"))
-    comparison = compare.analyse([run], "train_loss")
+    run = run_folder.load(write_run(tmp_path / "run"))
+    comparison = compare.compare_runs([run], "train_loss")
     assert not comparison.judgements
     assert any("their losses are different ones" in note for note in comparison.notes)
-    assert len(compare.analyse([run], "train_error").judgements) == 1
+    assert len(compare.compare_runs([run], "train_error").judgements) == 1
 
 
 def test_an_error_that_was_never_reached_is_no_difference(tmp_path):
     """Errors at the two epochs: 0.1, 0.05; 0.08, 0.04; 0.4, 0.2."""
     errors = {("mse", "tanh"): [0.05, 0.04], ("mse", "relu"): [0.2, 0.2], ("mse", "sigmoid"): [0.05, 0.05]}
-    comparison = compare.analyse(load(write_run(tmp_path / "run", errors)), "epochs_to_0.09")
+    comparison = compare.compare_runs(load(write_run(tmp_path / "run", errors)), "epochs_to_0.09")
     assert [arm.mean for arm in comparison.arms] == [1.5, None, 2.0]
     assert [judgement.contrast.mean for judgement in comparison.judgements] == [0.5]
     assert any("2 of 2 differences are not finite" in note for note in comparison.notes)
@@ -162,7 +167,7 @@ def test_an_error_that_was_never_reached_is_no_difference(tmp_path):
 
 
 def test_one_number_an_arm_is_not_tested(tmp_path):
-    comparison = compare.analyse(load(write_run(tmp_path / "run")), "seconds")
+    comparison = compare.compare_runs(load(write_run(tmp_path / "run")), "seconds")
     assert [arm.mean for arm in comparison.arms] == [2.0, 3.0]
     assert any("seconds is one number for an arm" in note for note in comparison.notes)
 
@@ -173,7 +178,7 @@ def test_arms_of_several_runs_meet_by_their_axes(tmp_path):
     errors = {("tanh",): [0.06, 0.08, 0.07], ("relu",): [0.05, 0.05, 0.05]}
     config = {"loss": "mse", "activation": "sigmoid", "epochs": 5, "optimizer": "adam"}
     second = write_run(tmp_path / "second", errors, axes=("activation",), config=config, versions={"jax": "0.1"})
-    comparison = compare.analyse(load(first, second))
+    comparison = compare.compare_runs(load(first, second))
     assert [judgement.name for judgement in comparison.judgements] == [
         "second: activation=tanh against first: loss=mse,activation=tanh"
     ]
@@ -185,50 +190,50 @@ def test_arms_of_several_runs_meet_by_their_axes(tmp_path):
 
 def test_named_arms_of_several_runs_meet_by_their_names(tmp_path):
     folders = [write_run(tmp_path / name, names=["old", "new"]) for name in "ab"]
-    names = [judgement.name for judgement in compare.analyse(load(*folders)).judgements]
+    names = [judgement.name for judgement in compare.compare_runs(load(*folders)).judgements]
     assert names == ["b: old against a: old", "b: new against a: new"]
 
 
 def test_too_few_seeds_for_a_claim_are_said(tmp_path):
-    notes = compare.analyse(load(write_run(tmp_path / "run"))).notes
+    notes = compare.compare_runs(load(write_run(tmp_path / "run"))).notes
     assert any(note.startswith("3 seeds are few") and "cover the mean in 75 % at most" in note for note in notes)
     assert any(note.startswith("3 seeds are too few for a claim: with 1 comparison no") for note in notes)
     mixed = {("mse", "tanh"): NOISE[0], ("cross_entropy", "tanh"): NOISE[1] - 1, ("map", "tanh"): NOISE[2][:2]}
-    notes = compare.analyse(load(write_run(tmp_path / "mixed", mixed))).notes
+    notes = compare.compare_runs(load(write_run(tmp_path / "mixed", mixed))).notes
     assert [note for note in notes if "claim" in note] == [
         "2 seeds are too few for a claim: with 2 comparisons no corrected p-value of theirs can be below 1"
     ]
-    enough = compare.analyse([factorial(tmp_path / "many")[0]]).notes
+    enough = compare.compare_runs([factorial(tmp_path / "many")[0]]).notes
     assert not any("few" in note for note in enough)
 
 
 def test_a_choice_at_the_edge_and_a_sweep_without_tuning_are_said(tmp_path):
     chosen = {("mse", "tanh"): ({"learning_rate": 1.0}, ["learning_rate"])}
     config = {"tune": {"learning_rate": [0.1, 1.0]}}
-    tuned = compare.analyse(load(write_run(tmp_path / "tuned", chosen=chosen, config=config))).notes
+    tuned = compare.compare_runs(load(write_run(tmp_path / "tuned", chosen=chosen, config=config))).notes
     assert any(
         note.startswith("loss=mse,activation=tanh chose learning_rate 1, the edge of what was tried") for note in tuned
     )
     assert not any("was tuned" in note for note in tuned)
-    plain = compare.analyse(load(write_run(tmp_path / "plain"))).notes
+    plain = compare.compare_runs(load(write_run(tmp_path / "plain"))).notes
     assert any(note.startswith("no hyperparameter was tuned") for note in plain)
 
 
 def test_the_summary_is_in_sentences(tmp_path):
-    comparison = compare.analyse([factorial(tmp_path)[0]])
+    comparison = compare.compare_runs([factorial(tmp_path)[0]])
     text = tables.summary(comparison)
     assert text.startswith("On mnist10k, loss=cross_entropy,activation=tanh has the lowest test error: 3.0")
     gain = f"{-100 * comparison.judgements[2].contrast.mean:.2f}"
     assert f"instead of loss=mse,activation=sigmoid lowers it by {gain} percentage points" in text
     assert "Averaged over loss, activation tanh instead of sigmoid lowers it by " in text
     assert "don't show" not in text
-    one = tables.summary(compare.analyse(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
+    one = tables.summary(compare.compare_runs(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
     assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."
 
 
 def test_the_table_says_percent_and_fits_80_columns(tmp_path):
     printed = io.StringIO()
-    comparison = compare.analyse([factorial(tmp_path)[0]])
+    comparison = compare.compare_runs([factorial(tmp_path)[0]])
     tables.print_comparison(comparison, Console(width=80, file=printed))
     text = printed.getvalue()
     assert "cross_entropy tanh" in text
@@ -239,34 +244,34 @@ def test_the_table_says_percent_and_fits_80_columns(tmp_path):
 
 def test_members_that_diverged_are_in_the_table_and_the_notes(tmp_path):
     printed = io.StringIO()
-    comparison = compare.analyse(load(write_run(tmp_path / "run", diverged=2)))
+    comparison = compare.compare_runs(load(write_run(tmp_path / "run", diverged=2)))
     tables.print_comparison(comparison, Console(file=printed))
     assert "diverged" in printed.getvalue()
     note, _ = [note for note in comparison.notes if "diverged" in note]
     assert note.startswith("2 of 3 networks of loss=mse,activation=tanh diverged: its mean, differences and effects")
-    notes = compare.analyse(load(write_run(tmp_path / "all", diverged=3))).notes
+    notes = compare.compare_runs(load(write_run(tmp_path / "all", diverged=3))).notes
     assert "all networks of loss=mse,activation=tanh diverged" in notes
 
 
 def test_an_arm_that_nothing_is_compared_with_needs_no_name(tmp_path):
-    one = {"errors": {(): [0.05, 0.06, 0.07]}, "names": [results.ONLY_ARM]}
-    rows = compare.statistics(load(write_run(tmp_path / "run", **one)))
-    assert [row.arm for row in rows] == [results.ONLY_ARM]
+    one = {"errors": {(): [0.05, 0.06, 0.07]}, "names": [run_folder.ONLY_ARM]}
+    rows = compare.arm_statistics(load(write_run(tmp_path / "run", **one)))
+    assert [row.arm for row in rows] == [run_folder.ONLY_ARM]
     header, line = tables.markdown(rows, "test_error").splitlines()[::2]
     assert header == "| n | mean | std | median | 95 % CI | diverged |"
     assert line.startswith("| 3 | 6.00 |")
     several = load(write_run(tmp_path / "a", **one), write_run(tmp_path / "b", **one))
-    assert tables.markdown(compare.statistics(several), "test_error").startswith("| run | n | mean ")
+    assert tables.markdown(compare.arm_statistics(several), "test_error").startswith("| run | n | mean ")
 
 
 @pytest.mark.parametrize("written", ["rate=0.1,depth=3", "rate=0.10,depth=3.0", "rate=1e-1,depth=3"])
 def test_numbers_in_an_arms_name_may_be_written_otherwise(written):
-    assert results.arm_named(written, ["rate=0.1,depth=3", "rate=0.1,depth=4"]) == "rate=0.1,depth=3"
+    assert run_folder.arm_named(written, ["rate=0.1,depth=3", "rate=0.1,depth=4"]) == "rate=0.1,depth=3"
 
 
 @pytest.mark.parametrize("written", ["rate=0.1", "rate=0.1,depth=5", "depth=3,rate=0.1", "=", ""])
 def test_a_name_that_is_no_arms_stays_as_it_is(written):
-    assert results.arm_named(written, ["rate=0.1,depth=3", "rate=0.10,depth=4", "plain"]) == written
+    assert run_folder.arm_named(written, ["rate=0.1,depth=3", "rate=0.10,depth=4", "plain"]) == written
 
 
 def test_of_many_arms_a_refusal_names_the_nearest():
@@ -279,15 +284,15 @@ def test_of_many_arms_a_refusal_names_the_nearest():
 
 
 def test_the_markdown_is_a_table(tmp_path):
-    lines = tables.markdown(compare.statistics(load(write_run(tmp_path / "run"))), "test_error").splitlines()
+    lines = tables.markdown(compare.arm_statistics(load(write_run(tmp_path / "run"))), "test_error").splitlines()
     assert lines[0] == "| loss | activation | n | mean | std | median | 95 % CI | diverged |"
     assert lines[2] == "| mse | tanh | 3 | 6.00 | 1.00 | 6.00 | 5.00 - 7.00 | 0 |"
 
 
 def test_several_runs_are_told_apart(tmp_path):
     folders = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b")]
-    assert [row.run for row in compare.statistics(load(*folders))] == ["run", "run", "b", "b"]
-    assert compare.statistics(load(*folders))[2].label == "b: loss=mse,activation=tanh"
+    assert [row.run for row in compare.arm_statistics(load(*folders))] == ["run", "run", "b", "b"]
+    assert compare.arm_statistics(load(*folders))[2].label == "b: loss=mse,activation=tanh"
 
 
 def test_runs_with_the_same_name_are_told_apart_by_path(tmp_path):
@@ -297,11 +302,11 @@ def test_runs_with_the_same_name_are_told_apart_by_path(tmp_path):
 
 def test_unknown_metrics_are_refused(tmp_path):
     with pytest.raises(InputError, match="metric: 'accuracy' is not one of test_error"):
-        compare.analyse(load(write_run(tmp_path / "run")), "accuracy")
+        compare.compare_runs(load(write_run(tmp_path / "run")), "accuracy")
 
 
 def test_the_frames_hold_plain_numbers(tmp_path):
-    comparison = compare.analyse(load(write_run(tmp_path / "run", ERRORS)))
+    comparison = compare.compare_runs(load(write_run(tmp_path / "run", ERRORS)))
     arms = tables.frame(comparison.arms, "test_error")
     assert arms["mean"].tolist() == pytest.approx([0.06, 0.04])
     assert {"arm", "n", "mean", "std", "median", "ci95_low", "ci95_high", "best", "worst", "diverged"} <= set(
@@ -316,37 +321,37 @@ def test_the_frames_hold_plain_numbers(tmp_path):
 
 def test_an_arm_without_the_metric_is_left_out_and_named(tmp_path):
     folder = write_run(tmp_path / "run")
-    table = results.read_table(folder / results.METRICS)
-    results.write_table(folder / results.METRICS, table[(table.loss == "mse") | (table.metric == "error")])
-    comparison = compare.analyse([results.load(folder)], "test_loss")
+    table = files.read_table(folder / run_folder.METRICS)
+    files.write_table(folder / run_folder.METRICS, table[(table.loss == "mse") | (table.metric == "error")])
+    comparison = compare.compare_runs([run_folder.load(folder)], "test_loss")
     assert [arm.arm for arm in comparison.arms] == ["loss=mse,activation=tanh"]
     assert "loss=cross_entropy,activation=tanh has no test loss" in comparison.notes
 
 
 def test_training_errors_on_other_training_images_are_not_paired(tmp_path):
     folder = write_run(tmp_path / "run")
-    summary = results.read_json(folder / results.SUMMARY)
+    summary = files.read_json(folder / run_folder.SUMMARY)
     for arm, size in zip(summary["arms"], (1000, 2000), strict=True):
         arm["dataset"] = {**summary["dataset"], "train": size}
-    results.write_json(folder / results.SUMMARY, summary)
-    run = results.load(folder)
-    assert any("different images" in note for note in compare.analyse([run], "train_error").notes)
-    assert len(compare.analyse([run], "test_error").judgements) == 1
+    files.write_json(folder / run_folder.SUMMARY, summary)
+    run = run_folder.load(folder)
+    assert any("different images" in note for note in compare.compare_runs([run], "train_error").notes)
+    assert len(compare.compare_runs([run], "test_error").judgements) == 1
 
 
 def test_training_errors_on_other_labels_are_not_paired(tmp_path):
     errors = {(0.0,): [0.05, 0.07, 0.06], (0.2,): [0.25, 0.27, 0.26]}
-    run = results.load(write_run(tmp_path / "run", errors, axes=("label_noise",)))
-    assert any("different images" in note for note in compare.analyse([run], "train_error").notes)
-    assert len(compare.analyse([run]).judgements) == 1
+    run = run_folder.load(write_run(tmp_path / "run", errors, axes=("label_noise",)))
+    assert any("different images" in note for note in compare.compare_runs([run], "train_error").notes)
+    assert len(compare.compare_runs([run]).judgements) == 1
 
 
 def test_rounding_is_no_effect(tmp_path):
     """Arms that add up exactly: what is left of the interaction is the computer's."""
     errors = {("mse", "sigmoid"): 0.05, ("mse", "tanh"): 0.03, ("ce", "sigmoid"): 0.06, ("ce", "tanh"): 0.04}
     wobble = np.arange(10) / 1000
-    run = results.load(write_run(tmp_path / "run", {arm: error + wobble for arm, error in errors.items()}))
-    interaction = compare.analyse([run]).judgements[-1]
+    run = run_folder.load(write_run(tmp_path / "run", {arm: error + wobble for arm, error in errors.items()}))
+    interaction = compare.compare_runs([run]).judgements[-1]
     assert interaction.kind == "interaction"
     assert (interaction.contrast.mean, interaction.contrast.p, interaction.seeds) == (0, 1, None)
 
@@ -356,17 +361,17 @@ def test_a_tuned_run_meets_the_swept_value_that_it_chose(tmp_path):
     tuned = write_run(tmp_path / "tuned", {("mse",): [0.05, 0.06]}, axes=("loss",), chosen=chosen)
     errors = {("mse", 0.03): [0.05, 0.06], ("mse", 0.3): [0.07, 0.08]}
     swept = write_run(tmp_path / "swept", errors, axes=("loss", "learning_rate"))
-    names = [judgement.name for judgement in compare.analyse(load(tuned, swept)).judgements]
+    names = [judgement.name for judgement in compare.compare_runs(load(tuned, swept)).judgements]
     assert names == ["swept: loss=mse,learning_rate=0.3 against tuned: loss=mse"]
 
 
 def test_named_arms_meet_others_by_their_fields(tmp_path):
     named = write_run(tmp_path / "named", names=["old", "new"])
-    summary = results.read_json(named / results.SUMMARY)
+    summary = files.read_json(named / run_folder.SUMMARY)
     for arm, loss in zip(summary["arms"], ("mse", "cross_entropy"), strict=True):
         arm["settings"] = {"loss": loss, "activation": "tanh"}
-    results.write_json(named / results.SUMMARY, summary)
-    names = [judgement.name for judgement in compare.analyse(load(named, write_run(tmp_path / "run"))).judgements]
+    files.write_json(named / run_folder.SUMMARY, summary)
+    names = [judgement.name for judgement in compare.compare_runs(load(named, write_run(tmp_path / "run"))).judgements]
     assert names == [
         "run: loss=mse,activation=tanh against named: old",
         "run: loss=cross_entropy,activation=tanh against named: new",
@@ -377,5 +382,5 @@ def test_an_older_run_has_the_defaults_of_newer_fields(tmp_path):
     older = write_run(tmp_path / "older", {("mse",): [0.05, 0.06]}, axes=("loss",))
     errors = {("mse", 0.0): [0.05, 0.06], ("mse", 0.2): [0.07, 0.08]}
     newer = write_run(tmp_path / "newer", errors, axes=("loss", "label_noise"))
-    names = [judgement.name for judgement in compare.analyse(load(older, newer)).judgements]
+    names = [judgement.name for judgement in compare.compare_runs(load(older, newer)).judgements]
     assert names == ["newer: loss=mse,label_noise=0.0 against older: loss=mse"]

@@ -17,7 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from lenet_jax import arms, cli, compare, experiment, metrics, report, results, stats, tables, train
+from lenet_jax import cli, distributed, model, optim, stats
+from lenet_jax import evaluate as evaluation
+from lenet_jax.analysis import compare, metrics, report, tables
+from lenet_jax.run import arms, runner
+from lenet_jax.run import folder as run_folder
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -75,14 +79,14 @@ def studies():
         ("results", "data", "fingerprint", "arms", "seeds", "best arm: test error (%)", "minutes", "commit", "finished")
     ]
     for folder in sorted(path.parent for path in STORED.glob("*/summary.json")):
-        run = results.load(folder)
+        run = run_folder.load(folder)
         ((name, fingerprint),) = run.provenance["fingerprints"].items()
         found = run.summary["arms"]
         seeds = " or ".join(map(str, sorted({arm["seeds"] for arm in found})))
         name, fingerprint = name.partition(":")[0], fingerprint.removeprefix("sha256:")[:8]
         commit, day = run.provenance["git_commit"][:8], run.provenance["finished"][:10]
         link = f"[{folder.name}](../experiments/results/{folder.name})"
-        best = min(compare.statistics([run]), key=lambda arm: arm.mean)
+        best = min(compare.arm_statistics([run]), key=lambda arm: arm.mean)
         error = "{} ({} - {})".format(*(metrics.show(value, "test_error") for value in (best.mean, *best.ci95)))
         minutes = f"{sum(arm['seconds'] for arm in found) / 60:.0f}"
         rows.append((link, name, fingerprint, str(len(found)), seeds, error, minutes, commit, day))
@@ -91,7 +95,7 @@ def studies():
 
 
 BLOCKS = {
-    "arms": lambda: tables.markdown(compare.statistics([results.load(STORED / "ablation")]), "test_error"),
+    "arms": lambda: tables.markdown(compare.arm_statistics([run_folder.load(STORED / "ablation")]), "test_error"),
     "differences": lambda: tables_in(STORED / "ablation" / "plots" / "comparison.md")[1],
     "coverage": lambda: tables_in(STORED / "coverage" / "coverage.md")[0],
     "errors": lambda: tables_in(STORED / "coverage" / "coverage.md")[1],
@@ -119,7 +123,7 @@ def test_numbers_in_sentences_are_the_codes_and_the_benchmarks():
     most = next(n for n in range(1, 64) if 2 ** (n + 1) > stats.RESAMPLES + 1)
     assert f"Up to {most} seeds all 2^n sign patterns are counted, with more {stats.RESAMPLES:,} random ones" in said
     assert stats.smallest_p(5) > stats.ALPHA > stats.smallest_p(6)
-    assert f"{train.CALIBRATION_BINS} bins of the winning probability" in said
+    assert f"{evaluation.CALIBRATION_BINS} bins of the winning probability" in said
     assert stats.POWER == 0.8
     assert stats.CONFIDENCE == 0.95
     simulated = (STORED / "coverage" / "coverage.md").read_text()
@@ -128,7 +132,6 @@ def test_numbers_in_sentences_are_the_codes_and_the_benchmarks():
 
 
 def test_the_counts_and_the_schedule_of_the_paper_page():
-    from lenet_jax import model, optim
 
     said = " ".join(PAPER.read_text().split())
     whole = sum(count for _, _, count in model.parameter_table(model.Architecture()))
@@ -152,10 +155,12 @@ def test_names_that_link_to_the_reference_exist(page):
     links = re.findall(r"\[`([\w.]+)`\]\((api/\w+\.md)#([\w.]+)\)", page.read_text())
     assert links or page.name not in (HOW.name, AXIS.name, PAPER.name)
     for name, reference, anchor in links:
-        assert anchor == f"lenet_jax.{name}"
-        module, *path = name.split(".")
-        assert f"\n::: lenet_jax.{module}\n" in (DOCS / reference).read_text()
-        thing = importlib.import_module(f"lenet_jax.{module}")
+        assert anchor.startswith("lenet_jax.")
+        assert anchor.endswith(f".{name}")
+        _, *path = name.split(".")
+        module = anchor.removesuffix("." + ".".join(path))
+        assert f"\n::: {module}\n" in (DOCS / reference).read_text()
+        thing = importlib.import_module(module)
         for part in path:
             thing = getattr(thing, part)
 
@@ -174,8 +179,9 @@ def test_tests_and_config_fields_that_the_paper_page_names_exist():
 
 
 def test_the_reference_shows_every_module_once():
-    shown = [name for page in PAGES for name in re.findall(r"^::: lenet_jax\.?(\w*)$", page.read_text(), re.MULTILINE)]
-    modules = {path.stem.replace("__init__", "") for path in (ROOT / "lenet_jax").glob("*.py")}
+    shown = [name for page in PAGES for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)]
+    files = [path.relative_to(ROOT) for path in (ROOT / "lenet_jax").rglob("*.py") if "experiments" not in path.parts]
+    modules = {".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files}
     assert sorted(shown) == sorted(modules), "a new module gets its line in docs/api/"
 
 
@@ -210,7 +216,6 @@ class Accepted(Exception):  # noqa: N818
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands_are_taken(command, monkeypatch):
     """Runs are taken up to the first training; comparisons up to the first figure; files and targets exist."""
-    from lenet_jax import cluster
 
     page, program, *arguments = command
     monkeypatch.chdir(ROOT)
@@ -229,8 +234,8 @@ def test_commands_are_taken(command, monkeypatch):
             assert arms.expand(config)
             raise Accepted
 
-        monkeypatch.setattr(experiment, "run", accept)
-        monkeypatch.setattr(cluster, "join", lambda *_: None)
+        monkeypatch.setattr(runner, "run", accept)
+        monkeypatch.setattr(distributed, "join", lambda *_: None)
         new = re.findall(r"^\+    config\.(\w+) = ", AXIS.read_text(), re.MULTILINE)
         if any(f"sweep.{field}=" in argument for field in new for argument in arguments):
             return  # a field that the page adds; run with it below

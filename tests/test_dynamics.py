@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lenet_jax import arms, dynamics, model, results, train, visualize
+from lenet_jax import evaluate as evaluation
+from lenet_jax import model
+from lenet_jax.analysis import dynamics, network_figures
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
 from lenet_jax.layers import ACTIVATIONS, BITMAPS
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
+from lenet_jax.run import arms, folder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -28,7 +31,7 @@ def config_of(**fields):
 
 @pytest.fixture(scope="module")
 def setting():
-    return dynamics.setting(config_of(activation="tanh"))
+    return dynamics.resolve(config_of(activation="tanh"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_a_setting_needs_one_arm():
     config = config_of()
     config.sweep.activation = ("tanh", "relu")
     with pytest.raises(InputError, match="2 arms"):
-        dynamics.setting(config)
+        dynamics.resolve(config)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_layers_are_those_of_the_specification(sigmoid, batch):
 def test_sums_are_before_the_squashing(sigmoid, batch):
     """For F6 also in its order; for maps in any."""
     params, _ = sigmoid
-    found = jax.jit(dynamics.sums, static_argnums=2)(params, batch[0][0], Architecture())
+    found = jax.jit(dynamics.preactivations, static_argnums=2)(params, batch[0][0], Architecture())
     states = model.activations(params, batch[0][0], Architecture())
     np.testing.assert_allclose(jax.nn.sigmoid(found["f6"]), states["f6"], rtol=1e-4)
     for name in ("c1", "s2", "c3", "s4"):
@@ -97,7 +100,7 @@ def test_slopes_are_the_derivative_of_the_activation(activation):
     largest = jax.vmap(jax.grad(ACTIVATIONS[activation]))(jnp.linspace(-1.0, 1.0, 101)).max()
     np.testing.assert_allclose(layer.slope, slopes.mean(), rtol=1e-6)
     np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * largest).mean(), rtol=1e-6)
-    np.testing.assert_allclose(dynamics.largest_slope(architecture), largest, rtol=1e-6)
+    np.testing.assert_allclose(dynamics.largest_derivative(architecture), largest, rtol=1e-6)
 
 
 def test_gradient_norms_of_the_output_layer(sigmoid, batch):
@@ -124,22 +127,22 @@ def test_layers_without_parameters_and_rbf_outputs(setting, batch, random_params
 
 def test_a_pass_is_cut_into_equal_parts(setting):
     with pytest.raises(ValueError, match="5 updates"):
-        dynamics.follow(setting, lambda params: params, parts=2)
-    estimates = dynamics.setting(
+        dynamics.record_training(setting, lambda params: params, segments=2)
+    estimates = dynamics.resolve(
         config_of(optimizer="sdlm", train_size=120, curvature_estimates=3, curvature_patterns=20)
     )
     with pytest.raises(ValueError, match="6 updates"):  # an estimate would be lost
-        dynamics.follow(estimates, lambda params: params, parts=2)
+        dynamics.record_training(estimates, lambda params: params, segments=2)
 
 
 def test_the_table_has_a_row_a_time_seed_and_layer(setting):
     numbers = np.arange(6.0).reshape(3, 2)
     layer = dynamics.Layer(**{field.name: numbers for field in dataclasses.fields(dynamics.Layer)})
-    table = dynamics.layer_table({"f6": layer, "c1": layer}, setting, parts=2)
+    table = dynamics.layer_table({"f6": layer, "c1": layer}, setting, segments=2)
     assert list(table.layer.unique()) == ["c1", "f6"]
     row = table[(table.epoch == 0.5) & (table.seed == 1) & (table.layer == "f6")]
     assert row.signal.item() == numbers[1, 1]
-    figure = visualize.layer_figure({"one": table, "two": table}, {"signal": "signal"}, logarithmic=True)
+    figure = network_figures.layer_figure({"one": table, "two": table}, {"signal": "signal"}, logarithmic=True)
     (line, _), (other, _) = (axes.get_lines() for axes in figure.axes)
     np.testing.assert_allclose(line.get_ydata(), [0.5, 2.5, 4.5])
     assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["C1", "F6"]
@@ -188,7 +191,7 @@ def test_barriers():
 def test_effective_rates():
     """Of F6's biases by hand: d2y_D/dx^2 = 2, so that h is the mean of 2 f'(a)^2 over all training images."""
     fields = {"activation": "scaled_tanh", "output": "rbf", "initializer": "lecun1998_sqrt", "loss": "map"}
-    setting = dynamics.setting(config_of(**fields, optimizer="sdlm", curvature_patterns=100, mu=0.02))
+    setting = dynamics.resolve(config_of(**fields, optimizer="sdlm", curvature_patterns=100, mu=0.02))
     params = dynamics.initial_params(setting, 0)
     rates = dynamics.effective_rates(setting, 0)
     states = np.asarray(states_of(params, setting.take("train", 100)[0], setting.recipe.architecture)["f6"])
@@ -203,28 +206,28 @@ def test_effective_rates():
 def test_reading_a_code(batch, random_params):
     architecture = Architecture(activation="scaled_tanh", output="rbf")
     params = random_params(architecture)
-    reading = dynamics.read(params, batch[0][0], architecture)
+    reading = dynamics.read_code(params, batch[0][0], architecture)
     distances = np.square(np.asarray(reading.code)[None] - BITMAPS).sum(axis=1)
     np.testing.assert_allclose(reading.penalties, distances, rtol=1e-4)
     np.testing.assert_array_equal(reading.order, distances.argsort())
     smallest = np.sort(distances)[:2]
     np.testing.assert_allclose(reading.margin, smallest[1] - smallest[0], rtol=1e-3)
-    axes = visualize.codes(reading, Figure().subplots(1, 3))
+    axes = network_figures.codes(reading, Figure().subplots(1, 3))
     shown = [one.get_images()[0].get_array() for one in axes]
     assert [picture.shape for picture in shown] == [(12, 7)] * 3
     np.testing.assert_array_equal(shown[1].ravel(), BITMAPS[distances.argmin()])
     with pytest.raises(InputError, match="softmax"):
-        dynamics.read(params, batch[0][0], Architecture())
+        dynamics.read_code(params, batch[0][0], Architecture())
 
 
 def test_figures_of_paths_and_rates(setting, random_params):
     shares = np.linspace(0, 1, 3)
-    found = train.Evaluation(*[np.array([0.1, 0.5, 0.2])] * 5)
-    axes = visualize.path_curves(shares, {"a": found}, "error", Figure().add_subplot())
+    found = evaluation.Evaluation(*[np.array([0.1, 0.5, 0.2])] * 5)
+    axes = network_figures.path_curves(shares, {"a": found}, "error", Figure().add_subplot())
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [10, 50, 20])
     np.testing.assert_allclose(axes.get_lines()[1].get_ydata(), [10, 20])
     assert axes.get_ylabel() == "error (%)"
-    axes = visualize.rate_histogram(
+    axes = network_figures.rate_histogram(
         np.array([1e-9, 2e-4, 2e-3, 3e-3]), [1e-5, 1e-4, 1e-3, 1e-2], Figure().add_subplot()
     )
     assert [bar.get_height() for bar in axes.patches] == [25, 25, 50]
@@ -236,11 +239,11 @@ def test_a_run_is_made_once_and_has_the_networks_that_one_follows(tmp_path, monk
     config = config_of(train_size=40, store_predictions=False)
     made = dynamics.run(config, "one")
     assert made.folder == tmp_path / "notebooks" / "one"
-    before = (made.folder / results.SUMMARY).stat().st_mtime_ns
+    before = (made.folder / folder.SUMMARY).stat().st_mtime_ns
     assert dynamics.run(config, "one").folder == made.folder
-    assert (made.folder / results.SUMMARY).stat().st_mtime_ns == before
-    setting = dynamics.setting(config)
-    followed = dynamics.follow(setting, lambda params: params, parts=2)
+    assert (made.folder / folder.SUMMARY).stat().st_mtime_ns == before
+    setting = dynamics.resolve(config)
+    followed = dynamics.record_training(setting, lambda params: params, segments=2)
     assert {leaf.shape[:2] for leaf in jax.tree.leaves(followed)} == {(3, 2)}
     assert_close(jax.tree.map(lambda leaf: leaf[-1], followed), made.params(), 1e-4)
     for seed in setting.seeds:
@@ -251,9 +254,9 @@ def test_a_run_is_made_once_and_has_the_networks_that_one_follows(tmp_path, monk
 def test_another_run_in_the_folder_is_moved_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(dynamics, "RUNS", tmp_path)
     fresh = []
-    monkeypatch.setattr(dynamics.experiment, "run", lambda *_, fresh, calls=fresh: calls.append(fresh))
+    monkeypatch.setattr(dynamics.runner, "run", lambda *_, fresh, calls=fresh: calls.append(fresh))
     config = config_of()
-    results.claim(tmp_path / "one", arms.describe(config), {})
+    folder.create(tmp_path / "one", arms.describe(config), {})
     for size in (20, 10):
         config.batch_size = size
         with pytest.raises(InputError, match="is not finished"):  # nothing was run

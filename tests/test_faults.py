@@ -21,11 +21,12 @@ import psutil
 import pytest
 from tensorboardX.proto import event_pb2
 
-from lenet_jax import checkpoints, results
 from lenet_jax.errors import InputError
+from lenet_jax.run import checkpoints, locks
+from lenet_jax.run import folder as run_folder
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-TABLES = (results.METRICS, results.PREDICTIONS, results.TUNING)
+TABLES = (run_folder.METRICS, run_folder.PREDICTIONS, run_folder.TUNING)
 SMALL = [
     f"--config={EXPERIMENTS}/quickstart.py",
     f"--config.dataset={few_digits.DATASET}",
@@ -58,7 +59,7 @@ def command(workdir, arguments, *more):
 def first(arguments):
     """Python that is executed before the program."""
     # Worker processes whatever they gain, or a test would train for half a minute.
-    return "from lenet_jax import experiment; experiment.WORTH_WORKERS = 0" if arguments is PAIR else ""
+    return "from lenet_jax import experiment; runner.WORTH_WORKERS = 0" if arguments is PAIR else ""
 
 
 def lenet_jax(workdir, arguments, *more, limit="", env=None):
@@ -154,7 +155,7 @@ def assert_tables(workdir, reference):
             assert (workdir / name).read_bytes() == (reference / name).read_bytes(), name
     rows = []
     for folder in (workdir, reference):
-        summary = json.loads((folder / results.SUMMARY).read_text())
+        summary = json.loads((folder / run_folder.SUMMARY).read_text())
         times = ("seconds", "samples_per_second", "predicted_memory")
         rows.append([{key: value for key, value in arm.items() if key not in times} for arm in summary["arms"]])
     assert rows[0] == rows[1]
@@ -226,7 +227,7 @@ def test_kill(small, tmp_path):
     result = lenet_jax(run, SMALL, "--save_every=0")
     assert result.returncode == 0, result.stderr
     assert_same(run, small)
-    assert len(json.loads((run / results.PROVENANCE).read_text())["later_attempts"]) == 2
+    assert len(json.loads((run / run_folder.PROVENANCE).read_text())["later_attempts"]) == 2
 
 
 @pytest.mark.slow
@@ -306,7 +307,7 @@ def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
         assert result.returncode == -signal.SIGKILL, result.stderr
         known = (tmp_path / "known").read_text().splitlines()
         assert len(known) > kills  # threads get to another change before all of them are dead
-        if (run / results.SUMMARY).exists():
+        if (run / run_folder.SUMMARY).exists():
             assert_tables(run, tuned)
     assert len(known) > 50
     for kind in ("os.rename .config.json", "os.rename .metrics.parquet", "os.rmdir checkpoints/attempts"):
@@ -553,7 +554,7 @@ def test_signals_work_when_nobody_reads_what_is_said(tmp_path):
 
 def test_a_signal_before_anything_is_trained_ends_at_once(tmp_path):
     running = Running(tmp_path / "run", SMALL)
-    running.wait_for(lambda: (tmp_path / "run" / results.CONFIG).exists())
+    running.wait_for(lambda: (tmp_path / "run" / run_folder.CONFIG).exists())
     running.process.terminate()
     started = time.monotonic()
     code, output = running.ended()
@@ -567,7 +568,7 @@ def test_a_folder_has_one_owner(tmp_path):
     run = tmp_path / "run"
     first = Running(run, SMALL, "--save_every=1000", "--config.epochs=2000")
     first.wait_for(functools.partial(exists, run, "tensorboard/*/*"))
-    config = (run / results.CONFIG).read_bytes()
+    config = (run / run_folder.CONFIG).read_bytes()
     others = [
         (Running(run, SMALL, *more), message)
         for more, message in (
@@ -581,7 +582,7 @@ def test_a_folder_has_one_owner(tmp_path):
         assert code == 2, output
         assert len(output.splitlines()) == 1
         assert message in output
-    assert (run / results.CONFIG).read_bytes() == config
+    assert (run / run_folder.CONFIG).read_bytes() == config
     assert not saved(run)
     first.process.terminate()
     code, output = first.ended()
@@ -610,10 +611,10 @@ def test_what_cannot_be_moved_aside_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "run" / "checkpoints")
     for folder in (Path(".."), tmp_path / "run"):
         with pytest.raises(InputError, match="is where you are"):
-            checkpoints.move_aside(folder)
-    assert checkpoints.move_aside(tmp_path / "other") is None
+            locks.move_aside(folder)
+    assert locks.move_aside(tmp_path / "other") is None
     monkeypatch.chdir(tmp_path)
-    assert checkpoints.move_aside(Path("run")).is_dir(), "of a run that was killed as it began"
+    assert locks.move_aside(Path("run")).is_dir(), "of a run that was killed as it began"
     assert not (tmp_path / "run").exists()
 
 
@@ -628,8 +629,8 @@ def test_fresh_moves_the_old_run_aside(small, tmp_path):
     lock = Path("checkpoints/lock")
     for path, content in before.items():
         assert path == lock or (aside / path).read_bytes() == content
-    assert results.load(run).config["epochs"] == 1
-    assert results.load(aside).config["epochs"] == 6
+    assert run_folder.load(run).config["epochs"] == 1
+    assert run_folder.load(aside).config["epochs"] == 6
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("")
     refused = lenet_jax(tmp_path / "thesis", SMALL, "--fresh")
@@ -649,7 +650,7 @@ def test_arms_as_jobs_of_their_own(small, tmp_path):
         outputs.append(output)
     assert any("run folder:" in output for output in outputs)
     assert_same(run, small)
-    with checkpoints.owned(run / results.CHECKPOINTS, repr(str(run)), shared=True):  # as a job does
+    with locks.exclusive(run / run_folder.CHECKPOINTS, repr(str(run)), shared=True):  # as a job does
         whole = lenet_jax(run, SMALL, "--fresh")
     assert whole.returncode == 2
     assert f"is in use by process {os.getpid()}" in whole.stderr
@@ -823,7 +824,7 @@ def test_members_that_diverge_leave_the_others_alone(tmp_path):
     for run in runs.values():
         code, output = run.ended()
         assert code == 0, output
-    good, bad = (results.load(tmp_path / name).tuning for name in runs)
+    good, bad = (run_folder.load(tmp_path / name).tuning for name in runs)
     lost = bad[(bad.weight_decay == 1e30) & (bad.epoch == 2)]
     assert not np.isfinite(lost[lost.metric == "loss"].value).any()
     assert (lost[(lost.metric == "error") & (lost.split == "validation")].value == 1).all(), "counted, not dropped"
@@ -885,4 +886,4 @@ def test_a_population_that_does_not_fit_is_trained_in_chunks(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "run").glob("checkpoints/*/tested-*"))) > 1
-    assert results.load(tmp_path / "run").summary["arms"][0]["seeds"] == 1500
+    assert run_folder.load(tmp_path / "run").summary["arms"][0]["seeds"] == 1500

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fuzz import idx_oracle
 
-from lenet_jax import data, idx
+from lenet_jax.data import datasets, idx
 from lenet_jax.errors import InputError
 
 # Without the time: content names tests, and all processes that run them must have the same names.
@@ -31,7 +31,7 @@ def refusal(path, dimensions=3):
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("mnist10k").train_images[:30]
+    return datasets.load("mnist10k").train_images[:30]
 
 
 GOOD = idx_bytes(np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3))

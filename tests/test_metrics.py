@@ -5,19 +5,21 @@ import pandas as pd
 import pytest
 from made_runs import predictions, write_run
 
-from lenet_jax import compare, metrics, results
+from lenet_jax.analysis import compare, metrics
 from lenet_jax.errors import InputError
+from lenet_jax.run import files
+from lenet_jax.run import folder as run_folder
 
 
 @pytest.fixture
 def run(tmp_path):
-    return results.load(write_run(tmp_path / "run"))
+    return run_folder.load(write_run(tmp_path / "run"))
 
 
 def with_predictions(tmp_path, *tables):
     folder = write_run(tmp_path / "run")
-    results.write_table(folder / results.PREDICTIONS, pd.concat(tables, ignore_index=True))
-    return results.load(folder)
+    files.write_table(folder / run_folder.PREDICTIONS, pd.concat(tables, ignore_index=True))
+    return run_folder.load(folder)
 
 
 def test_values_by_seed_at_the_last_epoch(run):
@@ -30,21 +32,21 @@ def test_values_by_seed_at_the_last_epoch(run):
 def test_errors_of_single_precision_are_equal_where_counts_are(tmp_path):
     """Differences of float32 errors aren't equal where those of the counts of wrong images are."""
     noisy = np.array([0.0095, 0.0096, 0.0097, 0.0098], np.float32)
-    run = results.load(write_run(tmp_path / "run", {("mse", "tanh"): noisy.astype(float)}))
+    run = run_folder.load(write_run(tmp_path / "run", {("mse", "tanh"): noisy.astype(float)}))
     values = metrics.by_arm(run, "test_error")["loss=mse,activation=tanh"]
     assert values.tolist() == [0.0095, 0.0096, 0.0097, 0.0098]
 
 
 def test_a_member_that_diverged_keeps_its_place(tmp_path):
     folder = write_run(tmp_path / "run", {("mse", "tanh"): [0.1, np.nan, 0.3]})
-    values = metrics.by_arm(results.load(folder), "test_loss")["loss=mse,activation=tanh"]
+    values = metrics.by_arm(run_folder.load(folder), "test_loss")["loss=mse,activation=tanh"]
     assert list(values.index) == [0, 1, 2]
     assert np.isnan(values[1])
 
 
 def test_epochs_to_an_error(tmp_path):
     """Errors are 0.1, 0.08, 0.2 at the first epoch and half of it at the second."""
-    run = results.load(write_run(tmp_path / "run", {("mse", "tanh"): [0.05, 0.04, 0.1]}))
+    run = run_folder.load(write_run(tmp_path / "run", {("mse", "tanh"): [0.05, 0.04, 0.1]}))
     assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
     assert metrics.title("epochs_to_0.09") == "epochs to an error of 9 %"
     assert "epochs_to_0.02" in metrics.names(run)
@@ -53,17 +55,17 @@ def test_epochs_to_an_error(tmp_path):
 def test_epochs_to_an_error_are_of_the_validation_split_where_the_test_images_have_no_curve(tmp_path):
     """Its errors are those of the made run: 0.1, 0.08, 0.2, then half of it. Test errors would all be 2."""
     errors = {("mse", "tanh"): [0.05, 0.04, 0.1]}
-    run = results.load(write_run(tmp_path / "run", errors, curves=("validation", "running")))
+    run = run_folder.load(write_run(tmp_path / "run", errors, curves=("validation", "running")))
     assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
     assert "epochs_to_0.02" in metrics.names(run)
 
 
 def test_epochs_to_an_error_are_compared_on_one_kind_of_curve(tmp_path):
     errors = {("mse", "tanh"): [0.05, 0.04, 0.1]}
-    old = results.load(write_run(tmp_path / "old", errors))
-    new = results.load(write_run(tmp_path / "new", errors, curves=("validation", "running")))
+    old = run_folder.load(write_run(tmp_path / "old", errors))
+    new = run_folder.load(write_run(tmp_path / "new", errors, curves=("validation", "running")))
     with pytest.raises(InputError) as refusal:
-        compare.statistics([old, new], "epochs_to_0.09")
+        compare.arm_statistics([old, new], "epochs_to_0.09")
     assert str(refusal.value) == (
         f"metric: 'epochs_to_0.09' would be read from test_error of {str(old.folder)!r}; validation_error of "
         f"{str(new.folder)!r}; give all runs the same kind of curve"
@@ -72,7 +74,7 @@ def test_epochs_to_an_error_are_compared_on_one_kind_of_curve(tmp_path):
 
 def test_epochs_to_an_error_need_a_curve(tmp_path):
     folder = write_run(tmp_path / "run", curves=("running",))
-    run = results.load(folder)
+    run = run_folder.load(folder)
     with pytest.raises(InputError) as refusal:
         metrics.by_arm(run, "epochs_to_0.09")
     assert str(refusal.value) == (
@@ -97,13 +99,13 @@ def test_epochs_to_an_error_need_a_curve(tmp_path):
     ],
 )
 def test_the_curve_that_is_shown_for_a_metric(tmp_path, curves, metric, shown):
-    run = results.load(write_run(tmp_path / "run", curves=curves))
+    run = run_folder.load(write_run(tmp_path / "run", curves=curves))
     assert metrics.curve_metric([run], metric) == shown
 
 
 def test_the_curve_that_is_shown_is_one_that_all_runs_have(tmp_path):
     runs = [
-        results.load(write_run(tmp_path / name, curves=curves))
+        run_folder.load(write_run(tmp_path / name, curves=curves))
         for name, curves in (("a", ("test", "validation", "running")), ("b", ("validation", "running")))
     ]
     assert metrics.curve_metric(runs, "test_error") == "validation_error"

@@ -11,9 +11,10 @@ from covering import pairwise
 
 from lenet_jax import model
 from lenet_jax.errors import InputError
+from lenet_jax.initializers import INITIALIZERS
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.losses import LOSSES, Loss
-from lenet_jax.model import CONNECTIVITIES, INITIALIZERS, SUBSAMPLINGS, WINDOWS, Architecture
+from lenet_jax.model import CONNECTIVITIES, SUBSAMPLINGS, WINDOWS, Architecture
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

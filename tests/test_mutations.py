@@ -42,7 +42,7 @@ MUTATIONS = {
         "optim", "optax.trace(decay=hyper.momentum)", "optax.trace(decay=0.0)", "test_optim"
     ),
     "validation images are trained on": Mutation(
-        "inputs", '(arm.settings["train_size"] or left)', '(arm.settings["train_size"] or total)', "test_experiment"
+        "inputs", '(arm.settings["train_size"] or left)', '(arm.settings["train_size"] or total)', "test_runner"
     ),
     "images past the split are measured": Mutation(
         "train", "counted = places < stop", "counted = places <= stop", "test_train", "evaluat"
@@ -60,10 +60,10 @@ MUTATIONS = {
         "data",
         "((0, 0), (margin, margin), (margin, margin))",
         "((0, 0), (margin + 1, margin - 1), (margin, margin))",
-        "test_data",
+        "test_datasets",
     ),
     "the test images are evaluated after each epoch": Mutation(
-        "training", '0 if settings["test_curve"] else end', "0", "test_experiment"
+        "training", '0 if settings["test_curve"] else end', "0", "test_runner"
     ),
 }
 

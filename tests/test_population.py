@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lenet_jax import memory, population, train
+from lenet_jax import population, train
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.run import memory as run_memory
 from lenet_jax.train import Images, Recipe
 
 RECIPE = Recipe(
@@ -49,7 +50,7 @@ def create(images, members, devices=None):
 
 def run(people):
     """Trains a population to the end: its metrics after every epoch, and its parameters, without the padding."""
-    history = [population.train_part(people) for _ in range(RECIPE.epochs)]
+    history = [population.train_segment(people) for _ in range(RECIPE.epochs)]
     numbers = [*history, population.evaluate(people, TEST), people.state.params]
     return jax.tree.map(lambda leaf: np.asarray(leaf)[: people.size], numbers)
 
@@ -123,7 +124,7 @@ def test_member_equals_the_pure_functions(crowd, images):
 def test_a_snapshot_goes_on_where_it_was_taken(crowd, images):
     """On as many devices, in another population: bit for bit. Without the padding, and with plain numbers for keys."""
     people = create(images, range(5))
-    population.train_part(people)
+    population.train_segment(people)
     saved = population.snapshot(people)
     assert saved["params/c1/kernel"].shape == (5, 6, 5, 5)
     assert saved["step"].tolist() == [RECIPE.epoch_steps] * 5
@@ -131,7 +132,7 @@ def test_a_snapshot_goes_on_where_it_was_taken(crowd, images):
     assert all(isinstance(array, np.ndarray) for array in saved.values())
     other = create(images, range(5))
     population.restore(other, saved)
-    population.train_part(other)
+    population.train_segment(other)
     jax.tree.map(
         np.testing.assert_array_equal,
         jax.tree.map(lambda leaf: np.asarray(leaf)[:5], other.state.params),
@@ -163,13 +164,13 @@ def test_memory_is_what_the_tightest_control_group_leaves(tmp_path, monkeypatch,
         (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
     if own is not None:
         (tmp_path / "own").write_text(own)
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(run_memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(run_memory, "OWN_CGROUP", tmp_path / "own")
     tight = own is not None and "job.scope" in own
-    assert [path.name for path in memory.control_groups()] == ["job.scope", "system.slice"] * tight + ["cgroup"]
-    free = min(memory.free_in(group) for group in memory.control_groups())
+    assert [path.name for path in run_memory.control_groups()] == ["job.scope", "system.slice"] * tight + ["cgroup"]
+    free = min(run_memory.free_in(group) for group in run_memory.control_groups())
     assert free == (3 * 2**28 if tight else sys.maxsize)
-    assert memory.available() <= free // 2
+    assert run_memory.available() <= free // 2
 
 
 @pytest.mark.slow
@@ -209,7 +210,7 @@ def test_no_implicit_transfers(crowd, images):
     with jax.transfer_guard("disallow"):
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             jnp.ones(3) + np.ones(3)
-        population.train_part(people)
+        population.train_segment(people)
         metrics = population.evaluate(people, TEST)
     assert isinstance(metrics.error, np.ndarray)
 
@@ -218,7 +219,7 @@ def test_the_old_state_is_used_up(crowd, images):
     people = create(images, range(5))
     old = jax.tree.leaves(people.state.params)
     assert not any(leaf.is_deleted() for leaf in old)
-    population.train_part(people)
+    population.train_segment(people)
     assert all(leaf.is_deleted() for leaf in old)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(crowd.start.params))
 

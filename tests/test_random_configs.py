@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_dict
 
-from lenet_jax import cli, data, experiment, inputs, optim
-from lenet_jax.arms import FIELDS, MOST_ARMS, describe, expand
+from lenet_jax import cli, optim
+from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
+from lenet_jax.run import plan, runner
+from lenet_jax.run.arms import FIELDS, MOST_ARMS, describe, expand
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -82,15 +84,15 @@ def nothing_is_written_or_downloaded(tmp_path_factory):
     def accept(config, *arguments, **options):
         arms = expand(config)
         describe(config)
-        inputs.load_data(arms)
+        plan.load_data(arms)
         raise AcceptedError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(data, "load_embedded", functools.cache(data.load_embedded))
-        patch.setattr(data, "load_prepared", refuse)
-        patch.setattr(data, "load_tfds", refuse)
-        patch.setattr(experiment, "run", accept)
+        patch.setattr(datasets, "load_embedded", functools.cache(datasets.load_embedded))
+        patch.setattr(datasets, "load_prepared", refuse)
+        patch.setattr(datasets, "load_tfds", refuse)
+        patch.setattr(runner, "run", accept)
         with pytest.raises(AcceptedError):  # what it imports and loads takes seconds, once
             cli.dispatch(["run", FILE])
         yield
@@ -245,7 +247,7 @@ def config_of(changes):
         config = ConfigDict(dict(changes), sort_keys=False)
         config.lock()
     except (ValueError, TypeError, AttributeError, KeyError):
-        reject()  # ConfigDict doesn't take it: said to be wrong with the file, see `cli.parse_config`
+        reject()  # ConfigDict doesn't take it: said to be wrong with the file, see `arguments.parse_config`
     return config
 
 
@@ -262,7 +264,7 @@ def check_config(changes):
         try:
             arms = expand(config)
             resolved = describe(config)
-            inputs.load_data(arms)
+            plan.load_data(arms)
         except InputError as refusal:
             unknown = {re.split("[:.]", text)[0] for name in changes for text in (str(name), repr(name))}
             assert_told(str(refusal), {*DEFAULTS, *unknown})
@@ -312,7 +314,7 @@ RATES = tuple(float(number) for number in range(1, 1001))
 )
 def test_what_was_no_refusal_once_is_one(changes, message):
     with bounded(), pytest.raises(InputError) as refusal:
-        inputs.load_data(expand(config_of(changes)))
+        plan.load_data(expand(config_of(changes)))
     assert str(refusal.value).startswith(message)
     assert str(refusal.value).isprintable()
 
@@ -321,7 +323,7 @@ def test_as_many_arms_as_are_allowed_take_no_time():
     with bounded():
         arms = expand(config_of({"sweep": {"seeds": HUNDRED, "epochs": HUNDRED}}))
         assert len(arms) == MOST_ARMS
-        assert inputs.load_data(arms[:1000])  # with its types checked, as here, a tenth as fast
+        assert plan.load_data(arms[:1000])  # with its types checked, as here, a tenth as fast
 
 
 @pytest.mark.parametrize(

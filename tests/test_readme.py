@@ -12,7 +12,10 @@ import pandas as pd
 import programs
 import pytest
 
-from lenet_jax import arms, compare, data, report, results, tables
+from lenet_jax.analysis import compare, report, tables
+from lenet_jax.data import datasets
+from lenet_jax.run import arms
+from lenet_jax.run import folder as run_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,8 +24,8 @@ BLOCKS = dict(re.findall(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", READ
 
 @pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_tables_equal_the_stored_results(name):
-    run = results.load(ROOT / "experiments" / "results" / name)
-    assert BLOCKS[name] == tables.markdown(compare.statistics([run]), "test_error")
+    run = run_folder.load(ROOT / "experiments" / "results" / name)
+    assert BLOCKS[name] == tables.markdown(compare.arm_statistics([run]), "test_error")
 
 
 def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):
@@ -38,8 +41,8 @@ def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):
 
 def test_the_finding_of_the_ablation_is_stored():
     """Every number of the paragraph, in its order; gains are differences with their sign turned."""
-    run = results.load(ROOT / "experiments" / "results" / "ablation")
-    found = {judgement.name: judgement for judgement in compare.analyse([run], baseline="all").judgements}
+    run = run_folder.load(ROOT / "experiments" / "results" / "ablation")
+    found = {judgement.name: judgement for judgement in compare.compare_runs([run], baseline="all").judgements}
     names = [
         "loss: cross_entropy against mse, over activation",
         "activation: tanh against sigmoid, over loss",
@@ -74,9 +77,9 @@ def test_all_tuned_studies_are_stored():
 @pytest.mark.parametrize("name", TUNED)
 def test_what_a_study_says_in_its_docstring_is_stored(name):
     """Every number with two digits, with its sign turned where a difference is told from its other end."""
-    run = results.load(ROOT / "experiments" / "results" / name)
+    run = run_folder.load(ROOT / "experiments" / "results" / name)
     stored = (run.folder / "plots" / "comparison.md").read_text()
-    assert stored == report.markdown(compare.analyse([run], baseline="all"))
+    assert stored == report.markdown(compare.compare_runs([run], baseline="all"))
     result = (ROOT / "experiments" / f"{name}.py").read_text().split('"""')[1].partition("Result: ")[2]
     assert result.startswith(f"experiments/results/{name}.")
     said = set(re.findall(r"\d+\.\d\d", result))
@@ -103,7 +106,7 @@ def test_notebooks_show_what_came_out_with_the_embedded_digits_as_they_are():
         for output in cell.get("outputs", ())
     ]
     assert len(outputs) > 30
-    assert set(re.findall(r"sha256:\w+", "".join(outputs))) == {data.EMBEDDED_FINGERPRINT}
+    assert set(re.findall(r"sha256:\w+", "".join(outputs))) == {datasets.EMBEDDED_FINGERPRINT}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
@@ -163,7 +166,7 @@ def test_the_commands_in_the_readme_run(started):
     commands = re.findall(r"(?:^    |`)(\.venv/bin/lenet-jax (?!run --config=mine)[^`\n]*)", README, re.MULTILINE)
     printed = {command: said(started, command) for command in commands}
     assert len(printed) == 9
-    again = [results.load(started / "runs" / name).metrics for name in ("quickstart", "again")]
+    again = [run_folder.load(started / "runs" / name).metrics for name in ("quickstart", "again")]
     pd.testing.assert_frame_equal(*again)
     assert (started / "runs" / "figures" / "report.html").exists()
     (classified,) = (text for command, text in printed.items() if "classify" in command)
@@ -206,8 +209,8 @@ def test_every_config_field_in_the_readme_exists():
 
 
 def test_what_the_readme_says_of_learning_rates_is_stored():
-    run = results.load(ROOT / "experiments" / "results" / "learning_rate")
-    rows = compare.statistics([run], "validation_error")
+    run = run_folder.load(ROOT / "experiments" / "results" / "learning_rate")
+    rows = compare.arm_statistics([run], "validation_error")
     means = {(row.axes["loss"], row.axes["activation"], row.axes["learning_rate"]): row.mean for row in rows}
     pairs = {key[:2] for key in means}
     best = {pair: min((means[key], key[2]) for key in means if key[:2] == pair)[1] for pair in pairs}

@@ -13,8 +13,11 @@ import pandas as pd
 import pytest
 from made_runs import predictions, write_run
 
-from lenet_jax import compare, data, report, results
+from lenet_jax.analysis import compare, report
+from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
+from lenet_jax.run import files as run_files
+from lenet_jax.run import folder as run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -40,20 +43,20 @@ def tuning_table(arm):
 
 def full_run(folder, names=None):
     """A run with tuning and predictions on the embedded digits: of images 0 to 9, 3 is always wrong, 5 in one arm."""
-    dataset = data.load("mnist10k")
+    dataset = datasets.load("mnist10k")
     chosen = {values: ({"learning_rate": 0.1}, ["learning_rate"]) for values in ERRORS}
     config = {"dataset": "mnist10k", "data_dir": "", "tune": {"learning_rate": [0.01, 0.1]}}
     write_run(folder, ERRORS, chosen=chosen, config=config, fingerprint=dataset.fingerprint, names=names)
-    arms = [arm["name"] for arm in results.load(folder).summary["arms"]]
+    arms = [arm["name"] for arm in run_folder.load(folder).summary["arms"]]
     tables = []
     for place, arm in enumerate(arms):
         for seed in range(8):
             wrong = np.isin(np.arange(10), [3, 5] if place == 1 else [3])
             tables.append(predictions(np.ones(10), wrong, seed, arm).assign(label=dataset.test_labels[:10]))
             tables[-1]["predicted"] = (tables[-1].label + wrong) % 10
-    results.write_table(folder / results.PREDICTIONS, pd.concat(tables, ignore_index=True))
-    results.write_table(folder / results.TUNING, pd.concat(map(tuning_table, arms), ignore_index=True))
-    return results.load(folder)
+    run_files.write_table(folder / run_folder.PREDICTIONS, pd.concat(tables, ignore_index=True))
+    run_files.write_table(folder / run_folder.TUNING, pd.concat(map(tuning_table, arms), ignore_index=True))
+    return run_folder.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def written(tmp_path_factory):
     """(comparison, its folder) of four arms, one with a script in its name."""
     folder = tmp_path_factory.mktemp("report")
     run = full_run(folder / "run", names=["first", SCRIPT, "with $dollars$ & ampersand", "last"])
-    comparison = compare.analyse([run])
+    comparison = compare.compare_runs([run])
     report.write(comparison, folder / "out")
     return comparison, folder / "out"
 
@@ -79,7 +82,7 @@ def test_all_files_are_written(written):
 
 
 def test_a_factorial_sweep_has_effects(tmp_path):
-    files = report.write(compare.analyse([full_run(tmp_path / "run")]), tmp_path / "deep" / "out")
+    files = report.write(compare.compare_runs([full_run(tmp_path / "run")]), tmp_path / "deep" / "out")
     assert "test_error_effects.svg" in [file.name for file in files]
     assert pd.read_csv(tmp_path / "deep" / "out" / "differences.csv").kind.value_counts().to_dict() == {
         "difference": 3,
@@ -100,7 +103,7 @@ def test_the_markdown_holds_the_whole_comparison(written):
 
 def test_digits_that_arms_agree_and_disagree_on(written):
     agreed, disputed, missing = report.digits_of(written[0])
-    labels = data.load("mnist10k").test_labels
+    labels = datasets.load("mnist10k").test_labels
     assert missing == ""
     assert [digit.image for digit in agreed] == [3]
     assert [digit.image for digit in disputed] == [5]
@@ -111,18 +114,18 @@ def test_digits_that_arms_agree_and_disagree_on(written):
 def test_digits_of_other_data_are_not_shown(tmp_path):
     run = full_run(tmp_path / "run")
     run.config["dataset"] = "idx:nowhere"
-    assert report.digits_of(compare.analyse([run])) == ([], [], "The images of idx:nowhere are not at hand here.")
+    assert report.digits_of(compare.compare_runs([run])) == ([], [], "The images of idx:nowhere are not at hand here.")
 
 
 def test_a_run_without_predictions_has_a_report(tmp_path):
-    run = results.load(write_run(tmp_path / "run"))
-    report.write(compare.analyse([run]), tmp_path / "out")
+    run = run_folder.load(write_run(tmp_path / "run"))
+    report.write(compare.compare_runs([run]), tmp_path / "out")
     assert "stored no predictions" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_metric_without_curves_has_a_report(tmp_path):
-    run = results.load(write_run(tmp_path / "run"))
-    files = report.write(compare.analyse([run], "seconds"), tmp_path / "out")
+    run = run_folder.load(write_run(tmp_path / "run"))
+    files = report.write(compare.compare_runs([run], "seconds"), tmp_path / "out")
     assert "seconds_learning_curves.png" not in [file.name for file in files]
 
 
@@ -131,8 +134,8 @@ def test_a_metric_without_curves_has_a_report(tmp_path):
     [(("validation", "running"), "validation_error", "after"), (("running",), "running_error", "during")],
 )
 def test_a_run_without_a_test_curve_shows_another_one_under_its_name(tmp_path, curves, shown, when):
-    run = results.load(write_run(tmp_path / "run", curves=curves))
-    pictures = report.pictures_of(compare.analyse([run]))
+    run = run_folder.load(write_run(tmp_path / "run", curves=curves))
+    pictures = report.pictures_of(compare.compare_runs([run]))
     assert [name for name in pictures if "learning" in name] == [f"{shown}_learning_curves"]
     said = pictures[f"{shown}_learning_curves"].text
     assert said.startswith(f"The {shown.replace('_', ' ')} {when} each epoch: ")
@@ -140,7 +143,7 @@ def test_a_run_without_a_test_curve_shows_another_one_under_its_name(tmp_path, c
 
 def test_a_mean_of_zero_has_a_power_of_its_own(tmp_path):
     errors = {("mse", "tanh"): [0.05, 0.06, 0.07, 0.08], ("cross_entropy", "tanh"): [0.06, 0.05, 0.08, 0.07]}
-    cells = report.power_cells(compare.analyse([results.load(write_run(tmp_path / "run", errors))]))
+    cells = report.power_cells(compare.compare_runs([run_folder.load(write_run(tmp_path / "run", errors))]))
     assert cells is not None
     assert [float(cell) for cell in cells[1][0][1:]] == sorted((float(cell) for cell in cells[1][0][1:]), reverse=True)
     assert float(cells[1][0][-1]) > 0
@@ -149,15 +152,15 @@ def test_a_mean_of_zero_has_a_power_of_its_own(tmp_path):
 def test_a_run_that_diverged_has_a_report(tmp_path):
     errors = {("mse", "tanh"): [np.nan, np.nan], ("cross_entropy", "tanh"): [0.05, 0.06]}
     files = report.write(
-        compare.analyse([results.load(write_run(tmp_path / "run", errors))], "test_loss"), tmp_path / "out"
+        compare.compare_runs([run_folder.load(write_run(tmp_path / "run", errors))], "test_loss"), tmp_path / "out"
     )
     assert "test_loss_learning_curves.png" in [file.name for file in files]
 
 
 def test_all_pairs_of_many_arms_have_no_figure(tmp_path):
     errors = {(str(arm),): [0.01 * arm, 0.02 * arm, 0.05] for arm in range(13)}
-    run = results.load(write_run(tmp_path / "run", errors, axes=("loss",)))
-    pictures = report.pictures_of(compare.analyse([run], baseline="all"))
+    run = run_folder.load(write_run(tmp_path / "run", errors, axes=("loss",)))
+    pictures = report.pictures_of(compare.compare_runs([run], baseline="all"))
     assert "test_error_differences" not in pictures
 
 
@@ -174,7 +177,7 @@ def test_long_names_leave_room_for_the_figure():
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match=r"out: .* can't be written"):
-        report.write(compare.analyse([results.load(write_run(tmp_path / "run"))]), tmp_path / "out")
+        report.write(compare.compare_runs([run_folder.load(write_run(tmp_path / "run"))]), tmp_path / "out")
 
 
 def test_names_stay_text(written):
@@ -279,7 +282,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
     tables, rows = [], []
     for arm in range(arms):
         axes = {"loss": f"loss{arm // 10}", "learning_rate": float(arm % 10)}
-        name = ",".join(f"{axis}={results.format_value(value)}" for axis, value in axes.items())
+        name = ",".join(f"{axis}={run_folder.format_value(value)}" for axis, value in axes.items())
         for split, names in (("running", ("loss", "error")), ("test", ("loss", "error", "nll", "brier", "ece"))):
             numbers = np.arange(split == "running", epochs + 1)
             places = {"epoch": np.repeat(numbers, seeds), "seed": np.tile(np.arange(seeds), len(numbers))}
@@ -293,11 +296,11 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
             {"name": name, "axes": axes, "diverged": 0, "chosen": {}, "seconds": 1.0, "samples_per_second": 1.0}
         )
     folder.mkdir()
-    results.write_table(folder / results.METRICS, pd.concat(tables, ignore_index=True))
+    run_files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
     summary = {"dataset": {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}, "arms": rows}
-    results.write_json(folder / results.SUMMARY, summary)
-    for name in (results.CONFIG, results.PROVENANCE):
-        results.write_json(folder / name, {})
+    run_files.write_json(folder / run_folder.SUMMARY, summary)
+    for name in (run_folder.CONFIG, run_folder.PROVENANCE):
+        run_files.write_json(folder / name, {})
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lenet_jax import arms, results
+from lenet_jax.run import arms
+from lenet_jax.run import folder as run_folder
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "experiments" / "results"
@@ -52,7 +53,7 @@ def test_all_runs_of_the_reproduction_are_stored_and_of_the_same_data():
     assert len(names) == 8
     fingerprints = set()
     for name in names:
-        run = results.load(STORED / name)
+        run = run_folder.load(STORED / name)
         for arm in run.summary["arms"]:
             fingerprints.add(arm["dataset"]["fingerprint"])
             assert arm["dataset"]["test"] == 10000
@@ -63,15 +64,15 @@ def test_all_runs_of_the_reproduction_are_stored_and_of_the_same_data():
 
 def test_the_same_seeds_gave_the_same_errors_in_two_runs():
     """Figure 6's networks for 60,000 digits are those of `lenet5_1998`, trained again in another run."""
-    (plain,) = results.load(STORED / "lenet5_1998").summary["arms"]
-    sizes = {arm["axes"]["train_size"]: arm for arm in results.load(STORED / "training_set_size").summary["arms"]}
+    (plain,) = run_folder.load(STORED / "lenet5_1998").summary["arms"]
+    sizes = {arm["axes"]["train_size"]: arm for arm in run_folder.load(STORED / "training_set_size").summary["arms"]}
     assert sizes[60000]["test_error"]["per_seed"] == plain["test_error"]["per_seed"]
     assert sizes[60000]["train_error"]["per_seed"] == plain["train_error"]["per_seed"]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_stored_results_are_of_the_shipped_experiments(name):
-    run = results.load(STORED / name)
+    run = run_folder.load(STORED / name)
     shipped = arms.describe(importlib.import_module(f"lenet_jax.experiments.{name}").get_config())
     of_the_machine = {"dataset", "data_dir"}
     for field, value in run.config.items():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lenet_jax import population
+from lenet_jax import model, train
+from lenet_jax.run import arms, checkpoints, memory
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "experiments" / "results" / "devices"
@@ -55,7 +56,7 @@ def test_the_memory_of_many_members_is_predicted_within_25_percent():
     large = RESULTS["large"]
     assert large["predicted_bytes"] == pytest.approx(2 * cost.STATE * large["members"], rel=0.1)
     assert large["grown_bytes"] == pytest.approx(large["predicted_bytes"], rel=0.25)
-    assert large["save_peak_share"] < population.SAVING
+    assert large["save_peak_share"] < memory.SAVE_MEMORY_FACTOR
 
 
 def test_saving_takes_at_most_a_twentieth_of_an_epoch():
@@ -64,20 +65,18 @@ def test_saving_takes_at_most_a_twentieth_of_an_epoch():
 
 
 def test_the_constants_of_the_model_are_those_of_the_code():
-    from lenet_jax import arms, checkpoints, model, train
 
     sizes = [count for _, _, count in model.parameter_table(cost.task.ARCHITECTURE)]
     assert sum(sizes) == cost.PARAMETERS
-    assert population.member_memory(cost.task.recipe(32, 4000)) == pytest.approx(
-        (2 + population.SAVING) * cost.STATE, rel=1e-3
+    assert memory.member_memory(cost.task.recipe(32, 4000)) == pytest.approx(
+        (2 + memory.SAVE_MEMORY_FACTOR) * cost.STATE, rel=1e-3
     )
-    assert checkpoints.KEPT + 1 == cost.KEPT
+    assert checkpoints.MAX_TO_KEEP + 1 == cost.KEPT
     assert cost.MEMBERS[-1] == arms.MOST_MEMBERS
-    assert (train.LONGEST_CALL, train.MOST_PARTS) == (1_000_000, 16)
+    assert (train.MAX_CALL_SAMPLES, train.MAX_SEGMENTS) == (1_000_000, 16)
 
 
 def test_an_arm_can_be_cut_as_the_page_says():
-    from lenet_jax import arms
     from lenet_jax.experiments import base
 
     config = base.get_config()

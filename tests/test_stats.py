@@ -66,25 +66,25 @@ def test_interval_is_scipys_bca_at_hesterbergs_level(n, t):
     reference = scipy.stats.bootstrap(
         (values,), np.mean, method="BCa", confidence_level=1 - 2 * tail, n_resamples=9999, rng=0
     )
-    assert stats.interval(values) == pytest.approx(tuple(reference.confidence_interval), rel=1e-6)
+    assert stats.bootstrap_interval(values) == pytest.approx(tuple(reference.confidence_interval), rel=1e-6)
 
 
 def test_interval_of_many_values_is_hardly_expanded():
     values = np.random.default_rng(0).normal(size=300)
     plain = scipy.stats.bootstrap((values,), np.mean, confidence_level=0.95, n_resamples=9999, rng=0)
-    assert stats.interval(values) == pytest.approx(tuple(plain.confidence_interval), abs=0.005)
+    assert stats.bootstrap_interval(values) == pytest.approx(tuple(plain.confidence_interval), abs=0.005)
 
 
 def test_interval_is_wider_than_plain_bca_of_few_values():
     values = np.random.default_rng(0).normal(size=8)
     plain = scipy.stats.bootstrap((values,), np.mean, confidence_level=0.95, n_resamples=9999, rng=0)
-    low, high = stats.interval(values)
+    low, high = stats.bootstrap_interval(values)
     assert low < plain.confidence_interval.low < plain.confidence_interval.high < high
 
 
 def test_interval_is_the_same_every_time():
     values = np.random.default_rng(1).normal(size=8)
-    assert stats.interval(values) == stats.interval(list(values))
+    assert stats.bootstrap_interval(values) == stats.bootstrap_interval(list(values))
 
 
 @pytest.mark.parametrize(
@@ -101,39 +101,39 @@ def test_interval_is_the_same_every_time():
     ],
 )
 def test_interval_where_there_is_little_to_say(values, expected):
-    assert stats.interval(values) == expected
+    assert stats.bootstrap_interval(values) == expected
 
 
 def test_interval_of_a_run_that_failed():
-    low, high = stats.interval([0.9, 0.9, 0.9, 0.9, 0.1])
+    low, high = stats.bootstrap_interval([0.9, 0.9, 0.9, 0.9, 0.1])
     assert 0.1 < low < 0.74 < high <= 0.9
 
 
 def test_interval_where_bca_has_no_answer_is_the_percentile_bootstraps():
     """Squares of these numbers are 0 in floating point, and with them BCa's jackknife."""
     values = [1e-200, 2e-200, 4e-200]
-    assert stats.interval(values) == (1e-200, 4e-200)
+    assert stats.bootstrap_interval(values) == (1e-200, 4e-200)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 10_000), min_size=2, max_size=12))
 def test_interval_of_any_error_rates_holds_the_mean(counts):
     values = np.array(counts) / 10_000
-    low, high = stats.interval(values)
+    low, high = stats.bootstrap_interval(values)
     assert values.min() <= low <= high <= values.max()
     assert low - 1e-12 <= values.mean() <= high + 1e-12
 
 
 def test_student_is_scipys_one_sample_t_test():
     values = np.random.default_rng(0).normal(size=(3, 4, 7))
-    low, high = stats.student(values)
+    low, high = stats.t_interval(values)
     reference = scipy.stats.ttest_1samp(values, 0, axis=-1).confidence_interval(0.95)
     np.testing.assert_allclose(low, reference.low, rtol=1e-12)
     np.testing.assert_allclose(high, reference.high, rtol=1e-12)
 
 
 def test_student_of_single_values_is_the_values():
-    low, high = stats.student(np.array([[0.5], [0.7]]))
+    low, high = stats.t_interval(np.array([[0.5], [0.7]]))
     assert low.tolist() == high.tolist() == [0.5, 0.7]
 
 
@@ -189,7 +189,7 @@ def test_p_equals_an_enumeration_of_all_flips_with_ties(counts, images):
 )
 def test_p_counts_flips_that_are_equal_but_for_rounding(counts, expected):
     """SciPy's own permutation test, or rounding the values before they are summed, misses some of these ties."""
-    p = stats.sign_flip(np.array([counts]) / 1000)[0]
+    p = stats.sign_flip_test(np.array([counts]) / 1000)[0]
     assert p == pytest.approx(enumerated_p(np.array(counts)))
     assert expected is None or p == pytest.approx(expected)
 
@@ -305,7 +305,7 @@ def test_seeds_needed_at_its_ends():
     assert stats.seeds_needed(0.0, 0.1) is None
     assert stats.seeds_needed(0.0, 0.0) is None
     # With 5 pairs of one sign the permutation test has p = 1/16, with 6 it has 1/32.
-    assert stats.seeds_needed(1e-9, 0.0) == stats.fewest() == 6
+    assert stats.seeds_needed(1e-9, 0.0) == stats.min_pairs() == 6
     assert stats.seeds_needed(1.0, 1e-12) == 6
     assert stats.seeds_needed(1e-6, 1.0) is None
 
@@ -325,13 +325,13 @@ def test_detectable_is_what_power_detects(n):
 def test_superiority_is_a_count_of_all_pairs(first, second):
     first, second = [value / 1000 for value in first], [value / 1000 for value in second]
     wins = sum((one < other) + 0.5 * (one == other) for one in first for other in second)
-    assert stats.superiority(first, second) == pytest.approx(wins / (len(first) * len(second)))
+    assert stats.probability_of_superiority(first, second) == pytest.approx(wins / (len(first) * len(second)))
 
 
 def test_superior_is_the_arm_with_fewer_errors():
-    assert stats.superiority([0.01, 0.02], [0.03, 0.04, 0.05]) == 1.0
-    assert stats.superiority([0.03, 0.04], np.array([0.01])) == 0.0
-    assert stats.superiority([0.01, 0.01], [0.01]) == 0.5
+    assert stats.probability_of_superiority([0.01, 0.02], [0.03, 0.04, 0.05]) == 1.0
+    assert stats.probability_of_superiority([0.03, 0.04], np.array([0.01])) == 0.0
+    assert stats.probability_of_superiority([0.01, 0.01], [0.01]) == 0.5
 
 
 # Factorial studies.

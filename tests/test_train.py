@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from lenet_jax import blocked, model, optim, train
+from lenet_jax import evaluate as evaluation
 from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, distort, draw
 from lenet_jax.losses import Loss
@@ -42,7 +43,7 @@ def images(digits):
 # Compiled once for all tests: operation by operation, or in each test, takes longer.
 init = jax.jit(train.init, static_argnames="recipe")
 train_epoch = jax.jit(train.train_epoch, static_argnames="recipe")
-predict = jax.jit(train.predict, static_argnames="recipe")
+predict = jax.jit(evaluation.predict, static_argnames="recipe")
 with_curvature = jax.jit(train.with_curvature, static_argnames="recipe")
 
 
@@ -117,9 +118,9 @@ def plain_epoch(start, images, recipe):
     return params, np.mean(losses)
 
 
-@pytest.mark.parametrize(("batch_size", "pieces"), [(20, 1), (100, 2)], ids=str)
-def test_an_epoch_equals_plain_training(batch_size, pieces, start, images, assert_close):
-    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, pieces=pieces)
+@pytest.mark.parametrize(("batch_size", "microbatches"), [(20, 1), (100, 2)], ids=str)
+def test_an_epoch_equals_plain_training(batch_size, microbatches, start, images, assert_close):
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, microbatches=microbatches)
     params, loss = plain_epoch(start, images, recipe)
     state, metrics = train_epoch(start, HYPER, images, recipe=recipe)
     assert metrics.loss == pytest.approx(loss, rel=1e-5)
@@ -127,20 +128,21 @@ def test_an_epoch_equals_plain_training(batch_size, pieces, start, images, asser
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "pieces"), [(1, 1), (64, 1), (65, 1), (100, 2), (128, 2), (192, 3), (127, 1), (512, 8), (1000, 20)]
+    ("batch_size", "microbatches"),
+    [(1, 1), (64, 1), (65, 1), (100, 2), (128, 2), (192, 3), (127, 1), (512, 8), (1000, 20)],
 )
-def test_pieces_of_a_batch(batch_size, pieces):
-    assert train.pieces_of(batch_size) == pieces
+def test_pieces_of_a_batch(batch_size, microbatches):
+    assert train.microbatches_for(batch_size) == microbatches
 
 
 @pytest.fixture(scope="module")
 def evaluate():
-    return jax.jit(train.evaluate, static_argnames="recipe")
+    return jax.jit(evaluation.evaluate, static_argnames="recipe")
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 250), (20, 320), (100, 110)], ids=str)
 def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
-    assert train.EVALUATION_CHUNK == 250, "the ranges shall hold a whole chunk, one and a piece, and a piece"
+    assert evaluation.EVALUATION_CHUNK == 250, "the ranges shall hold a whole chunk, one and a piece, and a piece"
     metrics = evaluate(start.params, images, jnp.int32(begin), jnp.int32(end), recipe=RECIPE)
     pixels, labels = np.asarray(images.pixels[begin:end]) / np.float32(255), np.asarray(images.labels[begin:end])
     forward = jax.jit(jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture)))
@@ -175,7 +177,7 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
     forward = jax.jit(jax.vmap(lambda image: model.forward(params, image, recipe.architecture)))
     outputs = sign * np.float64(forward(np.asarray(images.pixels[17:380]) / np.float32(255)))
     metrics = evaluate(params, images, jnp.int32(17), jnp.int32(380), recipe=recipe)
-    assert 363 % train.EVALUATION_CHUNK, "the last chunk isn't full"
+    assert 363 % evaluation.EVALUATION_CHUNK, "the last chunk isn't full"
     weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels[17:380])
     of_right = probabilities[np.arange(363), labels]
@@ -191,7 +193,7 @@ def test_scores_that_are_no_probabilities_are_not_measured_as_such(output):
     recipe = dataclasses.replace(
         RECIPE, architecture=Architecture("tanh", output=output), loss=Loss("mse", mse_point="linear")
     )
-    found, _ = train.measure(jnp.eye(10)[:4], jnp.arange(4), recipe)
+    found, _ = evaluation.measure(jnp.eye(10)[:4], jnp.arange(4), recipe)
     assert np.isfinite(found.loss).all()
     np.testing.assert_array_equal(found.error, 0)
     assert all(np.isnan(values).all() for values in (found.nll, found.brier, found.ece))
@@ -202,15 +204,15 @@ def test_a_network_that_is_right_as_often_as_it_says_is_calibrated(right, expect
     """Ten samples, each given 80 % for class 3."""
     outputs = jnp.stack([jnp.log(jnp.where(jnp.arange(10) == 3, 0.8, 0.2 / 9))] * 10)
     labels = jnp.where(jnp.arange(10) < right, 3, 4)
-    found, gaps = train.measure(outputs, labels, RECIPE)
-    assert gaps.shape == (10, train.CALIBRATION_BINS)
+    found, gaps = evaluation.measure(outputs, labels, RECIPE)
+    assert gaps.shape == (10, evaluation.CALIBRATION_BINS)
     assert float(found.ece.mean() + jnp.abs(gaps.sum(axis=0)).sum() / 10) == pytest.approx(expected, abs=1e-6)
     assert float(found.error.mean()) == pytest.approx(1 - right / 10)
 
 
 def test_bins_of_confidence_that_err_in_opposite_ways_do_not_make_up_for_each_other():
     sure, unsure = (jnp.log(jnp.where(jnp.arange(10) == 3, p, (1 - p) / 9)) for p in (0.9, 0.5))
-    _, gaps = train.measure(jnp.stack([sure, unsure]), jnp.array([4, 3]), RECIPE)
+    _, gaps = evaluation.measure(jnp.stack([sure, unsure]), jnp.array([4, 3]), RECIPE)
     np.testing.assert_allclose(jnp.abs(gaps.sum(axis=0)).sum(), 0.9 + 0.5, rtol=1e-6)
     assert np.flatnonzero(gaps[0]) == [13], "0.9 is in (13/15, 14/15]"
     assert np.flatnonzero(gaps[1]) == [7], "0.5 is in (7/15, 8/15]"
@@ -330,25 +332,25 @@ def test_a_running_mean_of_curvatures(images):
 
 
 @pytest.mark.parametrize(
-    ("estimates", "parts"),
+    ("estimates", "segments"),
     [(0, 4), pytest.param(1, 4, marks=pytest.mark.slow), pytest.param(8, 4, marks=pytest.mark.slow)],
-    ids=["momentum", "fewer estimates than parts", "more estimates"],
+    ids=["momentum", "fewer estimates than segments", "more estimates"],
 )
-def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):
-    """Parameters, optimizer state and metrics, with distortions: two passes in one call each, or in parts."""
+def test_a_pass_in_parts_is_the_same_pass(estimates, segments, images):
+    """Parameters, optimizer state and metrics, with distortions: two passes in one call each, or in segments."""
     base = dataclasses.replace(SDLM, curvature_estimates=estimates, curvature_memory=0.5) if estimates else RECIPE
     augmentation = Augmentation("affine", distorted_share=0.5)
     whole = dataclasses.replace(base, batch_size=10, augmentation=augmentation)
-    cut = dataclasses.replace(whole, parts=parts)
+    cut = dataclasses.replace(whole, segments=segments)
     assert whole.epoch_steps % 8 == 0
     hyper = SDLM_HYPER if estimates else HYPER
     state = other = init(jnp.uint32(4), hyper, recipe=whole)
-    part = jax.jit(train.train_part, static_argnames="recipe")
+    part = jax.jit(train.train_segment, static_argnames="recipe")
     for _ in range(2):
         state, expected = train_epoch(state, hyper, images, recipe=whole)
-        for number in range(1, parts + 1):
+        for number in range(1, segments + 1):
             other, metrics = part(other, hyper, images, recipe=cut)
-            assert other.step % whole.epoch_steps == whole.epoch_steps // parts * number % whole.epoch_steps
+            assert other.step % whole.epoch_steps == whole.epoch_steps // segments * number % whole.epoch_steps
         np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
     for one, two in zip(jax.tree.leaves(other), jax.tree.leaves(state), strict=True):
         if jnp.issubdtype(one.dtype, jnp.floating):
@@ -356,7 +358,7 @@ def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):
 
 
 @pytest.mark.parametrize(
-    ("steps", "members", "changes", "parts"),
+    ("steps", "members", "changes", "segments"),
     [
         (1875, 8, {}, 1),
         (1875, 100, {}, 15),  # six would do, but 1,875 = 3 x 5 x 5 x 5 x 5
@@ -366,9 +368,9 @@ def test_a_pass_in_parts_is_the_same_pass(estimates, parts, images):
         (1875, 50, {"optimizer": "sdlm", "curvature_estimates": 25}, 5),
     ],
 )
-def test_long_passes_are_cut(steps, members, changes, parts):
+def test_long_passes_are_cut(steps, members, changes, segments):
     recipe = dataclasses.replace(RECIPE, batch_size=32, train_size=32 * steps, **changes)
-    assert train.parts_of(recipe, members) == parts
+    assert train.segments_for(recipe, members) == segments
 
 
 def plain_epoch_of_1998(start, images, recipe):
@@ -427,7 +429,7 @@ def test_distortions_are_drawn_for_each_presentation(images):
     state = init(jnp.uint32(0), HYPER, recipe=recipe)
     other = init(jnp.uint32(1), HYPER, recipe=recipe)
     later = dataclasses.replace(state, step=state.step + RECIPE.epoch_steps)
-    drawn = [np.asarray(train.presentations(of, recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
+    drawn = [np.asarray(train.batch_indices(of, recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
     assert all(len(np.unique(shifts, axis=0)) == 400 for shifts in drawn)
     assert len(np.unique(np.concatenate(drawn), axis=0)) == 1200
 

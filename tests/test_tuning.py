@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from test_data import write
+from test_datasets import write
 
-from lenet_jax import data, experiment, population, results, tuning
+from lenet_jax import population
+from lenet_jax.data import datasets
 from lenet_jax.experiments import base
-from lenet_jax.tuning import Tuning
+from lenet_jax.run import folder as run_folder
+from lenet_jax.run import runner, tuning
+from lenet_jax.run.tuning import Tuning
 
 RATES = (0.01, 0.1, 1.0)
 TUNED, TESTED, VALIDATION = (1_000_000, 1_000_001), range(6), range(300, 600)
@@ -146,7 +149,7 @@ def test_random_values_are_always_the_same_for_a_name():
 
 @pytest.fixture(scope="module")
 def digits():
-    dataset = data.load("mnist10k")
+    dataset = datasets.load("mnist10k")
     return {
         "train_images": dataset.train_images[:600],
         "train_labels": dataset.train_labels[:600],
@@ -177,7 +180,7 @@ def tuned(folder, tmp_path_factory):
     """Two arms that try three rates."""
     config = small(folder, {"learning_rate": RATES})
     config.sweep.weight_decay = (0.0, 0.01)
-    return experiment.run(config, tmp_path_factory.mktemp("runs") / "tuned", "test")
+    return runner.run(config, tmp_path_factory.mktemp("runs") / "tuned", "test")
 
 
 def final_errors(table):
@@ -219,7 +222,7 @@ def test_the_best_candidate_is_chosen_and_noted(tuned):
         assert row["chosen"] == {"learning_rate": best}
         assert row["chosen_at_edge"] == (["learning_rate"] if best in (RATES[0], RATES[-1]) else [])
         assert set(tuned.metrics[tuned.metrics.arm == row["name"]].learning_rate) == {best}
-    assert results.load(tuned.folder).summary == tuned.summary
+    assert run_folder.load(tuned.folder).summary == tuned.summary
 
 
 def of_first_arm(tuned, table):
@@ -230,9 +233,9 @@ def of_first_arm(tuned, table):
 
 def test_tuning_leaves_no_trace_in_what_is_tested(tuned, folder, tmp_path):
     chosen = tuned.summary["arms"][0]["chosen"]
-    plain = experiment.run(small(folder, **chosen), tmp_path / "plain", "test")
+    plain = runner.run(small(folder, **chosen), tmp_path / "plain", "test")
     assert plain.tuning is None
-    assert not (plain.folder / results.TUNING).exists()
+    assert not (plain.folder / run_folder.TUNING).exists()
     assert "learning_rate" not in plain.metrics
     assert (plain.summary["arms"][0]["chosen"], plain.summary["arms"][0]["chosen_at_edge"]) == ({}, [])
     found = of_first_arm(tuned, tuned.metrics).drop(columns="learning_rate")
@@ -244,7 +247,7 @@ def test_tuning_leaves_no_trace_in_what_is_tested(tuned, folder, tmp_path):
 def test_a_candidate_equals_a_lone_run_with_its_rate_and_seeds(tuned, folder, tmp_path):
     rate = RATES[0]
     fields = {"learning_rate": rate, "first_seed": TUNED[0], "seeds": len(TUNED), "tune_first_seed": 0}
-    lone = experiment.run(small(folder, **fields), tmp_path / "lone", "test").metrics.drop(columns="arm")
+    lone = runner.run(small(folder, **fields), tmp_path / "lone", "test").metrics.drop(columns="arm")
     table = of_first_arm(tuned, tuned.tuning)
     found = table[table.learning_rate == rate].drop(columns="learning_rate").reset_index(drop=True)
     expected = lone[(lone.split == "running") | (lone.split == "validation")].reset_index(drop=True)
@@ -285,7 +288,7 @@ def test_the_test_set_plays_no_part_in_choosing(tuned, digits, watched, tmp_path
     write(tmp_path / "digits", digits | other)
     config = small(tmp_path / "digits", {"learning_rate": RATES})
     config.sweep.weight_decay = (0.0, 0.01)
-    run = experiment.run(config, tmp_path / "run", "test")
+    run = runner.run(config, tmp_path / "run", "test")
     pd.testing.assert_frame_equal(run.tuning, tuned.tuning, check_exact=True)
     for row, before in zip(run.summary["arms"], tuned.summary["arms"], strict=True):
         assert row["chosen"] == before["chosen"]
@@ -302,9 +305,9 @@ def test_the_test_set_plays_no_part_in_choosing(tuned, digits, watched, tmp_path
 
 
 def test_the_chosen_values_can_train_on_the_validation_images_too(folder, tmp_path):
-    run = experiment.run(small(folder, {"learning_rate": RATES}, refit=True, seeds=2), tmp_path / "refit", "test")
+    run = runner.run(small(folder, {"learning_rate": RATES}, refit=True, seeds=2), tmp_path / "refit", "test")
     (row,) = run.summary["arms"]
-    plain = experiment.run(small(folder, **row["chosen"], validation_size=0, seeds=2), tmp_path / "plain", "test")
+    plain = runner.run(small(folder, **row["chosen"], validation_size=0, seeds=2), tmp_path / "plain", "test")
     pd.testing.assert_frame_equal(run.metrics.drop(columns="learning_rate"), plain.metrics, check_exact=True)
     pd.testing.assert_frame_equal(run.predictions, plain.predictions, check_exact=True)
     assert set(run.metrics.split) == {"running", "train", "test"}
@@ -317,7 +320,7 @@ def test_the_chosen_values_can_train_on_the_validation_images_too(folder, tmp_pa
 def test_a_grid_is_widened_at_its_edge(tuned, folder, tmp_path, capsys):
     config = small(folder, {"learning_rate": (0.0001, 0.001, 0.01)})
     config.sweep.tune_widenings = (0, 1, 5)
-    run = experiment.run(config, tmp_path / "run", "test")
+    run = runner.run(config, tmp_path / "run", "test")
     lines = [line for line in capsys.readouterr().err.splitlines() if "tried" in line]
     tried = [sorted(set(table.learning_rate)) for _, table in run.tuning.groupby("arm")]
     rows = run.summary["arms"]
@@ -349,7 +352,7 @@ def test_a_grid_is_widened_at_its_edge(tuned, folder, tmp_path, capsys):
 def test_no_value_beyond_what_a_field_may_be_is_tried(folder, tmp_path):
     """0.99 is best where the rate is far too small, and 0.99^2 / 0.9 is more than 1."""
     config = small(folder, {"momentum": (0.0, 0.9, 0.99)}, learning_rate=0.003, tune_widenings=3)
-    run = experiment.run(config, tmp_path / "run", "test")
+    run = runner.run(config, tmp_path / "run", "test")
     assert set(run.tuning.momentum) == {0.0, 0.9, 0.99}
     (row,) = run.summary["arms"]
     assert (row["chosen"], row["chosen_at_edge"]) == ({"momentum": 0.99}, ["momentum"])
@@ -357,7 +360,7 @@ def test_no_value_beyond_what_a_field_may_be_is_tried(folder, tmp_path):
 
 def test_a_random_set(folder, tmp_path):
     config = small(folder, {"learning_rate": {"low": 0.001, "high": 1.0, "count": 3}}, tune_widenings=2)
-    run = experiment.run(config, tmp_path / "run", "test")
+    run = runner.run(config, tmp_path / "run", "test")
     assert set(run.tuning.learning_rate) == set(tuning.log_uniform("learning_rate", 0.001, 1.0, 3))
     errors = final_errors(run.tuning)
     best = min(errors, key=errors.get)
@@ -368,7 +371,7 @@ def test_a_random_set(folder, tmp_path):
 
 def test_two_hyperparameters(folder, tmp_path):
     grid = {"momentum": (0.9, 0.0), "learning_rate": RATES}
-    run = experiment.run(small(folder, grid, tune_seeds=1), tmp_path / "run", "test")
+    run = runner.run(small(folder, grid, tune_seeds=1), tmp_path / "run", "test")
     at_end = run.tuning[(run.tuning.epoch == 2) & (run.tuning.metric == "error") & (run.tuning.split == "validation")]
     errors = {(row.momentum, row.learning_rate): row.value for row in at_end.itertuples()}
     assert set(errors) == set(itertools.product((0.0, 0.9), RATES))

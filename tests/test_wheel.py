@@ -22,7 +22,13 @@ def test_the_wheel_runs_the_quickstart_from_an_empty_folder(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("experiments/quickstart.py", "report.html.jinja", "canvas.html", "mnist10k.npz", "mnist10k.LICENSE"):
+    for name in (
+        "experiments/quickstart.py",
+        "analysis/report.html.jinja",
+        "data/canvas.html",
+        "data/mnist10k.npz",
+        "data/mnist10k.LICENSE",
+    ):
         assert f"lenet_jax/{name}" in names
     assert not [name for name in names if "results" in name.split("/")[:-1] or name.startswith("tests")]
     venv.create(tmp_path / "venv")

@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from lenet_jax import population
-from lenet_jax import workers as module
 from lenet_jax.errors import InputError, WorkerError
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
+from lenet_jax.run import workers as run_workers
+from lenet_jax.run.workers import Workers
 from lenet_jax.train import Images, Recipe
-from lenet_jax.workers import Workers
 
 RECIPE = Recipe(
     architecture=Architecture("tanh", initializer="glorot"),
@@ -41,7 +41,7 @@ def images(digits):
 @pytest.fixture
 def forked(monkeypatch):
     """Workers are forks of a process that has imported the program, which takes seconds: for what isn't their start."""
-    monkeypatch.setattr(module, "SPAWN", programs.SERVER)
+    monkeypatch.setattr(run_workers, "SPAWN", programs.SERVER)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def history(engine, images):
     members = engine.create(SEEDS, HYPER, images, RECIPE)
     assert members.memory > 0
     unseen = range(320, 400)
-    metrics = [engine.train_part(members), engine.train_part(members), engine.evaluate(members, unseen)]
+    metrics = [engine.train_segment(members), engine.train_segment(members), engine.evaluate(members, unseen)]
     return [*metrics, engine.predict(members, unseen)]
 
 
@@ -68,16 +68,16 @@ def test_workers_give_the_same_results(workers, images, assert_close):
 def test_workers_go_on_from_a_snapshot(workers, images, forked):
     """Three members on two workers, of which one repeats its last; after a restart as after a pause."""
     there = workers.create(SEEDS, HYPER, images, RECIPE)
-    workers.train_part(there)
+    workers.train_segment(there)
     saved = workers.snapshot(there)
     assert {len(array) for array in saved.values()} == {3}
-    expected = workers.train_part(there)
+    expected = workers.train_segment(there)
     with Workers(2) as others:
         again = others.create(SEEDS, HYPER, images, RECIPE)
         others.restart()
         again = others.create(SEEDS, HYPER, images, RECIPE)
         others.restore(again, saved)
-        found = others.train_part(again)
+        found = others.train_segment(again)
     np.testing.assert_array_equal(found.loss, expected.loss)
 
 
@@ -103,7 +103,7 @@ def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
         assert len(prepared) >= 2
         for recipe in recipes:
             crowd = crew.create(SEEDS, HYPER, images, recipe)
-            assert np.isfinite(crew.train_part(crowd).loss).all()
+            assert np.isfinite(crew.train_segment(crowd).loss).all()
     # Each worker trained what the other one had compiled: nothing came in addition.
     assert kept() == prepared
 
@@ -128,7 +128,7 @@ def test_a_killed_worker_is_told(images, forked):
         crowd = crew.create(SEEDS, HYPER, images, RECIPE)
         os.kill(crew._processes[1].pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"was ended by SIGKILL; .* memory"):
-            crew.train_part(crowd)
+            crew.train_segment(crowd)
     assert not any(process.is_alive() for process in crew._processes)
 
 
@@ -136,7 +136,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     script = tmp_path / "start.py"
     script.write_text(
         "import time\n"
-        "from lenet_jax.workers import Workers\n"
+        "from lenet_jax.run.workers import Workers\n"
         "if __name__ == '__main__':\n"
         "    crew = Workers(2)\n"
         "    print(*[process.pid for process in crew._processes], flush=True)\n"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import report
 import task
 
-from lenet_jax import population
+from lenet_jax.run import memory
 
 PARAMETERS = 60_850
 UNITS = 4704 + 1176 + 1600 + 400 + 120 + 84 + 10
@@ -157,8 +157,8 @@ def predict(results: dict[str, Any], checkpoint: dict[str, Any], machine: Machin
     workers = min(machine.workers, members)
     train = math.ceil(members / workers) * MEMBER_FLOP / TRAINING_FLOP / rate
     room = machine.device * machine.workers if machine.device else machine.host
-    # As `population.member_memory`: a CPU's memory holds what saving takes, too.
-    most = int(room / 2 / (2 * STATE if machine.device else (2 + population.SAVING) * STATE))
+    # As `memory.member_memory`: a CPU's memory holds what saving takes, too.
+    most = int(room / 2 / (2 * STATE if machine.device else (2 + memory.SAVE_MEMORY_FACTOR) * STATE))
     chunk = math.ceil(members / math.ceil(members / most))
     # Several processes gather array by array, and each array is whole on every device.
     device = 2 * STATE * math.ceil(chunk / machine.workers) if machine.device else 0.0

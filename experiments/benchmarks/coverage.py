@@ -1,7 +1,7 @@
 """Whether the statistics of `lenet_jax.stats` hold what they promise, on simulated studies whose truth is known.
 
 - Coverage: how many of the 95 % intervals hold the truth: Student's of paired differences (`stats.contrasts`), the
-  expanded BCa bootstrap of an arm's mean (`stats.interval`), and plain BCa beside it.
+  expanded BCa bootstrap of an arm's mean (`stats.bootstrap_interval`), and plain BCa beside it.
 - Family-wise error: in how many studies without any difference one of six comparisons is significant after Holm.
 - Power: how many studies show the difference that `stats.detectable` says would be shown in 80 %.
 
@@ -151,7 +151,7 @@ def chunks(part: str, name: str, n: int, studies: int) -> Iterator[tuple[np.rand
 
 
 def plain_bca(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean: BCa without the expansion of `stats.interval`."""
+    """95 % interval of the mean: BCa without the expansion of `stats.bootstrap_interval`."""
     result = scipy.stats.bootstrap(
         (values,), np.mean, confidence_level=stats.CONFIDENCE, n_resamples=stats.RESAMPLES, rng=0
     )
@@ -169,7 +169,10 @@ def coverage(name: str, n: int, studies: int, done: Progress) -> dict[str, Any]:
         for contrast in stats.contrasts(list(second - first)):
             held["paired_student"] += contrast.low <= difference <= contrast.high
         for values in first:
-            for method, ends in (("arm_bca_expanded", stats.interval(values)), ("arm_bca_plain", plain_bca(values))):
+            for method, ends in (
+                ("arm_bca_expanded", stats.bootstrap_interval(values)),
+                ("arm_bca_plain", plain_bca(values)),
+            ):
                 held[method] += ends[0] <= mean <= ends[1]
         correlations.append(np.corrcoef(first.ravel(), second.ravel())[0, 1])
         done(count)

@@ -45,7 +45,7 @@ import task
 from absl import app, flags
 from workers import SPAWN
 
-from lenet_jax import data
+from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def measure(point: Point) -> dict[str, Any]:
     padded = point.members + -point.members % used
     mesh = population.mesh_of(jax.devices()[:used])
     programs, compile_seconds = timed(population.compile_programs, recipe, padded, len(images.labels), mesh)
-    analysis = programs.train_part.cost_analysis() or {}
+    analysis = programs.train_segment.cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
 
     growth = Growth()
@@ -124,7 +124,7 @@ def measure(point: Point) -> dict[str, Any]:
     members, create_seconds = timed(population.create, range(point.members), hyper, images, recipe)
     passes, begun = [], time.perf_counter()
     while len(passes) < 2 or time.perf_counter() - begun < point.seconds:
-        passes.append(timed(population.train_part, members)[1])
+        passes.append(timed(population.train_segment, members)[1])
         if not point.seconds:
             break
     grown = growth.bytes()
@@ -150,7 +150,7 @@ def measure(point: Point) -> dict[str, Any]:
 
 def saving(engine: Any, members: Any) -> dict[str, Any]:
     """Seconds of snapshots, savings and restorings of a population, medians; bytes on disk, and in memory meanwhile."""
-    from lenet_jax.checkpoints import STATES, Chunk, Saved
+    from lenet_jax.run.checkpoints import STATES, Checkpoint, Chunk
 
     times: dict[str, list[float]] = {"snapshot_seconds": [], "save_seconds": [], "restore_seconds": []}
     history = {f"test/{name}": np.zeros((1, members.size)) for name in ("loss", "error", "nll", "brier", "ece")}
@@ -160,7 +160,7 @@ def saving(engine: Any, members: Any) -> dict[str, Any]:
         for step in range(1, REPEATS + 1):
             state, seconds = timed(engine.snapshot, members)
             times["snapshot_seconds"].append(seconds)
-            times["save_seconds"].append(timed(chunk.save, Saved(step, state, history, 0.0, 0.0))[1])
+            times["save_seconds"].append(timed(chunk.save, Checkpoint(step, state, history, 0.0, 0.0))[1])
         peak = growth.bytes()
         saved = chunk.folder / STATES / str(REPEATS)
         disk = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
@@ -182,15 +182,16 @@ def measure_tables(kind: str) -> dict[str, Any]:
     """Bytes a row of a table of many members, as a run makes and writes it. For a fresh process."""
     import pandas as pd
 
-    from lenet_jax import experiment, results, train, training
-    from lenet_jax.arms import Arm
+    from lenet_jax import evaluate as evaluation
+    from lenet_jax.run import files, loop, plan, runner
+    from lenet_jax.run.arms import Arm
 
     arm = Arm("activation=tanh,loss=cross_entropy", {"activation": "tanh", "loss": "cross_entropy"}, {})
     rng = np.random.default_rng(0)
     if kind == "predictions":
         count = 200
         shape = count, cost.TEST
-        found = train.Predictions(rng.integers(0, 10, shape, np.int32), rng.random(shape, np.float32))
+        found = evaluation.Predictions(rng.integers(0, 10, shape, np.int32), rng.random(shape, np.float32))
         labels = rng.integers(0, 10, cost.TEST, np.int32)
     else:
         count = 10_000
@@ -201,22 +202,22 @@ def measure_tables(kind: str) -> dict[str, Any]:
         }
     growth = Growth()
     if kind == "predictions":
-        table = training.table_of(found, labels, range(count))
+        table = loop.prediction_frame(found, labels, range(count))
     else:
-        table = training.long_form(
+        table = loop.history_frame(
             history,
             range(cost.EPOCHS + 1),
-            training.Members(list(range(count)), {}),
+            plan.Members(list(range(count)), {}),
             {"running": 1, "test": 0, "train": cost.EPOCHS},
         )
     table = pd.concat([table], ignore_index=True)
     if kind == "metrics":
         table = table.sort_values(["epoch", "split", "metric", "seed"], kind="stable")
-    # As `experiment.finish` puts all arms together.
-    table = pd.concat([experiment.labelled(table, arm)], ignore_index=True)
+    # As `runner.finish` puts all arms together.
+    table = pd.concat([runner.labelled(table, arm)], ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
-        results.write_table(path, table)
+        files.write_table(path, table)
         parquet = path.stat().st_size
     rows = len(table)
     held = int(table.memory_usage(deep=True).sum())
@@ -228,13 +229,13 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     import jax
 
     from lenet_jax import population, train
-    from lenet_jax.checkpoints import Chunk, Saved
-    from lenet_jax.workers import Workers
+    from lenet_jax.run.checkpoints import Checkpoint, Chunk
+    from lenet_jax.run.workers import Workers
 
     count, epochs = 8, 4
     images = task.load(name).images
     recipe = task.recipe(BATCH, len(images.labels))
-    parts = train.parts_of(recipe, count)
+    parts = train.segments_for(recipe, count)
     assert parts == 1, "a pass is one part"
     workers = min(population.cores(), count)
     rows: dict[str, list[float]] = {"epoch_seconds": [], "snapshot_seconds": [], "save_seconds": []}
@@ -243,10 +244,10 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
         chunk = Chunk(Path(folder) / f"tested-0-{count}", 0)
         members = engine.create(range(count), task.hyperparameters(count), images, recipe)
         for epoch in range(1, epochs + 1):
-            rows["epoch_seconds"].append(timed(engine.train_part, members)[1])
+            rows["epoch_seconds"].append(timed(engine.train_segment, members)[1])
             state, seconds = timed(engine.snapshot, members)
             rows["snapshot_seconds"].append(seconds)
-            saved = Saved(epoch * recipe.epoch_steps, state, history, 0.0, 0.0)
+            saved = Checkpoint(epoch * recipe.epoch_steps, state, history, 0.0, 0.0)
             rows["save_seconds"].append(timed(chunk.save, saved)[1])
     shares = [(snapshot + save) / epoch for epoch, snapshot, save in zip(*rows.values(), strict=True)]
     medians = {key: statistics.median(values) for key, values in rows.items()}
@@ -337,7 +338,7 @@ def main(argv: list[str]) -> None:
     out = Path(OUT.value)
     try:
         if DATASET.value:
-            data.load(DATASET.value)  # refuses what can't be read, in one line
+            datasets.load(DATASET.value)  # refuses what can't be read, in one line
             results = header | fresh(measure_checkpoint, DATASET.value)
             name, table = "checkpoint", cost.checkpoint_block(results)
         else:

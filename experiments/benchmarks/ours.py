@@ -14,7 +14,7 @@ from task import Outcome, Task, Weights, Window
 from lenet_jax import losses, model, population, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
-from lenet_jax.workers import Workers
+from lenet_jax.run.workers import Workers
 
 
 def configure() -> None:
@@ -68,12 +68,12 @@ class Session:
         params = unflatten(weights)
         state = train.init(jnp.uint32(0), hyper, self.recipe)
         state = state.replace(params=params, optimizer=self.recipe.optimizer_of(hyper).init(params))
-        recipe = dataclasses.replace(self.recipe, pieces=train.pieces_of(self.recipe.batch_size))
-        pieces = jnp.arange(recipe.batch_size).reshape(recipe.pieces, -1)
+        recipe = dataclasses.replace(self.recipe, microbatches=train.microbatches_for(self.recipe.batch_size))
+        microbatches = jnp.arange(recipe.batch_size).reshape(recipe.microbatches, -1)
 
         def step(state: train.TrainState, images: train.Images) -> Any:
-            first = train.load(images, pieces[0])
-            return train.train_step(state, first, jnp.roll(pieces, -1, axis=0), hyper, images, recipe)
+            first = train.gather_batch(images, microbatches[0])
+            return train.train_step(state, first, jnp.roll(microbatches, -1, axis=0), hyper, images, recipe)
 
         state, _, metrics = jax.jit(step)(state, jax.device_put(self.images.images))
         gradient = optax.tree.get(state.optimizer, "trace")
@@ -87,7 +87,7 @@ class Session:
         """Whole epochs for at least so long."""
         epochs, start = 0, time.perf_counter()
         while not epochs or time.perf_counter() - start < seconds:
-            metrics = self.workers.train_part(self.crowd)
+            metrics = self.workers.train_segment(self.crowd)
             epochs += 1
         elapsed = time.perf_counter() - start
         samples = epochs * self.recipe.epoch_steps * self.recipe.batch_size * self.members

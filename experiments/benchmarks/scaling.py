@@ -2,7 +2,7 @@
 
 Measured on mnist10k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
 
-- seconds an epoch and samples x members per second: `Workers.train_part`, median over epochs after a first one;
+- seconds an epoch and samples x members per second: `Workers.train_segment`, median over epochs after a first one;
 - seconds of `Workers.create` without the persistent cache: starting JAX, compiling all programs, and initializing;
 - the peak of the resident sets of all processes, how much the workers' grew while they created and trained, and what
   the compiler predicts for that.
@@ -41,7 +41,7 @@ import task
 from absl import app, flags
 from workers import SPAWN
 
-from lenet_jax import data
+from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -74,7 +74,7 @@ class Point(NamedTuple):
     Attributes:
       members, batch_size, train_size: the training; the epoch covers `train_size` images (0: all).
       seconds: least time of the epochs measured after the first; 0: the first is the one.
-      dataset: a name for `data.load`. All of its training images are in memory.
+      dataset: a name for `datasets.load`. All of its training images are in memory.
     """
 
     members: int
@@ -100,7 +100,7 @@ def resident_peaks(processes: Sequence[psutil.Process]) -> int:
 def measure(point: Point) -> dict[str, Any]:
     """Creates and trains a population, as an experiment does on a CPU. For a fresh process."""
     from lenet_jax import population  # only here: the main process runs no JAX
-    from lenet_jax.workers import Workers
+    from lenet_jax.run.workers import Workers
 
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     whole = point.dataset != "mnist10k"
@@ -124,7 +124,7 @@ def measure(point: Point) -> dict[str, Any]:
         epochs, begun = [], time.perf_counter()
         while len(epochs) < 2 or (point.seconds and time.perf_counter() - begun < point.seconds):
             start_epoch = time.perf_counter()
-            metrics = workers.train_part(members)
+            metrics = workers.train_segment(members)
             epochs.append(time.perf_counter() - start_epoch)
             if not point.seconds:
                 break
@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
     out = Path(OUT.value)
     try:
         if DATASET.value:
-            data.load(DATASET.value)  # refuses what can't be read, in one line
+            datasets.load(DATASET.value)  # refuses what can't be read, in one line
             results = header | {"full": run(Point(FULL_MEMBERS, 32, SAMPLES.value, 0.0, DATASET.value))}
             name, table = "memory", report.memory_table(results)
         else:

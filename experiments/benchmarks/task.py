@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lenet_jax import data, model
+from lenet_jax import model
+from lenet_jax.data import datasets, preprocess
 from lenet_jax.losses import Loss
 from lenet_jax.train import Images, Recipe
 
@@ -92,10 +93,10 @@ class Outcome(NamedTuple):
 
 def load(name: str, train_size: int = 0) -> Task:
     """The first `train_size` training images of a data set of lenet_jax (0: all)."""
-    dataset = data.load(name)
-    scaling = data.standardize(dataset.train_images)
+    dataset = datasets.load(name)
+    scaling = preprocess.standardize(dataset.train_images)
     count = train_size or len(dataset.train_labels)
-    pixels = data.pad(dataset.train_images[:count], "background")
+    pixels = preprocess.pad(dataset.train_images[:count], "background")
     return Task(pixels, dataset.train_labels[:count].astype(np.int32), scaling.scale, scaling.shift)
 
 

@@ -2,7 +2,7 @@
 
 Measured: samples x members trained per second, for the same network, data, optimizer and batch size (see `task.py`), by
 
-- lenet_jax: `workers.Workers.train_part`, a worker process a core, as an experiment trains on a CPU;
+- lenet_jax: `workers.Workers.train_segment`, a worker process a core, as an experiment trains on a CPU;
 - torch: PyTorch eager, all cores. Members train one after another, at the same samples x members per second: it is
   measured once for each batch size and stands beside every number of members;
 - torch_compile: the same, compiled by torch.compile in its default mode;

@@ -22,19 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from lenet_jax import (
-    data,
-    distortions,
-    dynamics,
-    metrics,
-    model,
-    plots,
-    population,
-    results,
-    stats,
-    tables,
-)
-from lenet_jax.results import Run
+from lenet_jax import distortions, model, population, stats
+from lenet_jax.analysis import dynamics, metrics, tables
+from lenet_jax.analysis import figures as analysis_figures
+from lenet_jax.data import datasets, preprocess
+from lenet_jax.run import files, folder
+from lenet_jax.run.folder import Run
 
 ROOT = Path(__file__).parents[2]
 STORED, DOCS = ROOT / "experiments" / "results", ROOT / "docs"
@@ -86,8 +79,8 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str 
 
 def errors_table(runs: Path) -> str:
     """The paper's figures against ours."""
-    plain, distorted = arm_of(results.load(runs / "lenet5_1998")), arm_of(results.load(runs / "lenet5_1998_distorted"))
-    sizes = results.load(runs / "training_set_size")
+    plain, distorted = arm_of(folder.load(runs / "lenet5_1998")), arm_of(folder.load(runs / "lenet5_1998_distorted"))
+    sizes = folder.load(runs / "training_set_size")
     rows = [
         ["test error, 60,000 digits", f"{TEST:.2f}", percent(plain["test_error"])],
         ["training error, 60,000 digits", f"{TRAINING:.2f}", percent(plain["train_error"])],
@@ -99,7 +92,7 @@ def errors_table(runs: Path) -> str:
         for place, split in enumerate(("test", "train")):
             name = {"test": "test", "train": "training"}[split]
             rows.append([f"{name} error, {size:,} digits", f"{SIZES[size][place]:.2f}", percent(arm[f"{split}_error"])])
-    demo = arm_of(results.load(runs / "lush_demo"))
+    demo = arm_of(folder.load(runs / "lush_demo"))
     rows.append(
         [
             "test error, the authors' later demonstration (QMNIST's page, +-0.2)",
@@ -112,7 +105,7 @@ def errors_table(runs: Path) -> str:
 
 def passes_table(runs: Path) -> str:
     """Pass by pass."""
-    run = results.load(runs / "lenet5_1998")
+    run = folder.load(runs / "lenet5_1998")
     curves = [metrics.rows(run, metric) for metric in ("test_error", "running_error")]
     test, training = (100 * table.groupby("epoch").value.mean() for table in curves)
     rows = []
@@ -126,7 +119,7 @@ def passes_table(runs: Path) -> str:
 
 def counts_table(runs: Path) -> str:
     """Trainable numbers and connections, computed from the architecture."""
-    config = results.load(runs / "lenet5_1998").config
+    config = folder.load(runs / "lenet5_1998").config
     architecture = model.Architecture(**fields_of(model.Architecture, config))
     connections = model.connection_table(architecture)
     rows = [[name, f"{count:,}", f"{connections[name]:,}"] for name, _, count in model.parameter_table(architecture)]
@@ -137,7 +130,7 @@ def counts_table(runs: Path) -> str:
 
 def ingredients_table(runs: Path) -> str:
     """What each ingredient does, against the same seeds with all of them."""
-    run = results.load(runs / "lenet5_1998_ingredients")
+    run = folder.load(runs / "lenet5_1998_ingredients")
     base = arm_of(run, replaced="nothing")
     rows = []
     for arm in run.summary["arms"]:
@@ -150,7 +143,7 @@ def ingredients_table(runs: Path) -> str:
 
 def choices_table(runs: Path) -> str:
     """What was changed, against the same seeds with nothing changed, on the validation split."""
-    run = results.load(runs / "lenet5_1998_choices")
+    run = folder.load(runs / "lenet5_1998_choices")
     base = arm_of(run, changed="nothing")
     rows = []
     for arm in run.summary["arms"]:
@@ -163,10 +156,10 @@ def choices_table(runs: Path) -> str:
 
 def validation_table(runs: Path, name: str) -> str:
     """Every arm of a run on the validation split."""
-    run = results.load(runs / name)
+    run = folder.load(runs / name)
     rows = []
     for arm in run.summary["arms"]:
-        axes = [results.format_value(value).replace("_", " ") for value in arm["axes"].values()]
+        axes = [folder.format_value(value).replace("_", " ") for value in arm["axes"].values()]
         rows.append([*axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
     axes = [axis.replace("_", " ") for axis in run.summary["arms"][0]["axes"]]
     return tables.markdown_table([*axes, "validation error (%)", "training error (%)", "diverged"], rows, 3)
@@ -174,7 +167,7 @@ def validation_table(runs: Path, name: str) -> str:
 
 def rates_table(runs: Path) -> str:
     """The effective rates of the first pass."""
-    measured = results.read_json(runs / "lenet5_1998" / RATES)
+    measured = files.read_json(runs / "lenet5_1998" / RATES)
     rows = [["paper, all weights", *(f"{rate:.1e}" for rate in EFFECTIVE_RATES)]]
     for layer, (low, high) in measured["layers"].items():
         rows.append([layer, f"{low:.1e}", f"{high:.1e}"])
@@ -211,12 +204,12 @@ def fill(page: Path, runs: Path) -> str:
 
 def curves(runs: Path, axes: Axes) -> Axes:
     """Figure 5: error against passes."""
-    run = results.load(runs / "lenet5_1998")
+    run = folder.load(runs / "lenet5_1998")
     shown = {"test": ("test_error", TEST_CURVE, "s"), "training, while training": ("running_error", TRAIN_CURVE, "o")}
     for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
         rows = metrics.rows(run, metric)
         table = rows[rows.epoch > 0].pivot(index="epoch", columns="seed", values="value") * 100
-        plots.mean_and_interval(table, f"ours, {label}", place, axes)
+        analysis_figures.mean_and_interval(table, f"ours, {label}", place, axes)
         axes.plot(range(1, len(paper) + 1), paper, marker, label=f"paper, {label}", **PAPER_STYLE)
     axes.set(xlabel="passes over the training set", ylabel="error (%)", ylim=(0, 6), xticks=range(0, 21, 2))
     axes.set_title("Figure 5 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
@@ -227,9 +220,9 @@ def curves(runs: Path, axes: Axes) -> Axes:
 
 def sizes(runs: Path, axes: Axes) -> Axes:
     """Figure 6: error against the number of training digits."""
-    run = results.load(runs / "training_set_size")
+    run = folder.load(runs / "training_set_size")
     for place, split in enumerate(("test", "train")):
-        color, name = plots.style(place)["color"], {"test": "test", "train": "training"}[split]
+        color, name = analysis_figures.style(place)["color"], {"test": "test", "train": "training"}[split]
         summaries = [arm_of(run, train_size=size)[f"{split}_error"] for size in SIZES]
         means = np.array([100 * summary["mean"] for summary in summaries])
         ends = np.array([100 * np.array(summary["ci95"]) for summary in summaries])
@@ -237,7 +230,7 @@ def sizes(runs: Path, axes: Axes) -> Axes:
         axes.errorbar(list(SIZES), means, spread, color=color, marker=".", capsize=4, label=f"ours, {name}")
         papers = [values[place] for values in SIZES.values()]
         axes.plot(list(SIZES), papers, "so"[place], label=f"paper, {name}", **PAPER_STYLE)
-    distorted = arm_of(results.load(runs / "lenet5_1998_distorted"))["test_error"]
+    distorted = arm_of(folder.load(runs / "lenet5_1998_distorted"))["test_error"]
     mean, ends = 100 * distorted["mean"], 100 * np.array(distorted["ci95"])
     axes.errorbar(
         [62000],
@@ -260,10 +253,10 @@ def rejects(runs: Path, axes: Axes) -> Axes:
     """Error on the rest against the share rejected."""
     drawn = {}
     for name in ("lenet5_1998", "lenet5_1998_distorted"):
-        run = results.load(runs / name)
+        run = folder.load(runs / name)
         assert run.predictions is not None
         drawn[name] = metrics.reject_curve(run.predictions)
-    axes = plots.reject_curves(drawn, axes)
+    axes = analysis_figures.reject_curves(drawn, axes)
     axes.plot(*LENET4_REJECTS, "D", label="paper, LeNet-4", **PAPER_STYLE)
     axes.legend()
     return axes
@@ -271,7 +264,7 @@ def rejects(runs: Path, axes: Axes) -> Axes:
 
 def ingredients(runs: Path, axes: Axes) -> Axes:
     """Every seed of every row."""
-    run = results.load(runs / "lenet5_1998_ingredients")
+    run = folder.load(runs / "lenet5_1998_ingredients")
     final = {
         arm["axes"]["replaced"].replace("_", " ").replace("nothing", UNCHANGED): (
             arm["test_error"]["per_seed"],
@@ -279,30 +272,30 @@ def ingredients(runs: Path, axes: Axes) -> Axes:
         )
         for arm in run.summary["arms"]
     }
-    plots.final_values(final, "test_error", axes)
+    analysis_figures.final_values(final, "test_error", axes)
     axes.set_xscale("log")
     axes.set_xticks([0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     axes.minorticks_off()
-    plots.value_axis(axes.xaxis, "test_error")
+    analysis_figures.value_axis(axes.xaxis, "test_error")
     return axes
 
 
 def distorted_digits(runs: Path) -> Figure:
     """Figure 7: a digit, and distortions of it as training sees them."""
-    run = results.load(runs / "lenet5_1998_distorted")
+    run = folder.load(runs / "lenet5_1998_distorted")
     fields = fields_of(distortions.Augmentation, run.config)
     augmentation = distortions.Augmentation(**fields | {"distorted_share": 1.0})
-    dataset = data.load("mnist10k")
+    dataset = datasets.load("mnist10k")
     place = int(np.flatnonzero(dataset.train_labels == 4)[0])
-    digit = jnp.asarray(data.pad(dataset.train_images, "background")[place], jnp.float32)
+    digit = jnp.asarray(preprocess.pad(dataset.train_images, "background")[place], jnp.float32)
     affine = distortions.draw(jax.random.key(7), 19, augmentation)
     pictures = [digit, *jax.vmap(lambda affine: distortions.distort(digit, affine, 0.0))(affine)]
-    return plots.digits([np.asarray(picture) for picture in pictures], ["the digit", *[""] * 19], columns=10)
+    return analysis_figures.digits([np.asarray(picture) for picture in pictures], ["the digit", *[""] * 19], columns=10)
 
 
-def misclassified_digits(runs: Path, dataset: data.Dataset) -> Figure:
+def misclassified_digits(runs: Path, dataset: datasets.Dataset) -> Figure:
     """Figure 8: the test digits that most of the ten networks get wrong."""
-    predictions = results.load(runs / "lenet5_1998").predictions
+    predictions = folder.load(runs / "lenet5_1998").predictions
     assert predictions is not None
     wrong = predictions[predictions.label != predictions.predicted]
     missed = wrong.groupby("image").agg(
@@ -310,18 +303,18 @@ def misclassified_digits(runs: Path, dataset: data.Dataset) -> Figure:
     )
     shown = missed[2 * missed["count"] > predictions.seed.nunique()]
     captions = [f"{row.label}>{row.answer}" for row in shown.itertuples()]
-    return plots.digits([dataset.test_images[image] for image in shown.index], captions, columns=12)
+    return analysis_figures.digits([dataset.test_images[image] for image in shown.index], captions, columns=12)
 
 
 def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
     """Eta / (mu + h_kk) in the first pass, smallest and largest over all weights and seeds, by layer."""
-    setting = dynamics.setting({**run.config, "dataset": dataset_name, "sweep": ConfigDict()})
+    setting = dynamics.resolve({**run.config, "dataset": dataset_name, "sweep": ConfigDict()})
     of_seeds = [dynamics.numbers_by_layer(dynamics.effective_rates(setting, seed)) for seed in setting.seeds]
     together = {layer: np.concatenate([numbers[layer] for numbers in of_seeds]) for layer in of_seeds[0]}
     layers = {layer: [float(numbers.min()), float(numbers.max())] for layer, numbers in together.items()}
     ends = np.array(list(layers.values()))
     layers["all weights"] = [float(ends.min()), float(ends.max())]
-    return {"fingerprint": data.load(dataset_name).fingerprint, "seeds": len(setting.seeds), "layers": layers}
+    return {"fingerprint": datasets.load(dataset_name).fingerprint, "seeds": len(setting.seeds), "layers": layers}
 
 
 def main(arguments: list[str]) -> None:
@@ -332,20 +325,20 @@ def main(arguments: list[str]) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     population.configure()
     if name:
-        run, dataset = results.load(runs / "lenet5_1998"), data.load(name)
+        run, dataset = folder.load(runs / "lenet5_1998"), datasets.load(name)
         if dataset.fingerprint != run.summary["dataset"]["fingerprint"]:
             sys.exit(f"dataset: {name!r} is not what {run.folder} was trained on; allowed is the same data")
-        results.write_json(runs / "lenet5_1998" / RATES, effective_rates(run, name))
-        plots.save(misclassified_digits(runs, dataset), figures / "figure_8.png")
+        files.write_json(runs / "lenet5_1998" / RATES, effective_rates(run, name))
+        analysis_figures.save(misclassified_digits(runs, dataset), figures / "figure_8.png")
     for file, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
-        plots.save(plots.figure(functools.partial(draw, runs)), figures / f"{file}.png")
-    plots.save(distorted_digits(runs), figures / "figure_7.png")
+        analysis_figures.save(analysis_figures.figure(functools.partial(draw, runs)), figures / f"{file}.png")
+    analysis_figures.save(distorted_digits(runs), figures / "figure_7.png")
     targets = {PAGE: out / PAGE.name}
     if out.resolve() == DOCS:
         targets[README] = README
     for page, target in targets.items():
         text = fill(page, runs)
-        results.replace_file(target, lambda partial, text=text: partial.write_text(text))
+        files.replace_file(target, lambda partial, text=text: partial.write_text(text))
     print("written:", *targets.values(), figures)
 
 

@@ -4,7 +4,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["gzip", "_compression", "lenet_jax.idx", "idx_oracle"]):
+with atheris.instrument_imports(include=["gzip", "_compression", "lenet_jax.data.idx", "idx_oracle"]):
     import idx_oracle
 
 if __name__ == "__main__":

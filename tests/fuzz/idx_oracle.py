@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lenet_jax import idx
+from lenet_jax.data import idx
 from lenet_jax.errors import InputError
 
 MEMORY = 4 * 2**20

@@ -1,0 +1,1 @@
+"""Reading run folders: statistics, tables, figures, and what is inside networks."""

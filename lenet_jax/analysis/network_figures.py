@@ -1,0 +1,224 @@
+"""Pictures of networks and their training, for notebooks. Each function draws into axes and returns them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from lenet_jax.analysis.dynamics import LAYERS, Reading
+from lenet_jax.analysis.figures import COLORS, styled
+from lenet_jax.evaluate import Evaluation
+from lenet_jax.layers import BITMAP_SHAPE, BITMAPS
+from lenet_jax.layers import Table as Connections
+
+GAP = 1
+"""Pixels between the tiles of a mosaic."""
+
+
+def mosaic(tiles: Float[np.ndarray, "tiles rows columns"], across: int) -> Float[np.ndarray, "height width"]:
+    """Tiles side by side, so many in a row, with gaps of NaN."""
+    count, rows, columns = tiles.shape
+    down = -(-count // across)
+    sheet = np.full((down * (rows + GAP) - GAP, across * (columns + GAP) - GAP), np.nan)
+    for place, tile in enumerate(tiles):
+        top, left = place // across * (rows + GAP), place % across * (columns + GAP)
+        sheet[top : top + rows, left : left + columns] = tile
+    return sheet
+
+
+def picture(pixels: Float[Array | np.ndarray, "rows columns"], axes: Axes, title: str = "") -> Axes:
+    """One image, its largest value black, as ink on paper."""
+    axes.imshow(np.asarray(pixels), cmap="gray_r", interpolation="nearest")
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+    return axes
+
+
+def maps(state: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0) -> Axes:
+    """The state of a layer: feature maps [maps, rows, columns] side by side, or units [units] as a strip.
+
+    White is the layer's smallest value, black its largest.
+
+    Args:
+      state: as `model.activations` gives it.
+      axes: drawn into.
+      title: of the axes.
+      across: maps in a row; 0: all. Units are wrapped after so many, too.
+    """
+    values = np.asarray(state, float)
+    if values.ndim == 1:
+        across = across or len(values)
+        padded = np.full(-(-len(values) // across) * across, np.nan)
+        padded[: len(values)] = values
+        sheet = padded.reshape(-1, across)
+    else:
+        sheet = mosaic(values, across or len(values))
+    return picture(sheet, axes, title)
+
+
+def states(activations: Mapping[str, Array], image: Array | np.ndarray, best: int | None = None) -> Figure:
+    """A network's view of one image: the image, the feature maps of every layer, the units, the output.
+
+    Args:
+      activations: of one image, as `model.activations` gives them.
+      image: [32, 32].
+      best: see `scores`.
+    """
+    with styled():
+        figure = Figure(figsize=(8.0, 7.6), layout="constrained")
+        grid = figure.add_gridspec(6, 5, height_ratios=(1.7, 0.85, 1.1, 0.6, 0.35, 1.3))
+        picture(image, figure.add_subplot(grid[0, 0]), "input, 32 x 32")
+        maps(activations["c1"], figure.add_subplot(grid[0, 1:]), "C1: 6 maps of 28 x 28")
+        maps(activations["s2"], figure.add_subplot(grid[1, :]), "S2: 6 maps of 14 x 14")
+        maps(activations["c3"], figure.add_subplot(grid[2, :]), "C3: 16 maps of 10 x 10", across=16)
+        maps(activations["s4"], figure.add_subplot(grid[3, :]), "S4: 16 maps of 5 x 5", across=16)
+        maps(activations["c5"], figure.add_subplot(grid[4, :3]), "C5: 120 units", across=40)
+        maps(activations["f6"], figure.add_subplot(grid[4, 3:]), "F6: 84 units", across=28)
+        scores(activations["output"], figure.add_subplot(grid[5, :]), "output", best)
+    return figure
+
+
+def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str = "", best: int | None = None) -> Axes:
+    """A bar for each class, `best` in another colour; None is that of the largest value, which penalties don't mean."""
+    heights = np.asarray(values, float)
+    best = int(heights.argmax()) if best is None else best
+    colors = [COLORS[1] if place == best else COLORS[0] for place in range(len(heights))]
+    axes.bar(np.arange(len(heights)), heights, color=colors)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_xticks(np.arange(len(heights)))
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def kernels(kernel: Array | np.ndarray, axes: Axes, title: str = "", across: int = 10) -> Axes:
+    """Convolution kernels [connections, 5, 5]: blue is negative, red positive, white 0, on one scale for all."""
+    values = np.asarray(kernel, float)
+    bound = float(np.abs(values).max()) or 1.0
+    sheet = mosaic(values, min(across, len(values)))
+    drawn = axes.imshow(sheet, cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest")
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="weight")
+    axes.set_facecolor("0.85")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def connections(table: Connections, axes: Axes) -> Axes:
+    """C3's connection table as in LeCun et al. 1998, table I: a row an S2 map, a column a C3 map."""
+    inputs = 1 + max(source for sources in table for source in sources)
+    there = np.zeros((inputs, len(table)))
+    for output, sources in enumerate(table):
+        there[list(sources), output] = 1
+    axes.imshow(there, cmap="gray_r", vmin=0, vmax=1.3)
+    axes.set_xticks(np.arange(len(table)))
+    axes.set_yticks(np.arange(inputs))
+    axes.set_xticks(np.arange(len(table) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(inputs + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.7", linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.set(xlabel="map of C3", ylabel="map of S2")
+    axes.set_title(f"{int(there.sum())} connections", fontsize=10)
+    return axes
+
+
+def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
+    """F6's 84 states as the 7 x 12 picture that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
+    options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
+    axes.imshow(np.asarray(f6, float).reshape(BITMAP_SHAPE), **options)
+    axes.set(xticks=[], yticks=[])  # a frame: bitmaps are white at their edges
+    axes.spines[:].set_visible(True)
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def powers(axes: Axes, axis: str) -> Axes:
+    """Makes the ``x`` or ``y`` axis logarithmic, with labels such as 1e-3 (`figures.RC` has no mathematics in text)."""
+    axes.set(**{f"{axis}scale": "log"})
+    of_axis = getattr(axes, f"{axis}axis")
+    of_axis.set_major_locator(LogLocator(numticks=7))
+    of_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")))
+    of_axis.set_minor_locator(NullLocator())
+    return axes
+
+
+def layer_curves(table: pd.DataFrame, column: str, axes: Axes) -> Axes:
+    """A column of `layer_table` against the epoch: a line a layer, dark to light from C1 on, its mean over seeds."""
+    wide = table.pivot_table(index="epoch", columns="layer", values=column, sort=False)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, len(LAYERS)))
+    for name in wide.columns:
+        place = LAYERS.index(name)
+        style: dict[str, Any] = {"color": shades[place], "marker": "osD^vP*"[place], "markersize": 4}
+        often = max(len(wide) // 5, 1)
+        label = name.upper() if len(name) == 2 else name
+        axes.plot(wide.index, wide[name], label=label, linewidth=1.3, markevery=often, **style)
+    axes.grid(axis="y", alpha=0.25)
+    return axes
+
+
+def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str], logarithmic: bool = False) -> Figure:
+    """Columns of `layer_table` over training: a column an arm, a row a quantity, a line a layer.
+
+    Args:
+      tables: arm -> its table.
+      columns: of the tables -> what the axis is labelled.
+      logarithmic: of all value axes.
+    """
+    with styled():
+        made = Figure(figsize=(8.4, 0.4 + 2.4 * len(columns)), layout="constrained")
+        grid = made.subplots(len(columns), len(tables), squeeze=False, sharex=True, sharey="row")
+        for row, (column, label) in zip(grid, columns.items(), strict=True):
+            for axes, table in zip(row, tables.values(), strict=True):
+                layer_curves(table, column, axes)
+                if logarithmic:
+                    powers(axes, "y")
+            row[0].set_ylabel(label)
+            row[0].margins(y=0.08)
+        for axes, arm in zip(grid[0], tables, strict=True):
+            axes.set_title(arm.replace(", ", ",\n"), fontsize=10)
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        grid[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return made
+
+
+def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str, axes: Axes) -> Axes:
+    """A field of `Evaluation` along paths; dashed, the straight line between the ends of each.
+
+    Args:
+      shares: of the second network.
+      paths: label -> evaluations at these shares.
+      metric: ``loss``, ``error``, ...; errors are drawn in percent.
+      axes: drawn into.
+    """
+    factor = 100 if metric == "error" else 1
+    for place, (label, found) in enumerate(paths.items()):
+        values = factor * np.asarray(getattr(found, metric))
+        color = COLORS[place % len(COLORS)]
+        axes.plot(shares, values, color=color, marker="os^D"[place % 4], markersize=3.5, label=label)
+        axes.plot(shares[[0, -1]], values[[0, -1]], color=color, linewidth=0.8, linestyle="--")
+    axes.set_xlabel("share of the second network")
+    axes.set_ylabel(f"{metric} (%)" if metric == "error" else metric)
+    axes.grid(axis="y", alpha=0.25)
+    return axes
+
+
+def rate_histogram(rates: Float[np.ndarray, " numbers"], edges: Sequence[float] | np.ndarray, axes: Axes) -> Axes:
+    """How a layer's effective rates are spread, as shares of its parameters, on a logarithmic axis."""
+    weights = np.full(len(rates), 100 / len(rates))
+    axes.hist(np.clip(rates, edges[0], edges[-1]), [float(edge) for edge in edges], weights=weights, color=COLORS[0])
+    return powers(axes, "x")
+
+
+def codes(reading: Reading, axes: Sequence[Axes] | np.ndarray) -> Sequence[Axes] | np.ndarray:
+    """F6's code, the bitmap nearest to it and the runner-up's, with their penalties, into three axes."""
+    best, second = (int(digit) for digit in reading.order[:2])
+    code(reading.code, axes[0], "F6")
+    for digit, place in zip((best, second), axes[1:], strict=True):
+        code(BITMAPS[digit], place, f"bitmap {digit}\npenalty {reading.penalties[digit]:.1f}")
+    return axes

@@ -1,0 +1,1 @@
+"""Data sets: images and labels as arrays, from files, downloads and photos."""

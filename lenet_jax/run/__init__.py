@@ -1,0 +1,1 @@
+"""Running experiments: from a config to a run folder."""

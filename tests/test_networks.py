@@ -1,0 +1,253 @@
+"""Tests of trained networks as a run folder keeps them."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import few_digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import programs
+import pytest
+from PIL import Image
+
+import lenet_jax
+from lenet_jax import cli, model
+from lenet_jax.data import datasets
+from lenet_jax.errors import InputError
+from lenet_jax.experiments import base
+from lenet_jax.run import folder as run_folder
+from lenet_jax.run import memory, plan, runner
+from lenet_jax.run.arms import expand
+
+TANH, RBF = "tanh", "as in 1998"  # not in alphabetical order
+
+
+def small():
+    config = base.get_config()
+    config.dataset, config.activation, config.loss = few_digits.DATASET, "tanh", "cross_entropy"
+    config.train_size, config.epochs, config.seeds, config.first_seed = 500, 2, 3, 5
+    config.sweep.arm = {
+        TANH: {"initializer": "glorot", "padding": "edge"},
+        RBF: {
+            "activation": "scaled_tanh",
+            "output": "rbf",
+            "loss": "map",
+            "normalization": "lecun1998",
+            "learning_rate": 0.003,
+        },
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    runner.run(small(), folder, "test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return lenet_jax.load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def test_digits():
+    dataset = datasets.load(few_digits.DATASET)
+    return dataset.test_images, dataset.test_labels
+
+
+def test_predictions_say_what_every_network_makes_of_every_test_image(folder, test_digits):
+    run = run_folder.load(folder)
+    table = run.predictions
+    assert list(table.columns) == ["arm", "seed", "image", "label", "predicted", "margin"]
+    assert len(table) == 2 * 3 * 200
+    np.testing.assert_array_equal(table.label[:200], test_digits[1])
+    assert (table.margin >= 0).all()
+    errors = (table.label != table.predicted).groupby([table.arm, table.seed]).mean()
+    for arm in run.summary["arms"]:
+        assert errors[arm["name"]].tolist() == pytest.approx(arm["test_error"]["per_seed"], abs=1e-6)
+        assert arm["test_error"]["mean"] < 0.5, "it learned"
+    # Probabilities differ by less than 1, penalties by more.
+    assert table[table.arm == TANH].margin.max() <= 1
+    assert table[table.arm == RBF].margin.max() > 1
+
+
+def test_a_run_tells_of_its_arms(run):
+    assert run.arms == [TANH, RBF]
+    assert repr(run) == f"TrainedRun({str(run.folder)!r}, arms=2)"
+    assert run.seeds(TANH) == [5, 6, 7]
+    assert run.row()["name"] == TANH, "the one with the smallest error"
+    assert run.architecture(RBF).output == "rbf"
+    assert set(run.metrics.arm) == {RBF, TANH}
+    assert run.config["train_size"] == 500
+    assert run.params().c1.kernel.shape == (3, 6, 5, 5)
+    assert sum(leaf.size for leaf in jax.tree.leaves(run.params(RBF, 6))) == 60_000
+
+
+@pytest.mark.parametrize("arm", [RBF, TANH])
+def test_networks_are_those_that_were_tested(run, test_digits, arm):
+    """What one of them makes of the test digits is what the run has measured of it."""
+    images, labels = test_digits
+    for seed in run.seeds(arm):
+        found = lenet_jax.classify(run, images, arm, seed)
+        stored = run.predictions.query("arm == @arm and seed == @seed").sort_values("image")
+        assert (found.digits == stored.predicted).mean() > 0.998
+        np.testing.assert_allclose(found.margins, stored.margin, rtol=1e-3, atol=1e-3)
+        assert (found.votes.argmax(axis=-1) == found.digits).all()
+        errors = run.metrics.query(
+            "arm == @arm and seed == @seed and split == 'test' and metric == 'error' and epoch == 2"
+        )
+        assert (found.digits != labels).mean() == pytest.approx(errors.value.item(), abs=2e-3)
+
+
+def test_several_networks_give_their_mean(run, test_digits):
+    images, _ = test_digits
+    together = lenet_jax.classify(run, images[:50])
+    alone = [lenet_jax.classify(run, images[:50], seed=seed) for seed in run.seeds()]
+    np.testing.assert_allclose(together.scores, np.mean([one.scores for one in alone], axis=0), atol=1e-6)
+    np.testing.assert_allclose(together.scores.sum(axis=-1), 1, atol=1e-5)
+    assert (together.votes == sum(one.votes for one in alone)).all()
+    assert (together.votes.sum(axis=-1) == 3).all()
+    np.testing.assert_allclose(lenet_jax.classify(run, images[0]).scores, together.scores[:1], atol=1e-6)
+
+
+def test_images_are_normalized_as_in_training(run, test_digits):
+    images, _ = test_digits
+    for arm in expand(small()):
+        whole = plan.images_of(plan.load_data([arm])[plan.data_key(arm)], arm)
+        expected = np.asarray(jax.tree.map(jnp.asarray, whole).take(jnp.arange(600, 610))[0])
+        np.testing.assert_allclose(run.normalize(images[:10], arm.name), expected, atol=1e-6)
+    assert run.normalize(np.zeros((2, 3, 32, 32))).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_networks_that_were_trained_in_chunks_are_put_together(run, tmp_path, monkeypatch):
+    arm = expand(small())[1]
+    recipe = plan.recipe_of(arm, plan.load_data([arm])[plan.data_key(arm)])
+    monkeypatch.setattr(memory, "memory_for_members", lambda: 2 * memory.member_memory(recipe))
+    runner.run(small(), tmp_path / "run", "test")
+    assert len(list((tmp_path / "run").glob(f"checkpoints/{TANH}/tested-*"))) == 2
+    chunked = lenet_jax.load_run(tmp_path / "run").params(TANH)
+    for leaf, expected in zip(jax.tree.leaves(chunked), jax.tree.leaves(run.params(TANH)), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4)
+
+
+def refused(function, *arguments, **named):
+    with pytest.raises(InputError) as error:
+        function(*arguments, **named)
+    return str(error.value)
+
+
+def test_what_is_not_there_is_refused(run, tmp_path):
+    image = np.zeros((28, 28), np.uint8)
+    assert refused(lenet_jax.classify, run, image, "relu") == f"arm: 'relu' is not one of '{TANH}', '{RBF}'"
+    assert refused(lenet_jax.classify, run, image, seed=4) == "seed: 4 is none of 'tanh'; allowed are 5 to 7"
+    assert "their shape is [30, 30]; allowed is [..., 28, 28]" in refused(lenet_jax.classify, run, np.zeros((30, 30)))
+    assert "their shape is [1, 2, 32, 32]" in refused(lenet_jax.classify, run, np.zeros((1, 2, 28, 28)))
+    assert "not finite" in refused(lenet_jax.classify, run, np.full((28, 28), np.nan))
+    assert "of type <U9; allowed are numbers" in refused(lenet_jax.classify, run, np.array("seven.png"))
+    assert "is not a folder" in refused(lenet_jax.load_run, tmp_path / "none")
+    stored = lenet_jax.load_run(Path(__file__).parent.parent / "experiments" / "results" / "lenet5_1998")
+    assert "holds no trained networks; train them again with --config=experiments/stored.py:" in refused(
+        lenet_jax.classify, stored, image
+    )
+    for asked in (stored.params, stored.seeds, stored.architecture):
+        assert "holds no trained networks" in refused(asked)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lenet_jax.nothing
+
+
+def test_networks_that_are_gone_or_damaged_are_told_and_nothing_is_changed(folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (state,) = copy.glob(f"checkpoints/{TANH}/tested-0-3/states/*")
+    largest = max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    files = sorted(copy.rglob("*"))
+    damaged = lenet_jax.load_run(copy)
+    message = refused(damaged.params, TANH)
+    assert f"run: '{state.parent}' is gone or damaged (" in message
+    assert sorted(copy.rglob("*")) == files
+    assert damaged.params(RBF).output is None
+    shutil.rmtree(copy / "checkpoints" / TANH)
+    assert f"run: '{copy}/checkpoints/{TANH}' doesn't hold the 3 trained networks (any more)" in refused(
+        lenet_jax.load_run(copy).params, TANH
+    )
+
+
+def lenet_jax_classify(cwd, *arguments):
+    return programs.run(["classify", *arguments], cwd)
+
+
+def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
+    images, _ = test_digits
+    expected = lenet_jax.classify(run, images[:4], TANH)
+    for place, image in enumerate(images[:4]):
+        Image.fromarray(255 - np.kron(image, np.ones((3, 3), np.uint8))).save(tmp_path / f"{place}.png")
+    result = lenet_jax_classify(tmp_path, folder, *(f"{place}.png" for place in range(4)))
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+    assert "tanh: 3 networks, their mean score" in result.stdout
+    for row, (place, digit) in zip(
+        [line.split() for line in result.stdout.splitlines() if ".png" in line], enumerate(expected.digits), strict=True
+    ):
+        assert row[0] == f"{place}.png"
+        assert row[1] == str(digit)
+        assert row[-2:] == ["of", "3"]
+    one = lenet_jax_classify(tmp_path, folder, "0.png", f"--arm={RBF}", "--seed=6")
+    assert "as in 1998: seed 6" in one.stdout
+    assert "probability" not in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "image: none is given; write lenet-jax classify RUN IMAGE"),
+        (["no.png"], "is no picture; PNG, JPEG, "),
+        (["none.png"], "none.png' can't be read (No such file or directory)"),
+        (["grey.png"], "grey.png': it is all of one grey; a digit is needed"),
+        (["--arm=relu", "fine.png"], "arm: 'relu' is not one of"),
+        (["--seed=1", "fine.png"], "seed: 1 is none of 'tanh'; allowed are 5 to 7"),
+    ],
+)
+def test_the_command_refuses_in_one_line(folder, tmp_path, monkeypatch, capsys, arguments, message):
+    """In this process: each of its own takes seconds to start."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no.png").write_text("text")
+    Image.new("L", (40, 40), 200).save(tmp_path / "grey.png")
+    Image.fromarray(np.pad(np.full((20, 4), 255, np.uint8), 10)).save(tmp_path / "fine.png")
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(["classify", str(folder), *arguments])
+    assert refusal.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_scores_are_those_of_the_specification(run, test_digits):
+    """Not of the fast form that trained them."""
+    image, params = run.normalize(test_digits[0][0]), run.params(TANH, 5)
+    logits = model.forward(params, image, run.architecture(TANH))
+    np.testing.assert_allclose(
+        lenet_jax.classify(run, test_digits[0][0], TANH, 5).scores[0], jax.nn.softmax(logits), atol=1e-6
+    )
+
+
+def test_networks_that_diverged_are_left_out(run, test_digits):
+    """Of three, one; or all."""
+    lost = dataclasses.replace(run, _read={})
+    kernel = run.params(TANH).c1.kernel
+    for places, votes in (([1], 2), ([0, 1, 2], None)):
+        broken = run.params(TANH).c1.replace(kernel=kernel.at[jnp.array(places)].set(jnp.nan))
+        lost._read[TANH] = run.params(TANH).replace(c1=broken)
+        if votes is None:
+            assert "'tanh' has diverged" in refused(lenet_jax.classify, lost, test_digits[0][:5], TANH)
+            continue
+        found = lenet_jax.classify(lost, test_digits[0][:5], TANH)
+        assert (found.votes.sum(axis=-1) == votes).all()
+        others = [lenet_jax.classify(run, test_digits[0][:5], TANH, seed).scores for seed in (5, 7)]
+        np.testing.assert_allclose(found.scores, np.mean(others, axis=0), atol=1e-6)

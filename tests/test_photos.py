@@ -1,0 +1,239 @@
+"""Tests of pictures of digits: read from real files, and brought into MNIST's form."""
+
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_report import CHROMIUM
+
+from lenet_jax.data import datasets, photos
+from lenet_jax.errors import InputError
+
+DIGITS = datasets.load("mnist10k").test_images[:200]
+
+
+def difference(first, second):
+    return np.abs(first.astype(float) - second).mean()
+
+
+def test_digits_of_mnist_stay_as_they_are():
+    assert np.mean([difference(photos.to_mnist(digit), digit) for digit in DIGITS]) < 0.5  # of 255
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda digit: 255 - digit,
+        lambda digit: digit / 255,
+        lambda digit: 90 + digit // 3,
+        lambda digit: np.stack([digit] * 3, axis=-1),
+        lambda digit: np.pad(digit, ((40, 3), (0, 60))),
+        lambda digit: digit[1:-1, 1:-1],
+    ],
+    ids=["dark on light", "0 to 1", "faint", "colour", "elsewhere", "cropped"],
+)
+def test_how_a_picture_is_given_makes_no_difference(change):
+    changed = [difference(photos.to_mnist(change(digit)), photos.to_mnist(digit)) for digit in DIGITS]
+    assert np.mean(changed) < 0.5
+
+
+def test_a_picture_of_two_halves_is_taken():
+    """The median of its border is no colour of it."""
+    sheet = np.zeros((28, 28), np.uint8)
+    sheet[:, 14:] = 255
+    assert photos.to_mnist(sheet).any()
+
+
+def test_specks_of_dirt_are_left_out():
+    """However dark, and wherever."""
+    for digit in DIGITS[:50]:
+        sheet = np.pad(0.8 * np.asarray(Image.fromarray(digit).resize([280] * 2), float), 100)
+        dirty = sheet.copy()
+        for row, column in ((20, 20), (440, 300), (200, 470)):
+            dirty[row : row + 5, column : column + 5] = 255
+        assert difference(photos.to_mnist(dirty), photos.to_mnist(sheet)) < 1
+
+
+def test_small_strokes_are_no_dirt():
+    """A stroke of a twentieth of the other's ink."""
+    sheet = np.zeros((300, 300))
+    sheet[100:200, 100:120] = 1
+    sheet[100:110, 160:170] = 1
+    digit = photos.to_mnist(sheet)
+    assert np.ptp(np.nonzero(digit > 127)[1]) > 10
+
+
+@pytest.mark.parametrize("scale", [3, 20])
+def test_size_makes_little_difference(scale):
+    large = [np.asarray(Image.fromarray(digit).resize([28 * scale] * 2)) for digit in DIGITS]
+    assert np.mean([difference(photos.to_mnist(one), digit) for one, digit in zip(large, DIGITS, strict=True)]) < 10
+
+
+def test_a_stroke_fills_the_box_and_its_mass_is_in_the_middle():
+    sheet = np.zeros((300, 300))
+    sheet[20:120, 200:210] = 1
+    digit = photos.to_mnist(sheet)
+    rows, columns = np.nonzero(digit > 127)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 23, 14, 15)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((28, 28)), "image: it is all of one grey; a digit is needed"),
+        (np.zeros((2, 28, 28)), "image: its shape is [2, 28, 28]; allowed are [rows, columns]"),
+        (np.zeros((3, 100)), "image: its shape is [3, 100]"),
+        (np.full((28, 28), np.nan), "image: it has pixels that are not finite"),
+    ],
+)
+def test_what_shows_no_digit_is_refused(picture, message):
+    with pytest.raises(InputError) as error:
+        photos.to_mnist(picture)
+    assert message in str(error.value)
+    with pytest.raises(InputError, match=r"^image: 'mine.png': it"):
+        photos.to_mnist(picture, "mine.png")
+
+
+@pytest.mark.parametrize(
+    "name", ["grey.png", "colour.jpg", "palette.gif", "grey.bmp", "colour.webp", "deep.png", "mask.tif"]
+)
+def test_files_are_read(name, tmp_path):
+    digit = DIGITS[0]
+    pixels = Image.fromarray(255 - digit)
+    kind = name.partition(".")[0]
+    made = {
+        "grey": lambda: pixels,
+        "colour": lambda: pixels.convert("RGB"),
+        "palette": lambda: pixels.convert("P"),
+        "deep": lambda: Image.fromarray((255 - digit).astype(np.uint16) * 200),
+        "mask": lambda: Image.fromarray(digit < 128),
+    }[kind]()
+    made.save(tmp_path / name)
+    read = photos.read_image(tmp_path / name)
+    assert read.shape == (28, 28)
+    assert difference(photos.to_mnist(read), digit) < (12 if kind == "mask" else 6)
+
+
+def test_transparent_is_white(tmp_path):
+    digit = DIGITS[0]
+    colours = np.zeros((28, 28, 4), np.uint8)
+    colours[..., 3] = digit  # black ink on nothing
+    Image.fromarray(colours).save(tmp_path / "digit.png")
+    assert difference(photos.to_mnist(photos.read_image(tmp_path / "digit.png")), digit) < 1
+
+
+def test_white_ink_on_nothing_shows(tmp_path):
+    colours = np.full((28, 28, 4), 255, np.uint8)
+    colours[..., 3] = DIGITS[0]
+    Image.fromarray(colours).save(tmp_path / "digit.png")
+    assert difference(photos.to_mnist(photos.read_image(tmp_path / "digit.png")), DIGITS[0]) < 1
+
+
+def png(width, height):
+    """The beginning of a file that says it has so many pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 0)
+        + b"IDAT"
+    )
+
+
+def whole(name, size=64):
+    file = io.BytesIO()
+    Image.effect_noise((size, size), 50).save(file, name)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no picture"),
+        (b"hello", "is no picture"),
+        (png(100_000, 100_000), "has too many pixels; allowed are 50,000,000"),
+        (png(9_000, 9_000), "has 9000 x 9000 pixels"),
+        (png(28, 28), "can't be read ("),
+        (whole("PNG")[:600], "can't be read ("),
+        (whole("JPEG")[:600], "can't be read ("),
+    ],
+    ids=["empty", "text", "bomb", "large", "header alone", "half a PNG", "half a JPEG"],
+)
+def test_what_is_no_picture_is_refused(content, message, tmp_path):
+    (tmp_path / "it.png").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        photos.read_image(tmp_path / "it.png")
+    assert str(error.value).startswith(f"image: '{tmp_path}/it.png' ")
+    assert message in str(error.value)
+    with pytest.raises(InputError, match="can't be read"):
+        photos.read_image(tmp_path)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"]),
+    place=st.integers(0),
+    value=st.binary(min_size=1),
+)
+def test_damaged_files_are_read_or_refused(tmp_path_factory, kind, place, value):
+    content = bytearray(whole(kind, 16))
+    start = place % len(content)
+    content[start : start + len(value)] = value
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert photos.read_image(path).dtype == np.uint8
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (on Debian: apt-get install chromium)")
+def test_a_digit_can_be_drawn_in_a_browser(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "page.html").write_text(f"<body style='margin: 0'>{photos.Canvas()._repr_html_()}</body>")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        for start, stop in (((60, 60), (60, 90)), ((200, 60), (120, 250))):
+            page.get_by_text("clear").click()  # the first stroke goes
+            page.mouse.move(*start)
+            page.mouse.down()
+            page.mouse.move(*stop, steps=10)
+            page.mouse.up()
+        with page.expect_download() as download:
+            page.get_by_text("save digit.png").click()
+        assert download.value.suggested_filename == "digit.png"
+        download.value.save_as(tmp_path / "digit.png")
+        browser.close()
+    drawn = photos.read_image(tmp_path / "digit.png")
+    assert drawn.shape == (280, 280)
+    rows, columns = np.nonzero(drawn < 128)
+    assert abs(rows.min() - 50) < 5
+    assert abs(columns.min() - 110) < 5, "the stroke that was wiped is not there"
+    digit = photos.to_mnist(drawn)
+    first, *_, last = np.flatnonzero((digit > 127).any(axis=1))
+    assert digit[first].argmax() > digit[last].argmax() + 5
+
+
+@pytest.mark.parametrize("fall", [20, 40, 60])
+def test_light_that_falls_from_one_side_makes_little_difference(fall):
+    """Paper of 205 on the one side, less on the other; ink of 45."""
+    light = np.linspace(0, fall, 28)[None] + np.linspace(0, fall / 4, 28)[:, None]
+    lit = [205 - light - (160 - light) * (digit / 255) for digit in DIGITS]
+    assert np.mean([difference(photos.to_mnist(one), digit) for one, digit in zip(lit, DIGITS, strict=True)]) < 10
+
+
+def test_a_phone_that_was_held_upright(tmp_path):
+    turned = Image.fromarray(255 - DIGITS[0]).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture is to be turned by 90 degrees, clockwise
+    turned.save(tmp_path / "digit.png", exif=exif)
+    assert difference(photos.to_mnist(photos.read_image(tmp_path / "digit.png")), DIGITS[0]) < 1

@@ -1,0 +1,427 @@
+"""Tests of whole runs."""
+
+import functools
+import json
+import shutil
+import signal
+import sys
+
+import few_digits
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from lenet_jax import evaluate as evaluation
+from lenet_jax import population, train
+from lenet_jax.errors import InputError, Interrupted
+from lenet_jax.experiments import base, lenet5_1998_distorted, stored
+from lenet_jax.run import folder as run_folder
+from lenet_jax.run import loop, plan, runner, signals
+from lenet_jax.run import memory as run_memory
+from lenet_jax.run.arms import expand
+
+
+def small(**fields):
+    """A config that runs in seconds."""
+    config = base.get_config()
+    config.update({"dataset": few_digits.DATASET, "validation_size": 300, "batch_size": 20, "activation": "tanh"})
+    config.update({"epochs": 2, "seeds": 3} | fields)
+    return config
+
+
+def with_sweep(config, **axes):
+    config.sweep.update(axes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"validation_size": 600}, "validation_size: 600 leaves none of 600 to train on"),
+        ({"batch_size": 301}, "batch_size: 301 is more than the 300 training images"),
+        ({"train_size": 301}, "train_size: 301 is more than the 300 images that are left"),
+        ({"train_size": 15}, "batch_size: 20 is more than the 15 training images"),
+        (
+            {"optimizer": "sdlm", "curvature_estimates": 2},
+            "curvature_estimates: 2 doesn't divide the 15 steps of an epoch",
+        ),
+        (
+            {"optimizer": "sdlm", "curvature_patterns": 301},
+            "curvature_patterns: 301 is more than the 300 training images",
+        ),
+        ({"dataset": "cifar"}, "dataset: 'cifar' is not one of 'mnist10k'"),
+        ({"dataset": "mnist10k", "validation_size": 5000}, "validation_size: 5000 leaves none of 5000 to train on"),
+    ],
+)
+def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_written(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        runner.run(small(**fields), tmp_path / "run", "test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_splits_follow_one_another_and_normalization_sees_the_training_split_alone():
+    arm = expand(small(dataset="mnist10k", validation_size=1000))[0]
+    dataset = plan.load_data([arm])[plan.data_key(arm)]
+    splits = plan.splits_of(dataset, arm)
+    assert splits == {"train": range(4000), "validation": range(4000, 5000), "test": range(5000, 10000)}
+    images = plan.images_of(dataset, arm)
+    training = np.asarray(images.pixels)[:4000, 2:30, 2:30] * np.asarray(images.scale) + np.asarray(images.shift)
+    assert training.mean() == pytest.approx(0, abs=1e-5)
+    assert training.std() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_array_equal(images.pixels[5000:, 2:30, 2:30], dataset.test_images)
+    np.testing.assert_array_equal(images.labels[4000:5000], dataset.train_labels[4000:])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run: 2 arms x 3 seeds."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = with_sweep(small(), weight_decay=(0.0, 1e30))
+    return runner.run(config, folder, "lenet-jax run test"), config, folder
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    run, _, folder = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "provenance.json",
+        "metrics.parquet",
+        "predictions.parquet",
+        "summary.json",
+    }
+    assert run.tuning is None
+    data = run.summary["dataset"]
+    assert (data["name"], data["train"], data["validation"], data["test"]) == (few_digits.DATASET, 300, 300, 200)
+    assert data["fingerprint"].startswith("sha256:")
+    arm = run.summary["arms"][0]
+    assert arm["name"] == "weight_decay=0"
+    assert arm["axes"] == {"weight_decay": 0.0}
+    assert (arm["seeds"], arm["diverged"], arm["parameters"]) == (3, 0, 60850)
+    assert set(arm["test_error"]) == {"mean", "std", "median", "ci95", "per_seed"}
+    assert arm["test_error"]["mean"] == pytest.approx(np.mean(arm["test_error"]["per_seed"]))
+    assert 0 < arm["train_error"]["mean"] < 0.9
+    assert arm["seconds"] > 0
+    assert arm["samples_per_second"] > 0
+    assert run.provenance["command"] == "lenet-jax run test"
+    assert run.provenance["fingerprints"] == {few_digits.DATASET: data["fingerprint"]}
+    assert run.provenance["versions"]["jax"] == jax.__version__
+    assert run.config["epochs"] == 2
+
+
+def test_metrics_hold_every_number_in_long_form(finished):
+    run, _, _ = finished
+    assert list(run.metrics.columns) == ["arm", "weight_decay", "seed", "epoch", "split", "metric", "value"]
+    counts = run.metrics.groupby("split").size().to_dict()
+    # 2 arms x 3 seeds, times metrics and the epochs at which a split is measured.
+    assert counts == {"running": 6 * 2 * 2, "validation": 6 * 5 * 3, "test": 6 * 5, "train": 6 * 5}
+    assert set(run.metrics[run.metrics.split == "test"].epoch) == {2}, "nobody shall choose by them"
+    assert set(run.metrics[run.metrics.split == "test"].metric) == {"loss", "error", "nll", "brier", "ece"}
+    assert set(run.metrics[run.metrics.split == "running"].metric) == {"loss", "error"}
+    of_arm = run.metrics[(run.metrics.weight_decay == 0) & (run.metrics.metric == "error")]
+    final = of_arm[(of_arm.split == "test") & (of_arm.epoch == 2)].sort_values("seed")
+    assert final.value.tolist() == run.summary["arms"][0]["test_error"]["per_seed"]
+
+
+def test_diverged_members_are_counted_and_stay_in_the_mean(finished):
+    run, _, _ = finished
+    diverged = run.summary["arms"][1]
+    assert diverged["diverged"] == 3
+    assert diverged["test_error"]["per_seed"] == [1.0, 1.0, 1.0]
+    of_arm = run.metrics[(run.metrics.weight_decay == 1e30) & (run.metrics.epoch == 2) & (run.metrics.split == "test")]
+    assert not np.isfinite(of_arm[of_arm.metric != "error"].value).any()
+
+
+def test_the_run_equals_a_population_trained_by_hand(finished):
+    run, config, _ = finished
+    arm = expand(config)[0]
+    dataset = plan.load_data([arm])[plan.data_key(arm)]
+    recipe = plan.recipe_of(arm, dataset)
+    assert recipe.architecture.activation == "tanh"
+    hyper = {"learning_rate": [0.03], "momentum": [0.9], "weight_decay": [0.0], "mu": [0.02]}
+    members = population.create([1], hyper, plan.images_of(dataset, arm), recipe)
+    for _ in range(2):
+        population.train_segment(members)
+    error = population.evaluate(members, range(600, 800)).error
+    assert error[0] == pytest.approx(run.summary["arms"][0]["test_error"]["per_seed"][1], abs=1e-6)
+
+
+def test_a_finished_run_is_not_run_again(finished, monkeypatch):
+    run, config, folder = finished
+    monkeypatch.setattr(runner, "run_arm", lambda *_: pytest.fail("ran again"))
+    assert runner.run(config, folder, "again").summary == run.summary
+
+
+def test_a_run_never_overwrites_one_with_another_config(finished):
+    _, config, folder = finished
+    before = (folder / run_folder.SUMMARY).read_bytes()
+    changed = config.copy_and_resolve_references()
+    changed.epochs = 3
+    with pytest.raises(InputError, match=r"another config \(it differs in epochs\)"):
+        runner.run(changed, folder, "again")
+    assert (folder / run_folder.SUMMARY).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_an_arm_is_traced_once(tmp_path, monkeypatch):
+    traces = []
+    original = train.gradient_of
+
+    def counted(*arguments):
+        traces.append(arguments[-1].loss.name)
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "gradient_of", counted)
+    population.compile_programs.cache_clear()
+    config = with_sweep(small(seeds=2), loss=("mse", "cross_entropy"), learning_rate=(0.01, 0.05))
+    runner.run(config, tmp_path / "run", "test")
+    # Arms that differ in a hyperparameter share a program: two traces for four arms of two epochs.
+    assert traces == ["mse", "cross_entropy"]
+
+
+@pytest.mark.slow
+def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
+    config = with_sweep(small(seeds=3, epochs=1, tune_seeds=2), weight_decay=(0.0, 0.1))
+    config.tune.learning_rate = (0.002, 0.05)
+    tables, predictions, tuning = {}, {}, {}
+    for name, worth, memory in (
+        ("one process", 1e9, 2**40),
+        ("workers", 0, 2**40),
+        ("chunks", 1e9, 2 * run_memory.member_memory(recipe_for(config))),
+    ):
+        monkeypatch.setattr(runner, "WORTH_WORKERS", worth)
+        monkeypatch.setattr(run_memory, "memory_for_members", lambda memory=memory: memory)
+        run = runner.run(config, tmp_path / name, "test")
+        tables[name], predictions[name], tuning[name] = run.metrics, run.predictions, run.tuning
+        assert [arm["chosen"] for arm in run.summary["arms"]] == [{"learning_rate": 0.05}] * 2
+        assert [arm["predicted_memory"] > 0 for arm in run.summary["arms"]] == [True, True]
+    expected = tables.pop("one process")
+    for table in tables.values():
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+    expected = tuning.pop("one process")
+    assert expected.groupby(["learning_rate", "seed"]).ngroups == 4
+    for table in tuning.values():
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+    expected = predictions.pop("one process")
+    assert expected.seed.drop_duplicates().tolist() == [0, 1, 2]
+    for table in predictions.values():
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-3, atol=1e-4)
+
+
+def recipe_for(config):
+    arm = expand(config)[0]
+    return plan.recipe_of(arm, plan.load_data([arm])[plan.data_key(arm)])
+
+
+def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
+    recipe = recipe_for(small())
+    # Parameters and momentum, in float32, before and after an update, and to save; key and counters are few bytes more.
+    states = 2 + run_memory.SAVE_MEMORY_FACTOR * (jax.default_backend() == "cpu")
+    assert run_memory.member_memory(recipe) == pytest.approx(states * 2 * 4 * 60_850, rel=0.001)
+    monkeypatch.setattr(run_memory, "memory_for_members", lambda: 9 * run_memory.member_memory(recipe) // 2)
+    assert run_memory.chunk_size(10, recipe, sys.maxsize) == 4
+    assert run_memory.chunk_size(6, recipe, sys.maxsize) == 3
+    assert run_memory.chunk_size(3, recipe, sys.maxsize) == 3
+    assert run_memory.chunk_size(10, recipe, 2) == 2
+    monkeypatch.setattr(run_memory, "memory_for_members", lambda: 1)
+    assert run_memory.chunk_size(3, recipe, sys.maxsize) == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "loss", "measured"),
+    [
+        ("softmax", "mse", ["loss", "error", "nll", "brier", "ece"]),
+        ("rbf", "map", ["loss", "error", "nll", "brier", "ece"]),
+        ("linear", "map", ["loss", "error"]),
+        ("squashed", "map", ["loss", "error"]),
+    ],
+)
+def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
+    recipe = recipe_for(small(output=output, loss=loss))
+    found = evaluation.Evaluation(*np.arange(10, dtype=np.float32).reshape(5, 2))
+    members = plan.Members([7, 8], {"mu": [0.1, 0.2]})
+    history: dict = {}
+    for _ in range(4):
+        loop.record(history, "test", found, recipe)
+    loop.record(history, "running", train.Metrics(np.float32([5, 6]), np.float32([7, 8])), recipe)
+    first = loop.first_epochs({"epochs": 9, "test_curve": True})
+    table = loop.history_frame(history, [3], members, first)
+    assert list(table.columns) == ["mu", "seed", "epoch", "split", "metric", "value"]
+    assert table.metric.drop_duplicates().tolist() == measured
+    assert table.value.tolist() == list(range(2 * len(measured)))
+    assert table[["mu", "seed"]].drop_duplicates().to_numpy().tolist() == [[0.1, 7], [0.2, 8]]
+    assert loop.history_frame(history, [1], members, first).query("split == 'running'").value.tolist() == [5, 6, 7, 8]
+
+
+def test_measurements_of_the_end_alone_have_its_epoch():
+    recipe, found = recipe_for(small()), evaluation.Evaluation(*np.arange(5, dtype=np.float32).reshape(5, 1))
+    first = loop.first_epochs({"epochs": 9, "test_curve": False})
+    assert first == {"running": 1, "train": 9, "validation": 0, "test": 9}
+    history: dict = {}
+    for split in ("test", "train", "validation"):
+        loop.record(history, split, found, recipe)
+    members = plan.Members([7], {})
+    table = loop.history_frame(history, range(10), members, first)
+    assert table.groupby("split").epoch.unique().map(list).to_dict() == {"test": [9], "train": [9], "validation": [0]}
+    assert loop.history_frame(history, [4], members, first).empty
+
+
+class Interrupting:
+    """An engine that is told to stop after so many trainings: the run saves what it has, and ends."""
+
+    def __init__(self, monkeypatch, after):
+        self.stop, self.left = signals.Stop(), after
+        train_segment = population.train_segment
+
+        def counted(members):
+            self.left -= 1
+            if not self.left:
+                self.stop.signal = signal.SIGTERM
+            return train_segment(members)
+
+        monkeypatch.setattr(population, "train_segment", counted)
+
+
+def interrupted(config, folder, after):
+    with pytest.MonkeyPatch.context() as patch:
+        engine = Interrupting(patch, after)
+        with pytest.raises(Interrupted, match="stopped in epoch"):
+            runner.run(config, folder, "test", stop=engine.stop)
+
+
+CURVES = {
+    "validation alone": {},
+    "neither": {"validation_size": 0, "train_size": 300},
+    "test curve": {"test_curve": True},
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(name of `CURVES`) -> a run with these fields, never interrupted."""
+    folder = tmp_path_factory.mktemp("curves")
+    return functools.cache(lambda name: runner.run(small(**CURVES[name]), folder / name, "test"))
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_what_is_measured_at_which_epoch(name, measured):
+    found = measured(name).metrics.groupby("split").epoch.unique().map(sorted).to_dict()
+    expected = {"running": [1, 2], "train": [2], "test": [2], "validation": [0, 1, 2]}
+    if name == "neither":
+        del expected["validation"]
+    if name == "test curve":
+        expected["test"] = [0, 1, 2]
+    assert found == expected
+
+
+def test_a_test_curve_changes_nothing_else(measured):
+    with_curve, without = measured("test curve"), measured("validation alone")
+    common = with_curve.metrics[(with_curve.metrics.split != "test") | (with_curve.metrics.epoch == 2)]
+    columns = ["split", "metric", "seed", "epoch"]
+    tables = [table.sort_values(columns, ignore_index=True) for table in (common, without.metrics)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    pd.testing.assert_frame_equal(with_curve.predictions, without.predictions, check_exact=True)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("name", CURVES)
+def test_an_interrupted_run_goes_on_bit_for_bit(name, after, measured, tmp_path):
+    config = small(**CURVES[name])
+    interrupted(config, tmp_path / "run", after)
+    assert not (tmp_path / "run" / run_folder.METRICS).exists()
+    run = runner.run(config, tmp_path / "run", "again")
+    pd.testing.assert_frame_equal(run.metrics, measured(name).metrics, check_exact=True)
+    pd.testing.assert_frame_equal(run.predictions, measured(name).predictions, check_exact=True)
+
+
+@pytest.mark.parametrize(("epochs", "after"), [(2, 1), (2, 2), (1, 1)])
+def test_a_checkpoint_of_a_version_that_always_had_test_curves_is_refused(epochs, after, tmp_path):
+    folder = tmp_path / "run"
+    interrupted(small(epochs=epochs, test_curve=True), folder, after)
+    # As such a version wrote it: without the field.
+    stored_config = json.loads((folder / "config.json").read_text())
+    del stored_config["test_curve"]
+    (folder / "config.json").write_text(json.dumps(stored_config))
+    with pytest.raises(InputError) as refusal:
+        runner.run(small(epochs=epochs), folder, "again")
+    message = str(refusal.value)
+    assert message.startswith(f"workdir: '{folder}/checkpoints/all/tested-0-3' was saved by a version of the program ")
+    assert "evaluated the test images after each epoch; go on with that one, or add --fresh" in message
+    assert "\n" not in message
+
+
+def test_only_labels_that_are_trained_on_are_noisy():
+    noisy, clean = (
+        expand(small(dataset="mnist10k", validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0)
+    )
+    dataset = plan.load_data([clean])[plan.data_key(clean)]
+    before = dataset.train_labels.copy()
+    found, expected = (np.asarray(plan.images_of(dataset, arm).labels) for arm in (noisy, clean))
+    assert (found[:4000] != expected[:4000]).mean() == pytest.approx(0.3, abs=0.02)
+    np.testing.assert_array_equal(found[4000:], expected[4000:], "validation and test labels stay right")
+    np.testing.assert_array_equal(expected, [*dataset.train_labels, *dataset.test_labels])
+    np.testing.assert_array_equal(dataset.train_labels, before, "the data set itself isn't changed")
+    # Images that train_size leaves out aren't trained on. The others' labels are those of the whole set.
+    part = expand(small(dataset="mnist10k", validation_size=1000, label_noise=0.3, train_size=500))[0]
+    of_part = np.asarray(plan.images_of(dataset, part).labels)
+    np.testing.assert_array_equal(of_part, [*found[:500], *expected[500:]])
+    assert plan.image_key(noisy) != plan.image_key(clean), "images are made anew between such arms"
+
+
+def test_any_field_can_be_an_axis_also_the_data(tmp_path):
+    config = with_sweep(small(seeds=1, epochs=1), validation_size=(300, 400), normalization=("unit", "standard"))
+    run = runner.run(config, tmp_path / "run", "test")
+    assert len(run.summary["arms"]) == 4
+    # json has every value as it is
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [300, 400]
+
+
+@pytest.mark.slow
+def test_a_stored_run_can_be_made_again(tmp_path):
+    """A run with all of 1998's parts; the whole, and one seed of it alone: the same numbers, exactly."""
+    config = lenet5_1998_distorted.get_config()
+    config.update({"dataset": "mnist10k", "train_size": 1000, "epochs": 2, "seeds": 3})
+    # Not in alphabetical order.
+    config.sweep.era = {"later": {"output": "softmax", "loss": "cross_entropy"}, "1998": {}}
+    folder = tmp_path / "of_1998"
+    run = runner.run(config, folder, "test")
+    config = stored.get_config(str(folder))
+    again = runner.run(config, tmp_path / "again", "test")
+    assert again.config == run.config
+    pd.testing.assert_frame_equal(again.metrics, run.metrics)
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+    config.update({"first_seed": 1, "seeds": 1})
+    alone = runner.run(config, tmp_path / "alone", "test")
+    for arm, of_all in zip(alone.summary["arms"], run.summary["arms"], strict=True):
+        assert arm["test_error"]["per_seed"] == of_all["test_error"]["per_seed"][1:2]
+
+
+def test_arms_may_differ_in_whether_predictions_are_stored(tmp_path):
+    config = with_sweep(small(epochs=1, seeds=1), store_predictions=(False, True))
+    run = runner.run(config, tmp_path / "run", "test")
+    assert run.predictions.arm.unique().tolist() == ["store_predictions=True"]
+    assert run.predictions.predicted.dtype == np.int16
+    assert len(run.metrics.arm.unique()) == 2
+
+
+def test_a_run_of_an_older_version_is_its_own(finished, tmp_path):
+    """Its config lacks fields that are new; their defaults are what it did."""
+    _, config, folder = finished
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    stored_config = json.loads((old / "config.json").read_text())
+    newer = ("mu", "augmentation", "store_predictions", "label_noise", "tune", "tune_seeds", "refit", "test_curve")
+    for field in newer:
+        del stored_config[field]
+    (old / "config.json").write_text(json.dumps(stored_config))
+    for curve in (False, True):
+        config.test_curve = curve
+        assert runner.run(config, old, "again").provenance["command"] == "lenet-jax run test"
+
+
+def test_a_folder_that_holds_no_run_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"needs a run folder; write --config=experiments/stored\.py:RUN"):
+        stored.get_config()
+    with pytest.raises(InputError, match=r"config\.json' is missing"):
+        stored.get_config(str(tmp_path))

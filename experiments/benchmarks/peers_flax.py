@@ -212,4 +212,4 @@ class Session:
         return Window(samples, elapsed, float(np.asarray(loss).mean()))
 
     def close(self) -> None:
-        """Does nothing: there are no resources to release."""
+        """Does nothing: a session holds no resources."""

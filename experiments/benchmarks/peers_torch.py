@@ -194,4 +194,4 @@ class Session:
         return Window(steps * self.batch_size, elapsed, loss.item())
 
     def close(self) -> None:
-        """Does nothing: there are no resources to release."""
+        """Does nothing: a session holds no resources."""

@@ -1,1 +1,1 @@
-"""Experiment configs, one a file, each with `get_config()`. Installed as `lenet_jax.experiments`."""
+"""Experiment configs, one per file, each with `get_config()`. Installed as `lenet_jax.experiments`."""

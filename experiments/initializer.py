@@ -1,8 +1,8 @@
-"""Why the sigmoid network stalls, and what frees it: every initializer with sigmoid and with tanh.
+"""Why the sigmoid network stalls, and which initializer trains it: every initializer, with sigmoid and with tanh.
 
 Command: lenet-jax run --config=experiments/initializer.py
-Cost: 3 minutes on two CPU cores that had other work as well.
-Result: experiments/results/initializer, and the README's *What the sigmoid needs*.
+Cost: 3 minutes on two CPU cores shared with other jobs.
+Result: experiments/results/initializer, and the README's table of initializers.
 """
 
 from ml_collections import ConfigDict

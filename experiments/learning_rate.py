@@ -1,9 +1,10 @@
-"""Which learning rate suits which arm of the quickstart: every arm at every rate, judged on a validation split.
+"""Which learning rate suits each arm of the quickstart? Every arm at every rate, judged on a validation split.
 
-The quickstart gives all its arms one learning rate. That is only fair if it suits them all, which this shows.
+The quickstart uses one learning rate for all its arms, which is fair only if the rate suits them all. This experiment
+checks that.
 
 Command: lenet-jax run --config=experiments/learning_rate.py
-Cost: 11 minutes on two CPU cores that had other work as well.
+Cost: 11 minutes on two CPU cores shared with other jobs.
 Result: experiments/results/learning_rate.
 """
 
@@ -13,7 +14,7 @@ from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """5 learning rates x 2 losses x 2 activations, 1,000 of the 5,000 training digits kept for validation."""
+    """5 learning rates x 2 losses x 2 activations; 1,000 of the 5,000 training digits are held out for validation."""
     config = base.get_config(arg)
     config.validation_size = 1000
     config.seeds = 4

@@ -1,6 +1,6 @@
-"""What the paper leaves open, or what fails when taken to the letter: one choice of `lenet5_1998` changed at a time.
+"""Choices that the paper leaves open, or that fail when followed to the letter: one change to `lenet5_1998` per arm.
 
-Judged on the last 10,000 training digits, never on the test set, after 8 passes over the other 50,000.
+Arms are judged on the last 10,000 training digits, never on the test set, after 8 epochs on the other 50,000.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_choices.py
 Cost: about half an hour on two CPU cores.
@@ -13,7 +13,7 @@ from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Four seeds each."""
+    """Four seeds per arm."""
     config = lenet5_1998.get_config(arg)
     config.store_predictions = False
     config.validation_size = 10000

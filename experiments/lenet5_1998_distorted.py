@@ -1,9 +1,9 @@
-"""LeNet-5 as in 1998 on distorted digits: nine of ten presentations are randomly moved, scaled, squeezed and sheared.
+"""LeNet-5 as in 1998 with random distortions: nine of ten presentations are translated, scaled, squeezed and sheared.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_distorted.py
 Cost: about 11 minutes on two CPU cores.
-Result: experiments/results/lenet5_1998_distorted, and docs/reproduction.md, which also says how the magnitudes were
-chosen.
+Result: experiments/results/lenet5_1998_distorted, and docs/reproduction.md, which also describes how the magnitudes
+were chosen.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`lenet5_1998` with distortions: the same seeds and as many presentations."""
+    """`lenet5_1998` with distortions: the same seeds and number of presentations."""
     config = lenet5_1998.get_config(arg)
     config.augmentation = "affine"
     return config

@@ -1,6 +1,6 @@
-"""The learning rates of `lenet5_1998_ingredients`, where 1998's has no meaning or another scale.
+"""Learning rates for the arms of `lenet5_1998_ingredients` where 1998's rate has no meaning or another scale.
 
-Judged on the last 10,000 training digits, never on the test set, after 3 passes over the other 50,000.
+Arms are judged on the last 10,000 training digits, never on the test set, after 3 epochs on the other 50,000.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_ingredient_rates.py
 Cost: about 9 minutes on two CPU cores.
@@ -13,7 +13,7 @@ from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Four seeds each."""
+    """Four seeds per arm."""
     config = lenet5_1998.get_config(arg)
     config.store_predictions = False
     config.validation_size = 10000

@@ -1,11 +1,11 @@
-"""What each ingredient of 1998 is worth: LeNet-5 as in 1998, with one of them replaced by its modern counterpart.
+"""The effect of each 1998 ingredient: LeNet-5 as in 1998, with one ingredient replaced by its modern counterpart.
 
-Eight passes, as for the choices; the error of all of them would fall a little further.
+Arms train for eight epochs, as in `lenet5_1998_choices`; with more epochs, all errors would decrease slightly.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_ingredients.py
 Cost: about half an hour on two CPU cores.
-Result: experiments/results/lenet5_1998_ingredients, and docs/reproduction.md, which also says how the learning rates
-were chosen.
+Result: experiments/results/lenet5_1998_ingredients, and docs/reproduction.md, which also describes how the learning
+rates were chosen.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Five seeds on all of MNIST, a row an ingredient."""
+    """Five seeds per arm on all of MNIST; one arm per ingredient."""
     config = lenet5_1998.get_config(arg)
     config.store_predictions = False
     config.epochs = 8

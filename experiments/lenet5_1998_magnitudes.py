@@ -1,6 +1,6 @@
-"""How strong distortions should be, which the paper doesn't say.
+"""How strong the distortions should be, which the paper does not specify.
 
-Judged on the last 10,000 training digits, never on the test set, after 13 passes over the other 50,000.
+Arms are judged on the last 10,000 training digits, never on the test set, after 13 epochs on the other 50,000.
 
 Command: lenet-jax run --config=experiments/lenet5_1998_magnitudes.py
 Cost: about 11 minutes on two CPU cores.
@@ -13,7 +13,7 @@ from lenet_jax.experiments import lenet5_1998_distorted
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Four seeds each."""
+    """Four seeds per arm."""
     config = lenet5_1998_distorted.get_config(arg)
     config.store_predictions = False
     config.validation_size = 10000

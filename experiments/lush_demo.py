@@ -1,8 +1,8 @@
 """The authors' later demonstration of LeNet-5, in their language Lush: squashed outputs with targets +-1 and MSE.
 
-It simplifies 1998's network: ten squashed outputs instead of RBF units, pixels from 0 to 2.55, and 3 x 10 passes at
-rates of 1e-4, 1e-5 and 1e-6, in the order of the data set. All else is as in `lenet5_1998`. The page of QMNIST reports
-0.82 % (+-0.2) for the demonstration.
+It simplifies the 1998 network: ten squashed outputs replace the RBF units, and pixels range from 0 to 2.55. It trains
+for 3 x 10 epochs at rates of 1e-4, 1e-5 and 1e-6, with the digits in the order of the data set. Everything else is as
+in `lenet5_1998`. The QMNIST page reports 0.82 % (+-0.2) for the demonstration.
 
 Command: lenet-jax run --config=experiments/lush_demo.py
 Cost: about a quarter of an hour on two CPU cores.

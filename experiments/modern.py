@@ -1,4 +1,4 @@
-"""How far LeNet-5's layer sizes get today: ReLU, max pooling, full connectivity, cross-entropy, Adam, distorted digits.
+"""LeNet-5's layer sizes with modern components: ReLU, max pooling, full connectivity, cross-entropy, Adam, distortions.
 
 Command: lenet-jax run --config=experiments/modern.py
 Cost: 22 minutes on two CPU cores.
@@ -11,7 +11,7 @@ from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One arm; its learning rate is chosen on 10,000 validation digits, then trains on all 60,000."""
+    """One arm: its learning rate is tuned on 10,000 validation digits; it then trains on all 60,000 digits."""
     config = base.get_config(arg)
     config.dataset = "mnist"
     config.activation = "relu"

@@ -1,6 +1,7 @@
-"""How far the specification gets as it stands: connection table, trainable subsampling, tanh, softmax, no distortions.
+"""The specification as it stands: connection table, trainable subsampling, tanh, softmax, no distortions.
 
-Cross-entropy with tanh is the best arm of `ablation.py`, whose learning rate it takes; here weight decay is tuned, too.
+Cross-entropy with tanh is the best arm of `ablation.py`. This experiment uses that arm's learning rate and tunes the
+weight decay.
 
 Command: lenet-jax run --config=experiments/specification.py
 Cost: 7 minutes on two CPU cores.
@@ -13,7 +14,7 @@ from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One arm; its weight decay is chosen on 10,000 validation digits, then trains on all 60,000."""
+    """One arm: its weight decay is tuned on 10,000 validation digits; it then trains on all 60,000 digits."""
     config = base.get_config(arg)
     config.dataset = "mnist"
     config.activation = "tanh"

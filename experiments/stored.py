@@ -1,7 +1,7 @@
-"""A run again, from its folder: the same config, the same seeds, the same errors on the same machine.
+"""A stored run, repeated from its folder: the same config, the same seeds, the same errors on the same machine.
 
 Command: lenet-jax run --config=experiments/stored.py:experiments/results/quickstart --workdir=runs/again
-Fields can be changed as those of any config, for one seed of a stored run: --config.first_seed=3 --config.seeds=1
+Fields can be overridden as in any config, for example to repeat one seed: --config.first_seed=3 --config.seeds=1
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from lenet_jax.run import files, folder
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The config of the run whose folder is `arg`. Fields that are newer than the run have their defaults."""
+    """The config of the run whose folder is `arg`. Fields added since that run have their defaults."""
     if not arg:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
-    # Runs that are older than test_curve evaluated the test images after each epoch.
+    # Runs from before test_curve existed evaluated the test images after each epoch.
     config.update({"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG))
     return config

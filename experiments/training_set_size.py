@@ -1,4 +1,4 @@
-"""Figure 6 of 1998: the error for 15,000, 30,000 and 60,000 training digits.
+"""Figure 6 of the 1998 paper: the error with 15,000, 30,000 and 60,000 training digits.
 
 Command: lenet-jax run --config=experiments/training_set_size.py
 Cost: about 19 minutes on two CPU cores.
@@ -11,7 +11,7 @@ from lenet_jax.experiments import lenet5_1998
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`lenet5_1998` on the first digits of the training set, 20 passes each."""
+    """`lenet5_1998` on the first digits of the training set, 20 epochs each."""
     config = lenet5_1998.get_config(arg)
     config.store_predictions = False
     config.sweep.train_size = (15000, 30000, 60000)

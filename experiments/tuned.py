@@ -1,7 +1,8 @@
-"""LeNet-5 with tanh and cross-entropy on 5,000 real digits, its learning rate tuned; the studies start from it.
+"""LeNet-5 with tanh and cross-entropy on 5,000 real digits, with a tuned learning rate: the base of the studies.
 
-Six learning rates, and up to three beyond an edge, are tried with three seeds on a validation split of 1,000 digits;
-the best trains anew on all 5,000 with 20 seeds of its own, and only that is tested.
+Each arm tries six learning rates, and up to three more beyond an edge of the grid, with three seeds on a validation
+split of 1,000 digits. New networks with 20 other seeds then train at the best rate on all 5,000 digits; only they are
+tested.
 
 Command: lenet-jax run --config=experiments/tuned.py
 """
@@ -12,7 +13,7 @@ from lenet_jax.experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One arm; studies add their axis."""
+    """One arm; each study adds its axis."""
     config = base.get_config(arg)
     config.activation = "tanh"
     config.loss = "cross_entropy"

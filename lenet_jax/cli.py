@@ -104,7 +104,8 @@ def parse(command: str, values: flags.FlagValues, argv: list[str]) -> list[str]:
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     rest = list(values([command, *argv])[1:])
     if values.help:
-        print(f"lenet-jax {command}\n\n{''.join(map(values.module_help, (__name__, arguments.__name__)))}\n\n{HELP}")
+        listed = "\n".join(map(values.module_help, (__name__, arguments.__name__)))
+        print(f"lenet-jax {command}\n\n{listed}\n\n{HELP}")
         sys.exit(0)
     return rest
 

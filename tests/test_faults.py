@@ -59,7 +59,7 @@ def command(workdir, arguments, *more):
 def first(arguments):
     """Python that is executed before the program."""
     # Worker processes whatever they gain, or a test would train for half a minute.
-    return "from lenet_jax import experiment; runner.WORTH_WORKERS = 0" if arguments is PAIR else ""
+    return "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0" if arguments is PAIR else ""
 
 
 def lenet_jax(workdir, arguments, *more, limit="", env=None):

@@ -1,7 +1,8 @@
-"""What a run costs, as a model: time, memory and disk against members. `devices.py` measures it; docs/scaling.md tells.
+"""Cost model of a run: time, memory and disk against members.
 
-Predictions are for one arm of M members on MNIST (60,000 + 10,000 images), 20 epochs, batches of 32, SGD with momentum,
-and the test images evaluated after each epoch (`test_curve`).
+`devices.py` makes the measurements, and docs/scaling.md presents the results. Predictions are for one arm of M members
+on MNIST (60,000 + 10,000 images): 20 epochs, batches of 32, SGD with momentum, and an evaluation of the test images
+after each epoch (`test_curve`).
 """
 
 import math
@@ -14,60 +15,63 @@ from lenet_jax.run import memory
 
 PARAMETERS = 60_850
 UNITS = 4704 + 1176 + 1600 + 400 + 120 + 84 + 10
-"""Outputs of all layers, C1 to the output, of one image."""
+"""Number of outputs of all layers, C1 to the output, for one image."""
 
 BLOCKED_UNITS, INPUTS = 20_246, 4_704
-"""Numbers that a sample's training keeps, as `blocked` computes it: fitted to what the compiler predicts."""
+"""Numbers stored per training sample by `blocked`, fitted to the compiler's prediction."""
 
 LARGEST = 120 * 400 * 4
-"""Bytes of the largest array of a member, C5's kernel."""
+"""Size in bytes of the largest array of a member, C5's kernel."""
 
 STATE = 2 * 4 * PARAMETERS + 8 + 4 + 4 + 2 * 4
-"""Bytes of a member's state: parameters, momentum, random key, two counts of updates, running loss and error."""
+"""Size in bytes of a member's state: parameters, momentum, random key, two step counts, running loss and error."""
 
 TRAINING_FLOP = 2 * task.training_multiply_adds()
-"""Of one training sample. A multiply-add is two."""
+"""FLOP per training sample; a multiply-add counts as two."""
 
 FORWARD_FLOP = 2 * sum(task.multiply_adds().values())
-"""Of one evaluated image."""
+"""FLOP per evaluated image."""
 
 TRAIN, TEST, EPOCHS, BATCH = 60_000, 10_000, 20, 32
 
 MEMBER_FLOP = EPOCHS * TRAIN * TRAINING_FLOP + ((EPOCHS + 1) * TEST + TRAIN) * FORWARD_FLOP
-"""Of one member's run: all passes; the test images after each and before the first; the training images at the end."""
+"""FLOP of one member's run: all epochs, the test images after each epoch and before the first, and the training images
+at the end."""
 
 METRIC_ROWS = 5 * (EPOCHS + 1) + 2 * EPOCHS + 5
-"""Rows of the metrics table of one member: test, running, train."""
+"""Rows per member in the metrics table: test, running, train."""
 
 SAMPLE_BYTES = 4 * 4 * UNITS + 8 * 4 * PARAMETERS // BATCH
-"""Bytes that a sample moves through an accelerator's memory, at least, if no layer is fused with the next: every output
-written and read, its gradient too; and a step's parameters: read forward, read backward, gradient written; then the
-optimizer reads gradient, momentum and parameters and writes the last two. In float32."""
+"""Lower bound on the bytes that a sample moves through an accelerator's memory if no layer is fused with the next.
+
+Each output and its gradient is written and read. In each step, the parameters are read forward and backward, and their
+gradient is written; the optimizer reads gradient, momentum and parameters and writes the last two. All in float32.
+"""
 
 PEAK, BANDWIDTH = 67e12, 3.35e12
-"""Of an H100 SXM, as published: float32 FLOP/s without tensor cores, and bytes/s."""
+"""Published values for an H100 SXM: float32 FLOP/s without tensor cores, and bytes/s."""
 
 ROOFLINE = min(PEAK / TRAINING_FLOP, BANDWIDTH / SAMPLE_BYTES)
-"""Samples x members per second and H100, at most."""
+"""Upper bound on samples x members per second for each H100."""
 
 KEPT = 3
-"""States on disk at most: two are kept while a third is written."""
+"""Largest number of states on disk: two are kept while a third is written."""
 
 CROWDING = 0.15
-"""By how much longer a pass takes for each further device on a core; fitted to 4 and 8 devices on two cores."""
+"""Relative increase in epoch time for each additional device per core, fitted to 4 and 8 devices on two cores."""
 
 DAY = 86_400.0
 
 
 class Machine(NamedTuple):
-    """A machine to predict for, as assumed. Bytes are free ones.
+    """An assumed machine to predict for. Sizes are free bytes.
 
     Attributes:
-      workers: cores that each train, or accelerators.
-      rate: samples x members per second of each; 0: as measured on a core.
-      device: memory for members on each accelerator; 0: they are in `host`.
+      workers: number of cores or accelerators that train.
+      rate: samples x members per second of each worker; 0: as measured on a core.
+      device: memory for members on each accelerator; 0: members are in `host`.
       host: memory of process 0.
-      disk: for the run folder.
+      disk: disk space for the run folder.
     """
 
     name: str
@@ -88,18 +92,18 @@ MEMBERS = (1_000, 10_000, 100_000, 1_000_000)
 
 
 class Prediction(NamedTuple):
-    """What a run needs. Seconds and bytes.
+    """Predicted needs of a run, in seconds and bytes.
 
     Attributes:
-      chunk: members that train together.
+      chunk: number of members that train together.
       train: seconds of training and evaluation.
-      save: seconds of one saving of one chunk.
-      device: on the fullest accelerator; 0 without one.
-      states: in process 0 while it saves a chunk; on a CPU in all processes.
-      predictions, metrics: in process 0 while it writes these tables.
-      disk: of checkpoints at most.
-      parquet: of the predictions table.
-      limit: what exceeds its machine, by how much, the worst first (time: a day); if nothing does, what takes longest.
+      save: seconds to checkpoint one chunk once.
+      device: bytes on the fullest accelerator; 0 without one.
+      states: bytes in process 0 while it saves a chunk; on a CPU, in all processes.
+      predictions, metrics: bytes in process 0 while it writes these tables.
+      disk: largest size of the checkpoints on disk.
+      parquet: size of the predictions table on disk.
+      limit: resources that exceed the machine (time: a day), with factors, worst first; if none, the longest phase.
     """
 
     chunk: int
@@ -115,7 +119,7 @@ class Prediction(NamedTuple):
 
 
 def epoch_seconds(point: dict[str, Any], base: dict[str, Any]) -> float:
-    """Of a measured point, from the FLOP/s of one core, which another point gives: all devices share the cores."""
+    """Predicted seconds per epoch of a point, from the speed of a core at the base point; devices share the cores."""
 
     def work(one: dict[str, Any]) -> float:
         used = min(one["devices"], one["members"])
@@ -126,45 +130,45 @@ def epoch_seconds(point: dict[str, Any], base: dict[str, Any]) -> float:
 
 
 def device_bytes(point: dict[str, Any]) -> float:
-    """Of a measured point, on all devices, as the compiler predicts them: images, members, one batch on each."""
+    """Modelled bytes of a point on all devices, to match the compiler's: images, members, and one batch per device."""
     used = min(point["devices"], point["members"])
     members = point["members_padded"] // used
     images = point["train_size"] * (32 * 32 + 4)
-    # Before and after an update, unless a device has one alone, which is updated in place.
+    # Before and after a step, unless a device has a single member, which is updated in place.
     states = members * STATE * (2 if members > 1 else 1)
-    # All values of a batch and what its blocks are cut from, as float32; the gradient, and two copies of it.
+    # All values of a batch and the inputs of its blocks, as float32; the gradient, and two copies of it.
     batch = (BLOCKED_UNITS + INPUTS) * 4 * point["batch_size"] + 3 * 4 * PARAMETERS
     return float(used * (images + states + batch))
 
 
 def base_of(results: dict[str, Any]) -> dict[str, Any]:
-    """The point that gives the speed of a core: as many devices as cores, and the fewest members."""
+    """The base point, which gives the speed of a core: one device per core, and the fewest members."""
     return next(point for point in results["points"] if point["devices"] == results["machine"]["cores"])
 
 
 def save_seconds(results: dict[str, Any], members: int) -> float:
-    """Of saving so many members: a constant and a share for every byte, from the smallest and the largest point."""
+    """Predicted seconds to save `members`: linear in their number, through the smallest and the largest point."""
     small, large = results["points"][0], results["large"]
     each = (large["save_seconds"] - small["save_seconds"]) / (large["members"] - small["members"])
     return small["save_seconds"] + each * (members - small["members"])
 
 
 def predict(results: dict[str, Any], checkpoint: dict[str, Any], machine: Machine, members: int) -> Prediction:
-    """What `members` need on a machine, from what was measured on this one."""
+    """Predicts the needs of `members` on a machine, from the measurements on this one."""
     large, tables = results["large"], results["tables"]
     core = checkpoint["samples_per_second"] / checkpoint["workers"]
     rate = machine.rate or core
     workers = min(machine.workers, members)
     train = math.ceil(members / workers) * MEMBER_FLOP / TRAINING_FLOP / rate
     room = machine.device * machine.workers if machine.device else machine.host
-    # As `memory.member_memory`: a CPU's memory holds what saving takes, too.
+    # As in `memory.member_memory`: a CPU's memory also holds what saving needs.
     most = int(room / 2 / (2 * STATE if machine.device else (2 + memory.SAVE_MEMORY_FACTOR) * STATE))
     chunk = math.ceil(members / math.ceil(members / most))
     # Several processes gather array by array, and each array is whole on every device.
     device = 2 * STATE * math.ceil(chunk / machine.workers) if machine.device else 0.0
     if machine.device and machine.workers > 1:
         device += LARGEST * chunk
-    # What writing takes; what was gathered; and on a CPU the members themselves.
+    # Memory for writing, the gathered states and, on a CPU, the members themselves.
     states = chunk * STATE * (large["save_peak_share"] + (1 if machine.device else 2))
     save = save_seconds(results, chunk)
     disk = STATE * (members + (KEPT - 1) * chunk) * large["disk_share"]
@@ -189,7 +193,7 @@ def predict(results: dict[str, Any], checkpoint: dict[str, Any], machine: Machin
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that leaves at least 1."""
+    """Formats seconds in the largest unit in which the value is at least 1."""
     for size, unit in ((DAY, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= size:
             return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
@@ -197,7 +201,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that leaves at least 1."""
+    """Formats bytes in the largest unit in which the value is at least 1."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if count >= unit:
             return f"{count / unit:.{1 if count < 10 * unit else 0}f} {name}"
@@ -205,12 +209,12 @@ def size(count: float) -> str:
 
 
 def measured_points(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """All, and the large one last."""
+    """All points, with the large one last."""
     return [*results["points"], results["large"]]
 
 
 def devices_block(results: dict[str, Any]) -> str:
-    """Measured and predicted on 1, 2, 4 and 8 devices."""
+    """Table of measured and predicted costs on 1, 2, 4 and 8 devices."""
     base = base_of(results)
     header = (
         "devices",
@@ -249,7 +253,7 @@ def devices_block(results: dict[str, Any]) -> str:
 
 
 def flops_block(results: dict[str, Any]) -> str:
-    """The arithmetic by layer, and what the compiler counts."""
+    """Table of the arithmetic by layer, and the compiler's count."""
     forward = task.multiply_adds()
     rows = [[name, f"{count:,}", f"{count * (2 if name == 'c1' else 3):,}"] for name, count in forward.items()]
     rows.append(["all", f"{sum(forward.values()):,}", f"{task.training_multiply_adds():,}"])
@@ -265,7 +269,7 @@ def flops_block(results: dict[str, Any]) -> str:
 
 
 def checkpoint_block(checkpoint: dict[str, Any]) -> str:
-    """The share of an epoch that saving takes."""
+    """Table of the time to save, as a fraction of an epoch."""
     header = ("members", "epoch, s", "snapshot, s", "save, s", "share of the epoch", "samples x members/s")
     row = [
         str(checkpoint["members"]),
@@ -279,7 +283,7 @@ def checkpoint_block(checkpoint: dict[str, Any]) -> str:
 
 
 def predictions_block(results: dict[str, Any], checkpoint: dict[str, Any]) -> str:
-    """A table for each machine."""
+    """Table of predictions for each machine."""
     header = (
         "members",
         "training",
@@ -306,7 +310,7 @@ def predictions_block(results: dict[str, Any], checkpoint: dict[str, Any]) -> st
 
 
 def tables_block(results: dict[str, Any]) -> str:
-    """Bytes a row of the two big tables."""
+    """Table of bytes per row of the two large tables."""
     header = ("table", "rows measured", "bytes a row in memory", "at the peak", "in Parquet")
     rows = [
         [name, f"{found['rows']:,}", *(f"{found[key]:.1f}" for key in ("held", "peak", "parquet"))]
@@ -316,7 +320,7 @@ def tables_block(results: dict[str, Any]) -> str:
 
 
 def blocks(results: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, str]:
-    """Name -> what stands between its marks in docs/scaling.md."""
+    """Name -> text between its marks in docs/scaling.md."""
     return {
         "devices": devices_block(results),
         "flops": flops_block(results),

@@ -1,9 +1,11 @@
-"""Whether the statistics of `lenet_jax.stats` hold what they promise, on simulated studies whose truth is known.
+"""Calibration of the statistics in `lenet_jax.stats`, measured on simulated studies with a known truth.
 
-- Coverage: how many of the 95 % intervals hold the truth: Student's of paired differences (`stats.contrasts`), the
-  expanded BCa bootstrap of an arm's mean (`stats.bootstrap_interval`), and plain BCa beside it.
-- Family-wise error: in how many studies without any difference one of six comparisons is significant after Holm.
-- Power: how many studies show the difference that `stats.detectable` says would be shown in 80 %.
+- Coverage: the fraction of 95 % intervals that contain the true value: Student's interval of paired differences
+  (`stats.contrasts`), the expanded BCa bootstrap of an arm's mean (`stats.bootstrap_interval`)
+  and, for comparison, plain BCa.
+- Family-wise error: the fraction of studies without any true difference in which at least one of six comparisons is
+  significant after Holm's correction.
+- Power: the fraction of studies that show the difference given by `stats.detectable`, which should be 80 %.
 
 Cost: about 5 minutes on one core.
 
@@ -32,34 +34,34 @@ from lenet_jax import stats
 RESULTS = Path(__file__).parents[1] / "results"
 
 SEEDS = (5, 10, 20)
-"""Seeds an arm, in coverage and power."""
+"""Numbers of seeds per arm, for coverage and power."""
 
 FAMILY_SEEDS = (10, 20)
 
 FAMILY = 6
-"""Comparisons of a study of 2 x 2 arms: three against the baseline, two main effects, an interaction."""
+"""Comparisons in a study of 2 x 2 arms: three against the baseline, two main effects, one interaction."""
 
 SIGNIFICANT = 1 - stats.CONFIDENCE
 
 IMAGES = 10_000
-"""In the test set that errors are counted on."""
+"""Number of images in the simulated test set."""
 
 CHUNK = 50
-"""Studies at once: permutation tests of more take gigabytes."""
+"""Number of studies computed at once: permutation tests of more need gigabytes."""
 
-STUDIES = flags.DEFINE_integer("studies", 2000, "Simulated studies of each setting.", lower_bound=1)
+STUDIES = flags.DEFINE_integer("studies", 2000, "Number of simulated studies per setting.", lower_bound=1)
 OUT = flags.DEFINE_string("out", str(RESULTS / "coverage"), "Folder for the results.")
 
 Progress = Callable[[int], object]
-"""Takes the number of studies that are done."""
+"""Callback that takes the number of newly completed studies."""
 
 
 class Normal(NamedTuple):
-    """Normal values; what a seed adds to all arms alike has half the variance.
+    """Normal values; a seed effect shared by all arms has half of the variance.
 
     Attributes:
-      means: of the arms.
-      std: of each arm.
+      means: means of the arms.
+      std: standard deviation of each arm.
     """
 
     means: tuple[float, ...]
@@ -77,11 +79,11 @@ class Normal(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Error rates on a test set: binomial counts around a rate that varies lognormally, in part alike in all arms.
+    """Error rates on a test set: binomial counts around a lognormal rate, part of whose variation all arms share.
 
     Attributes:
       rates: median rates of the arms.
-      shared, own: standard deviations of the rate's logarithm.
+      shared, own: standard deviations of the logarithm of the rate, across arms and within each arm.
     """
 
     rates: tuple[float, ...]
@@ -98,7 +100,7 @@ class Errors(NamedTuple):
         """Mean of the first arm; mean and standard deviation of the second arm minus the first."""
         first, second = self.rates[:2]
         mean, square = np.exp((self.shared**2 + self.own**2) / 2), np.exp(2 * (self.shared**2 + self.own**2))
-        variances = [  # of the rate, and of counting
+        variances = [  # variance of the rate, plus variance of counting
             rate**2 * (square - mean**2) + (rate * mean - rate**2 * square) / IMAGES for rate in (first, second)
         ]
         covariance = first * second * mean**2 * np.expm1(self.shared**2)
@@ -106,7 +108,7 @@ class Errors(NamedTuple):
 
 
 class Skewed(NamedTuple):
-    """The first arm is lognormal, and so is what the second one adds: skewness 1.75.
+    """A lognormal first arm and a lognormal difference to the second arm, with skewness 1.75.
 
     Attributes:
       sigma: standard deviation of both logarithms.
@@ -133,25 +135,25 @@ SETTINGS: dict[str, Setting] = {
     "errors of 1 % and 5 %": Errors((0.010, 0.050)),
     "skewed": Skewed(),
 }
-"""Two arms each, of which the second is compared with the first."""
+"""Settings with two arms each; the second is compared with the first."""
 
 REALISTIC = tuple(name for name in SETTINGS if name != "skewed")
-"""For which coverage is promised; the skewed one is there to see what breaks."""
+"""Settings for which coverage is promised; the skewed one shows where it fails."""
 
 EQUAL: dict[str, Setting] = {"normal": Normal((0.010,) * 4, 0.001), "errors of 1 %": Errors((0.010,) * 4)}
-"""Four arms without any difference."""
+"""Settings with four arms that do not differ."""
 
 
 def chunks(part: str, name: str, n: int, studies: int) -> Iterator[tuple[np.random.Generator, int]]:
-    """Generators of random numbers, one for each chunk of studies, and how many studies are in it."""
+    """Yields a random generator for each chunk of studies, and the number of studies in the chunk."""
     for number, start in enumerate(range(0, studies, CHUNK)):
-        # Of the names, so that a setting's numbers don't depend on which others there are.
+        # Seeded with the names, so that the numbers of a setting do not depend on the other settings.
         entropy = [zlib.crc32(part.encode()), zlib.crc32(name.encode()), n, number]
         yield np.random.default_rng(entropy), min(CHUNK, studies - start)
 
 
 def plain_bca(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean: BCa without the expansion of `stats.bootstrap_interval`."""
+    """95 % BCa interval of the mean, without the expansion of `stats.bootstrap_interval`."""
     result = scipy.stats.bootstrap(
         (values,), np.mean, confidence_level=stats.CONFIDENCE, n_resamples=stats.RESAMPLES, rng=0
     )
@@ -159,7 +161,7 @@ def plain_bca(values: np.ndarray) -> tuple[float, float]:
 
 
 def coverage(name: str, n: int, studies: int, done: Progress) -> dict[str, Any]:
-    """Shares of intervals that hold the truth, and how the arms correlate, in studies of n seeds."""
+    """Fractions of intervals that contain the true value, and the correlation of the arms, in studies of n seeds."""
     setting = SETTINGS[name]
     mean, difference, _ = setting.truth()
     held = {"paired_student": 0, "arm_bca_expanded": 0, "arm_bca_plain": 0}
@@ -181,14 +183,14 @@ def coverage(name: str, n: int, studies: int, done: Progress) -> dict[str, Any]:
 
 
 def family(cells: np.ndarray) -> list[np.ndarray]:
-    """The differences of a study of 2 x 2 arms, [4, seeds]: each arm's from the first, then the effects."""
+    """Differences in a study of 2 x 2 arms, [4, seeds]: of each arm from the first, then the effects."""
     table = {(place // 2, place % 2): values for place, values in enumerate(cells)}
     effects = stats.effects({"row": [0, 1], "column": [0, 1]}, table)
     return [*(cells[1:] - cells[0]), *(effect.differences for effect in effects)]
 
 
 def family_wise(name: str, n: int, studies: int, done: Progress) -> dict[str, Any]:
-    """Shares of studies without a difference that nevertheless show one, in any of the comparisons."""
+    """Fraction of studies without a true difference in which at least one comparison is significant."""
     corrected = uncorrected = 0
     for rng, count in chunks("family", name, n, studies):
         cells = EQUAL[name].draw(rng, (count, n)).swapaxes(0, 1)
@@ -209,19 +211,19 @@ def family_wise(name: str, n: int, studies: int, done: Progress) -> dict[str, An
 
 
 def apart(name: str, n: int) -> Setting:
-    """Two arms that differ by as much as n seeds would show in 80 % of studies."""
+    """Two arms that differ by the amount that n seeds show in 80 % of studies."""
     if name == "normal":
         first = Normal((0.010, 0.010), 0.001)
         return first._replace(means=(0.010, 0.010 + stats.detectable(n, first.truth()[2])))
     setting = Errors((0.010, 0.010))
-    for _ in range(100):  # more errors vary more
+    for _ in range(100):  # the variance grows with the error rate
         _, difference, std = setting.truth()
         setting = setting._replace(rates=(0.010, setting.rates[1] + (stats.detectable(n, std) - difference) / 2))
     return setting
 
 
 def power(name: str, n: int, studies: int, done: Progress) -> dict[str, Any]:
-    """Shares of studies that show the detectable difference: p < 0.05, and 0 outside of Student's interval."""
+    """Fractions of studies that show the detectable difference, by p < 0.05 and by a Student interval without 0."""
     setting = apart(name, n)
     shown = without_zero = 0
     for rng, count in chunks("power", name, n, studies):
@@ -243,7 +245,7 @@ def power(name: str, n: int, studies: int, done: Progress) -> dict[str, Any]:
 
 
 def simulate(studies: int) -> dict[str, Any]:
-    """All of it."""
+    """Runs all simulations."""
     jobs = [
         *(("coverage", coverage, name, n) for name in SETTINGS for n in SEEDS),
         *(("family_wise", family_wise, name, n) for name in EQUAL for n in FAMILY_SEEDS),
@@ -258,7 +260,7 @@ def simulate(studies: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The page: a table for each part."""
+    """Markdown page with a table for each part."""
     studies = results["studies"]
 
     def percent(share: float) -> str:

@@ -1,20 +1,20 @@
-"""What a run costs on 1, 2, 4 and 8 host devices, to check the model of `cost.py`, and docs/scaling.md with it.
+"""The cost of a run on 1, 2, 4 and 8 host devices, to check the model of `cost.py` and docs/scaling.md.
 
-Each point runs in a fresh process, with the engine that has all devices in one process (`population`), pinned to as
-many cores as it has devices if there are so many; on mnist10k with the network of `task.py`, batches of 32:
+Each point runs in a fresh process with the single-process engine (`population`), pinned to one core per device if there
+are enough cores. It uses mnist10k, the network of `task.py` and batches of 32. Measured are
 
 - seconds to compile all programs, without the persistent cache;
-- seconds of a part of a pass, here a whole pass of 4,000 images: the fastest within --seconds, after a first one;
-- by how many bytes the process grows meanwhile, and what the compiler predicts; its count of FLOPs and bytes;
-- seconds of a snapshot, of saving it with `checkpoints.Chunk` and of restoring it; bytes on disk.
+- seconds of an epoch of 4,000 images: the fastest within --seconds, after the first;
+- the growth of the process in bytes, the compiler's prediction of it, and the compiler's count of FLOPs and bytes;
+- seconds to take a snapshot, to save it with `checkpoints.Chunk` and to restore it; bytes on disk.
 
-Then a large population for a short pass, and the tables of many members, whose bytes a row are measured. With
---dataset=idx:FOLDER (all of MNIST) nothing but the share of an epoch that saving takes: 8 members, worker processes as
-experiments use them, medians of 4 epochs.
+Then a large population trains for a short epoch, and the bytes per row of the tables of many members are measured. With
+--dataset=idx:FOLDER (all of MNIST), the benchmark instead measures the fraction of an epoch spent on saving: 8 members,
+worker processes as in experiments, medians of 4 epochs.
 
-Cost: about 4 minutes on two cores, which nothing else may use meanwhile; with --dataset about 1 minute. A point during
-which other programs took more than 5 % of the processor is measured again, up to --attempts times, and the least
-disturbed one is kept; `others_percent` tells. The same command again then measures the disturbed points alone.
+Cost: about 4 minutes on two cores that must be otherwise idle; with --dataset, about 1 minute. If other programs use
+more than 5 % of the processor during a point (`others_percent`), it is measured again, up to --attempts times, and the
+least disturbed attempt is kept. Rerunning the same command then measures only the disturbed points.
 
     .venv/bin/python experiments/benchmarks/devices.py [--dataset=idx:FOLDER] [--out=FOLDER]
 
@@ -51,25 +51,25 @@ from lenet_jax.errors import InputError
 ROOT = Path(__file__).parents[2]
 BATCH = 32
 LARGE = 1000
-"""Members of the large population."""
+"""Number of members in the large population."""
 SHORT = 320
-"""Images of its pass."""
+"""Images in its epoch."""
 PATIENCE = 60.0
-"""Seconds that a point waits for other programs to leave the processor alone."""
+"""Longest time, in seconds, that a point waits for other programs to become idle."""
 REPEATS = 3
-"""Snapshots, savings and restorings at a point."""
+"""Number of snapshots, saves and restores per point."""
 
 DEVICES = flags.DEFINE_multi_integer("devices", [1, 2, 4, 8], "Host devices; repeat the flag.", lower_bound=1)
 MEMBERS = flags.DEFINE_multi_integer("members", [8, 64], "Members; repeat the flag.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 4.0, "Least time of a point's measured passes.", lower_bound=0.0)
-DATASET = flags.DEFINE_string("dataset", "", "Measure the share of saving on this data set instead, as idx:FOLDER.")
-ATTEMPTS = flags.DEFINE_integer("attempts", 4, "Times that a disturbed point is measured.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 4.0, "Minimum seconds of measured epochs per point.", lower_bound=0.0)
+DATASET = flags.DEFINE_string("dataset", "", "Measure the time of saving on this data set instead, as idx:FOLDER.")
+ATTEMPTS = flags.DEFINE_integer("attempts", 4, "Maximum number of measurements of a point.", lower_bound=1)
 OUT = flags.DEFINE_string("out", str(ROOT / "experiments" / "results" / "devices"), "Folder for the results.")
 DOC = flags.DEFINE_string("doc", str(ROOT / "docs" / "scaling.md"), "Page whose marked blocks are rewritten.")
 
 
 class Point(NamedTuple):
-    """What is run in one process; passes are repeated for `seconds` (0: one pass)."""
+    """A measurement that runs in one process; epochs are repeated for `seconds` (0: one epoch)."""
 
     devices: int
     members: int
@@ -78,33 +78,33 @@ class Point(NamedTuple):
 
 
 class Growth:
-    """By how many bytes this process grows from now on, at its peak (Linux)."""
+    """Peak growth of this process in bytes, from construction on (Linux)."""
 
     def __init__(self) -> None:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what compiling left free would be used again, and hide the growth
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        ctypes.CDLL(None).malloc_trim(0)  # memory freed by compiling would be reused and hide the growth
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self._before = psutil.Process().memory_info().rss
 
     def bytes(self) -> int:
-        """Until now."""
+        """Peak growth until now."""
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         assert found
         return int(found[1]) * 1024 - self._before
 
 
 def timed(function: Any, *arguments: Any) -> tuple[Any, float]:
-    """What a function returns, and its seconds."""
+    """Result of a function call, and its duration in seconds."""
     start = time.perf_counter()
     result = function(*arguments)
     return result, time.perf_counter() - start
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """Trains, saves and restores a population on so many devices of this process. For a fresh process."""
+    """Trains, saves and restores a population on `point.devices` devices. Call it in a fresh process."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: point.devices])
 
-    import jax  # only here: the main process runs no JAX
+    import jax  # imported here: the main process does not run JAX
 
     from lenet_jax import population
 
@@ -149,7 +149,7 @@ def measure(point: Point) -> dict[str, Any]:
 
 
 def saving(engine: Any, members: Any) -> dict[str, Any]:
-    """Seconds of snapshots, savings and restorings of a population, medians; bytes on disk, and in memory meanwhile."""
+    """Median seconds of snapshots, saves and restores of a population; bytes on disk, and in memory during a save."""
     from lenet_jax.run.checkpoints import STATES, Checkpoint, Chunk
 
     times: dict[str, list[float]] = {"snapshot_seconds": [], "save_seconds": [], "restore_seconds": []}
@@ -179,7 +179,7 @@ def saving(engine: Any, members: Any) -> dict[str, Any]:
 
 
 def measure_tables(kind: str) -> dict[str, Any]:
-    """Bytes a row of a table of many members, as a run makes and writes it. For a fresh process."""
+    """Bytes per row of a table of many members, as a run makes and writes it. Call it in a fresh process."""
     import pandas as pd
 
     from lenet_jax import evaluate as evaluation
@@ -213,7 +213,7 @@ def measure_tables(kind: str) -> dict[str, Any]:
     table = pd.concat([table], ignore_index=True)
     if kind == "metrics":
         table = table.sort_values(["epoch", "split", "metric", "seed"], kind="stable")
-    # As `runner.finish` puts all arms together.
+    # Combines all arms as `runner.finish` does.
     table = pd.concat([runner.labelled(table, arm)], ignore_index=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
@@ -225,7 +225,7 @@ def measure_tables(kind: str) -> dict[str, Any]:
 
 
 def measure_checkpoint(name: str) -> dict[str, Any]:
-    """The share of an epoch that saving takes, with worker processes. For a fresh process."""
+    """Fraction of an epoch spent on saving, with worker processes. Call it in a fresh process."""
     import jax
 
     from lenet_jax import population, train
@@ -236,7 +236,7 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     images = task.load(name).images
     recipe = task.recipe(BATCH, len(images.labels))
     parts = train.segments_for(recipe, count)
-    assert parts == 1, "a pass is one part"
+    assert parts == 1, "an epoch is one part"
     workers = min(population.cores(), count)
     rows: dict[str, list[float]] = {"epoch_seconds": [], "snapshot_seconds": [], "save_seconds": []}
     history = {f"test/{name}": np.zeros((1, count)) for name in ("loss", "error", "nll", "brier", "ece")}
@@ -263,16 +263,16 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """Processor seconds of everything on this machine but this process and its children that have ended."""
+    """Processor seconds of all programs on this machine, except this process and its terminated children."""
     times, own = psutil.cpu_times(), os.times()
     everything = times.user + times.nice + times.system
     return everything - own.user - own.system - own.children_user - own.children_system
 
 
 def fresh(function: Any, *arguments: Any) -> dict[str, Any]:
-    """Calls a function in a process of its own."""
+    """Calls a function in a fresh process, and repeats the call if other programs disturb it."""
     attempts: list[dict[str, Any]] = []
-    timing = function is not measure_tables  # bytes are the same on a busy machine
+    timing = function is not measure_tables  # sizes do not depend on the load
     while len(attempts) < (ATTEMPTS.value if timing else 1):
         deadline = time.monotonic() + PATIENCE * timing
         while machine.busy().total > machine.BUSY_PERCENT and time.monotonic() < deadline:
@@ -293,16 +293,16 @@ def fresh(function: Any, *arguments: Any) -> dict[str, Any]:
 
 
 class Partial:
-    """Points that are measured already: a command that was stopped goes on, and disturbed points are measured again."""
+    """Points measured so far: an interrupted command resumes, and disturbed points are measured again."""
 
     def __init__(self, path: Path, where: dict[str, Any]) -> None:
-        """What a file holds, if it is of the same machine and versions."""
+        """Reads the points from a file, if it is from the same machine and versions."""
         self._path, self._held = path, {"where": where, "points": {}}
         if path.exists() and (held := json.loads(path.read_text()))["where"] == where:
             self._held = held
 
     def fresh(self, function: Any, point: Point) -> dict[str, Any]:
-        """`fresh`, unless the point is there."""
+        """Stored result of a point, or `fresh` if there is none."""
         key, points = repr(tuple(point)), self._held["points"]
         if key not in points:
             points[key] = found = fresh(function, point)
@@ -313,12 +313,12 @@ class Partial:
         return points[key]
 
     def done(self) -> None:
-        """Forgets all, when nothing is left to be measured again."""
+        """Deletes the file, once no point needs another measurement."""
         self._path.unlink(missing_ok=True)
 
 
 def rewrite(page: Path, blocks: dict[str, str]) -> None:
-    """Puts each block between its marks."""
+    """Replaces the text between the marks of each block."""
     text = page.read_text()
     for name, block in blocks.items():
         text = re.sub(
@@ -331,14 +331,12 @@ def main(argv: list[str]) -> None:
     """Measures, writes the results, and rewrites the page."""
     machine.flags_only(argv)
     if not DATASET.value and machine.cores() not in DEVICES.value:
-        sys.exit(
-            f"devices.py: --devices: {DEVICES.value} lacks {machine.cores()}, the cores, which tell the speed of one"
-        )
+        sys.exit(f"devices.py: --devices: {DEVICES.value} must include {machine.cores()}, the number of cores here")
     header = machine.header()
     out = Path(OUT.value)
     try:
         if DATASET.value:
-            datasets.load(DATASET.value)  # refuses what can't be read, in one line
+            datasets.load(DATASET.value)  # reports unreadable data in one line
             results = header | fresh(measure_checkpoint, DATASET.value)
             name, table = "checkpoint", cost.checkpoint_block(results)
         else:

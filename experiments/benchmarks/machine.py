@@ -1,4 +1,4 @@
-"""What was measured on: the machine, the versions, how busy it was, and how fast it multiplies matrices."""
+"""Description of the machine: hardware, versions, load, and the speed of a matrix product."""
 
 import datetime
 import importlib.metadata
@@ -22,11 +22,11 @@ MATRIX = 2048
 """Rows and columns of the matrices."""
 
 BUSY_PERCENT = 5.0
-"""More than this, makes timings doubtful."""
+"""Load above which timings are unreliable."""
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -59,14 +59,14 @@ def describe() -> dict[str, Any]:
 
 
 class Busy(NamedTuple):
-    """How busy all cores are while this program waits, in percent: by everything, and by its own idle workers."""
+    """Load of all cores while this program waits, in percent: in total, and from its own idle workers."""
 
     total: float
     own: float
 
 
 def busy(seconds: float = 1.0) -> Busy:
-    """Waits so long and looks."""
+    """Measures the load over `seconds`."""
     workers = psutil.Process().children(recursive=True)
     before = sum(sum(worker.cpu_times()[:2]) for worker in workers)
     total = psutil.cpu_percent(interval=seconds)
@@ -75,30 +75,30 @@ def busy(seconds: float = 1.0) -> Busy:
 
 
 def warn_if(busy: Busy) -> None:
-    """Says on stderr that something else uses the processor."""
+    """Warns on stderr if other programs use the processor."""
     if busy.total > BUSY_PERCENT:
         print(
             f"warning: the processor is {busy.total:.0f} % busy ({busy.own:.0f} % by this program's idle workers) "
-            "before anything is timed: timings will be wrong",
+            "before any timing: timings will be wrong",
             file=sys.stderr,
         )
 
 
 def header() -> dict[str, Any]:
-    """`describe`, and how busy the processor is before anything is timed, which is warned of."""
+    """`describe`, and the load before any timing, with a warning if it is high."""
     found = busy()
     warn_if(found)
     return {**describe(), "busy_percent_before": found.total}
 
 
 def flags_only(argv: Sequence[str]) -> None:
-    """Ends a program that was given anything but flags."""
+    """Exits if the command line has arguments other than flags."""
     if argv[1:]:
         sys.exit(f"{Path(argv[0]).name} takes flags only, not {argv[1]!r}")
 
 
 def flops_of(multiply: Any, seconds: float) -> float:
-    """Floating-point operations a second of a matrix product: the median over repetitions."""
+    """Floating-point operations per second of a matrix product, as the median over repetitions."""
     times = []
     multiply()
     deadline = time.perf_counter() + seconds
@@ -110,8 +110,8 @@ def flops_of(multiply: Any, seconds: float) -> float:
 
 
 def jax_matrix_product(seconds: float) -> float:
-    """FLOP/s of a float32 matrix product in JAX, on all cores. For a fresh process."""
-    import jax  # only here: the benchmark's main process runs no JAX, nor the next function's
+    """FLOP/s of a float32 matrix product in JAX, on all cores. Call it in a fresh process."""
+    import jax  # imported here: neither the benchmark's main process nor the next function's may run JAX
 
     matrix = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
     product = jax.jit(lambda a: a @ a)
@@ -119,7 +119,7 @@ def jax_matrix_product(seconds: float) -> float:
 
 
 def torch_matrix_product(seconds: float) -> float:
-    """FLOP/s of a float32 matrix product in PyTorch, on all cores. For a fresh process."""
+    """FLOP/s of a float32 matrix product in PyTorch, on all cores. Call it in a fresh process."""
     import torch
 
     matrix = torch.randn(MATRIX, MATRIX)

@@ -1,4 +1,4 @@
-"""The arrangement that the others are compared with: lenet_jax, as an experiment trains on a CPU."""
+"""The reference arrangement: lenet_jax, trained as an experiment trains on a CPU."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ from lenet_jax.run.workers import Workers
 
 
 def configure() -> None:
-    """As an experiment calls it; its checks run here, the training in worker processes."""
+    """Configures JAX as an experiment does. Checks run in this process, training runs in worker processes."""
     population.configure()
 
 
@@ -39,7 +39,7 @@ def unflatten(weights: Weights) -> Params:
 
 
 def reference(images: Task, batch_size: int) -> tuple[Weights, Outcome]:
-    """Weights, and what one update of them on the first images must give: from the specification, `model.forward`."""
+    """Weights, and the expected outcome of one step on the first images, from the specification (`model.forward`)."""
     params = model.init(jax.random.key(0), task.ARCHITECTURE)
     batch, labels = images.images.take(jnp.arange(batch_size))
 
@@ -63,7 +63,7 @@ class Session:
         self.crowd = self.workers.create(range(members), hyper, images.images, self.recipe)
 
     def check(self, weights: Weights) -> Outcome:
-        """One update of these weights on the first images."""
+        """One step from these weights on the first images."""
         hyper = Hyperparameters(**{name: jnp.float32(value[0]) for name, value in task.hyperparameters(1).items()})
         params = unflatten(weights)
         state = train.init(jnp.uint32(0), hyper, self.recipe)
@@ -80,11 +80,11 @@ class Session:
         return Outcome(float(metrics.loss), flatten(gradient), flatten(state.params))
 
     def warm_up(self, seconds: float) -> Window:
-        """One epoch: the unit that is timed."""
+        """One epoch, the unit that is timed."""
         return self.train(0)
 
     def train(self, seconds: float) -> Window:
-        """Whole epochs for at least so long."""
+        """Trains whole epochs for at least `seconds`."""
         epochs, start = 0, time.perf_counter()
         while not epochs or time.perf_counter() - start < seconds:
             metrics = self.workers.train_segment(self.crowd)

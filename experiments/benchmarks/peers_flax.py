@@ -1,14 +1,14 @@
-"""The Flax Linen peers: vmapped over seeds, with a compiled step called from a loop, or in a scan over steps.
+"""The Flax Linen peers: vmapped over seeds, with a jitted step called from a Python loop or inside a scan.
 
-Written as Flax's documentation recommends (nn.compact modules, optax, one jitted step, donated state), on JAX's normal
-single CPU device with XLA's own threads. Where there was a choice, the faster one that was measured:
+The code follows Flax's documentation (nn.compact modules, optax, one jitted step, donated state), on JAX's default
+single CPU device with XLA's own threads. Where there was a choice, it uses the alternative that was measured faster:
 
-- C3's table: nn.Conv's own `mask` over a full 6 -> 16 convolution. Three grouped convolutions (3, 4 and 6 inputs a map)
-  took 2 to 300 times as long.
-- The images lie on the device, and a batch is gathered inside the compiled step.
-- A single member isn't vmapped.
-- The loop waits for results only now and then (at least every epoch), so that calls overlap with work.
-- No accuracy is computed, which lenet_jax does.
+- C3's table: nn.Conv's own `mask` over a full 6 -> 16 convolution. Three grouped convolutions (3, 4 and 6 inputs per
+  map) took 2 to 300 times as long.
+- The images are on the device, and a batch is gathered inside the compiled step.
+- A single member is not vmapped.
+- The loop waits for results only occasionally (at least once per epoch), so that dispatch overlaps with computation.
+- The accuracy is not computed, although lenet_jax computes it.
 """
 
 import time
@@ -28,10 +28,10 @@ from lenet_jax.layers import connections
 from lenet_jax.model import C3_TABLE
 
 CHECKED_MEMBERS = 2
-"""The scan's step is checked with no more members than this: compiling it once more for each would take long."""
+"""Largest number of members for which the step of the scan is checked; compiling it for more would take long."""
 
 PIECES = 4
-"""The loop waits for its results so many times in a timed window."""
+"""Number of times that the loop waits for its results in a timed window."""
 
 MAPS, SOURCES = connections(C3_TABLE)
 MASK = np.zeros((5, 5, 6, 16), np.float32)
@@ -40,15 +40,15 @@ MASK[:, :, SOURCES, MAPS] = 1
 OPTIMIZER = optax.sgd(task.LEARNING_RATE, momentum=task.MOMENTUM)
 
 State = tuple[Any, optax.OptState]
-"""Parameters and the optimizer's state."""
+"""Parameters and optimizer state."""
 
 
 def configure(scan: bool = False) -> None:
-    """JAX as it is."""
+    """Does nothing: JAX keeps its defaults."""
 
 
 class Subsampling(nn.Module):
-    """S2 or S4: coefficient x average + bias, one of each a map."""
+    """S2 or S4: coefficient x average + bias, with one coefficient and one bias per map."""
 
     @nn.compact
     def __call__(self, maps: Array) -> Array:
@@ -74,7 +74,7 @@ class LeNet5(nn.Module):
 
 
 def to_flax(weights: Weights) -> dict[str, Any]:
-    """Weights of lenet_jax -> variables of `LeNet5`. A 1 stands where C3 has no connection: it must not matter."""
+    """Weights of lenet_jax -> variables of `LeNet5`. Weights of missing C3 connections are 1: they must not matter."""
     c3 = np.ones((5, 5, 6, 16), np.float32)
     c3[:, :, SOURCES, MAPS] = np.moveaxis(weights["c3.kernel"], 0, -1)
     kernels = {
@@ -103,13 +103,13 @@ def from_flax(variables: Any) -> dict[str, np.ndarray]:
 
 
 def init(key: Array) -> State:
-    """One member's start."""
+    """Initial state of one member."""
     variables = LeNet5().init(key, jnp.zeros((1, 32, 32, 1)))
     return variables, OPTIMIZER.init(variables)
 
 
 def step(state: State, images: Array, labels: Array, places: Array) -> tuple[State, Array]:
-    """One member's update on the images at these places; the loss before it."""
+    """One step of one member on the images at the given indices: the new state, and the loss before the step."""
     variables, optimizer = state
 
     def objective(variables: Any) -> Array:
@@ -122,12 +122,12 @@ def step(state: State, images: Array, labels: Array, places: Array) -> tuple[Sta
 
 
 def step_of(members: int) -> Any:
-    """`step` for all members: state and places have a leading axis of members, unless there is only one."""
+    """`step` for all members: with more than one, state and indices have a leading member axis."""
     return jax.vmap(step, in_axes=(0, None, None, 0)) if members > 1 else step
 
 
 def epoch_of(members: int) -> Any:
-    """A scan of `step_of(members)` over places [steps, (members,) batch]."""
+    """A scan of `step_of(members)` over indices [steps, (members,) batch]."""
 
     def epoch(state: State, images: Array, labels: Array, places: Array) -> tuple[State, Array]:
         return jax.lax.scan(lambda state, places: step_of(members)(state, images, labels, places), state, places)
@@ -136,7 +136,7 @@ def epoch_of(members: int) -> Any:
 
 
 def repeat(tree: Any, members: int) -> Any:
-    """The same for every member."""
+    """A copy of the tree for every member, stacked."""
     return jax.tree.map(lambda leaf: jnp.stack([leaf] * members), tree) if members > 1 else tree
 
 
@@ -144,7 +144,7 @@ class Session:
     """Members in training.
 
     Attributes:
-      steps: updates in one call of the compiled program (scan), or between two waits (loop).
+      steps: number of steps in one call of the compiled program (scan), or between two waits (loop).
     """
 
     def __init__(self, images: Task, batch_size: int, members: int, scan: bool = False) -> None:
@@ -155,26 +155,26 @@ class Session:
         keys = jax.random.split(jax.random.key(0), members)
         self.state = jax.jit(jax.vmap(init))(keys) if members > 1 else jax.jit(init)(keys[0])
         self.epoch_steps = len(images.labels) // batch_size
-        # A scan of one step would be compiled as no loop at all.
+        # A scan of one step would be compiled without a loop.
         self.steps = 2 if scan else 1
         self.program = jax.jit(step_of(members), donate_argnums=0)
         if scan:
             self.compile_scan()
 
     def compile_scan(self) -> None:
-        """Compiles the scan for the present number of steps."""
+        """Compiles the scan for the current number of steps."""
         arguments = (self.state, self.images, self.labels, self.places(self.steps))
         self.program = jax.jit(epoch_of(self.members), donate_argnums=0).lower(*arguments).compile()
 
     def places(self, steps: int) -> np.ndarray:
-        """Batches of each member's own random order: [steps, (members,) batch]."""
+        """Indices of batches, in each member's own random order: [steps, (members,) batch]."""
         count = len(self.labels)
         orders = [self.random.permutation(count)[: steps * self.batch_size] for _ in range(self.members)]
         places = np.stack(orders).astype(np.int32).reshape(self.members, steps, self.batch_size).swapaxes(0, 1)
         return np.ascontiguousarray(places if self.members > 1 else places[:, 0])
 
     def check(self, weights: Weights) -> Outcome:
-        """One update of these weights on the first images, of every member; the last one's is returned."""
+        """One step of every member from these weights on the first images; returns the outcome of the last member."""
         members = min(self.members, CHECKED_MEMBERS) if self.scan else self.members
         program = jax.jit(step_of(members)) if self.scan else self.program
         variables = jax.tree.map(jnp.asarray, to_flax(weights))
@@ -186,9 +186,9 @@ class Session:
         return Outcome(float(last(loss)), from_flax(last(gradient)), from_flax(last(variables)))
 
     def warm_up(self, seconds: float) -> Window:
-        """Chooses the number of steps so that a window holds several calls or waits, but no more than an epoch each."""
+        """Chooses the number of steps so that a window has several calls or waits, each of at most one epoch."""
         window = self.train(0)
-        for _ in range(2):  # the first call also touches fresh memory
+        for _ in range(2):  # the first call also allocates memory
             if window.seconds > seconds / PIECES:
                 return window
             window = self.train(0)
@@ -199,7 +199,7 @@ class Session:
         return self.train(0)
 
     def train(self, seconds: float) -> Window:
-        """Calls of the scan, or waits of the loop, for at least so long."""
+        """Trains for at least `seconds`, in whole calls of the scan or intervals between two waits of the loop."""
         rounds, start = 0, time.perf_counter()
         while not rounds or time.perf_counter() - start < seconds:
             places = self.places(self.steps)
@@ -212,4 +212,4 @@ class Session:
         return Window(samples, elapsed, float(np.asarray(loss).mean()))
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing: a session holds no resources."""

@@ -1,17 +1,17 @@
-"""The PyTorch peers: eager, compiled, and one process a core.
+"""The PyTorch peers: eager, compiled, and one process per core.
 
-Written as PyTorch's documentation recommends, and where there was a choice, the faster one that was measured on the
+The code follows PyTorch's documentation. Where there was a choice, it uses the alternative that was faster on the
 2-core machine of the published results:
 
 - C3's table: a full 6 -> 16 convolution whose weight is multiplied by a fixed mask. Three grouped convolutions (3, 4
-  and 6 inputs a map) do fewer multiply-adds and took 4 to 5 times as long.
+  and 6 inputs per map) do fewer multiply-adds and took 4 to 5 times as long.
 - channels_last: 5 to 10 % faster in eager mode, never slower.
 - SGD(fused=True): as fast as the default or up to 5 % faster; foreach=True made no difference.
-- The data are one tensor in memory; a batch is an index_select with a slice of a random permutation. DataLoader workers
-  would only add copies between processes.
-- torch.compile in its default mode on the function from images to loss; compiling the model alone, or the optimizer's
-  step too, was no faster.
-- No .item() in the loop: the loss stays a tensor. No accuracy is computed, which lenet_jax does.
+- Data: one tensor in memory; a batch is an index_select with a slice of a random permutation. DataLoader workers would
+  only add copies between processes.
+- torch.compile in its default mode, on the function from images to loss; compiling only the model, or also the
+  optimizer's step, was not faster.
+- No .item() in the loop: the loss stays a tensor. The accuracy is not computed, although lenet_jax computes it.
 """
 
 import time
@@ -33,13 +33,13 @@ MAPS, SOURCES = connections(C3_TABLE)
 
 
 def configure(threads: int = 0, compiled: bool = False, seed: int = 0) -> None:
-    """Sets the number of threads, where it isn't PyTorch's default."""
+    """Sets the number of threads; 0 keeps PyTorch's default."""
     if threads:
         torch.set_num_threads(threads)
 
 
 class Subsampling(nn.Module):
-    """S2 or S4: coefficient x average + bias, one of each a map."""
+    """S2 or S4: coefficient x average + bias, with one coefficient and one bias per map."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Subsampling(nn.Module):
 
 
 class TableConvolution(nn.Conv2d):
-    """C3: a convolution whose weights count only where the table has a connection."""
+    """C3: a convolution whose weights have an effect only where the table has a connection."""
 
     def __init__(self) -> None:
         super().__init__(6, 16, 5)
@@ -84,7 +84,7 @@ class LeNet5(nn.Module):
 
 
 def to_torch(weights: Weights) -> dict[str, np.ndarray]:
-    """Weights of lenet_jax -> a state of `LeNet5`. A 1 stands where C3 has no connection: it must not matter."""
+    """Weights of lenet_jax -> state of `LeNet5`. Weights of missing C3 connections are 1: they must not matter."""
     c3 = np.ones((16, 6, 5, 5), np.float32)
     c3[MAPS, SOURCES] = weights["c3.kernel"]
     return {
@@ -127,7 +127,7 @@ def from_torch(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 class Session:
-    """One network in training. Members would be trained one after another, at the same samples x members per second."""
+    """One network in training. Members would train one after another, at the same samples x members per second."""
 
     def __init__(
         self, images: Task, batch_size: int, members: int, threads: int = 0, compiled: bool = False, seed: int = 0
@@ -142,7 +142,7 @@ class Session:
         )
         self.loss = self.eager_loss
         if compiled:
-            # Each batch size is compiled as if it were the only one: a second shape would make the code more general.
+            # Each batch size is compiled from scratch: a second shape would make PyTorch generate more general code.
             torch._dynamo.reset()
             self.loss = torch.compile(self.eager_loss)
         self.order = torch.empty(0, dtype=torch.int64)
@@ -152,7 +152,7 @@ class Session:
         return functional.cross_entropy(self.model(images), labels)
 
     def step(self, places: Tensor) -> Tensor:
-        """One update on the images at these places."""
+        """One step on the images at the given indices."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(self.images.index_select(0, places), self.labels.index_select(0, places))
         loss.backward()
@@ -160,14 +160,14 @@ class Session:
         return loss
 
     def next_places(self) -> Tensor:
-        """The next batch of the epoch's random order."""
+        """Indices of the next batch in the epoch's random order."""
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(len(self.labels))
         places, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
         return places
 
     def check(self, weights: Weights) -> Outcome:
-        """One update of these weights on the first images, by the step that is timed."""
+        """One step from these weights on the first images, with the step function that is timed."""
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in to_torch(weights).items():
@@ -185,7 +185,7 @@ class Session:
         return self.train(0)
 
     def train(self, seconds: float) -> Window:
-        """Steps for at least so long."""
+        """Trains for at least `seconds`."""
         steps, start = 0, time.perf_counter()
         while not steps or time.perf_counter() - start < seconds:
             loss = self.step(self.next_places())
@@ -194,4 +194,4 @@ class Session:
         return Window(steps * self.batch_size, elapsed, loss.item())
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing: a session holds no resources."""

@@ -1,4 +1,4 @@
-"""Tables and plots of the benchmarks, from their results files."""
+"""Tables and plots of the benchmarks, made from their results files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 OURS = "lenet_jax"
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers and dashes tell them apart once more.
+# Okabe and Ito's colour-blind-safe colours; markers and dashes distinguish the lines as well.
 STYLES: dict[str, dict[str, Any]] = {
     OURS: {"color": "#D55E00", "marker": "o", "linewidth": 2.5, "zorder": 5},
     "torch": {"color": "#0072B2", "marker": "s"},
@@ -35,19 +35,19 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def short(number: float) -> str:
-    """Two digits or more, never an exponent."""
+    """Formats a number with at least two digits and no exponent."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
 
 def provenance(results: dict[str, Any]) -> str:
-    """A line that says where and when."""
+    """One line with the machine, the versions and the date."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     where = f"{results['machine']['processor']}, {results['machine']['cores']} cores"
     return f"{where}; {versions}; {results['date']}.\n"
 
 
 def throughput_table(results: dict[str, Any]) -> str:
-    """A table for each number of members: a row a batch size, a column an arrangement."""
+    """One table for each number of members, with a row per batch size and a column per arrangement."""
     settings = results["settings"]
     names = list(dict.fromkeys(row["arrangement"] for row in results["measurements"]))
     measured = {(m["arrangement"], m["batch_size"], m["members"]): m for m in results["measurements"]}
@@ -100,11 +100,11 @@ def throughput_table(results: dict[str, Any]) -> str:
 
 
 def throughput_summary(results: dict[str, Any]) -> str:
-    """A table for the README: lenet_jax beside the best PyTorch and the best Flax at each batch size."""
+    """Table for the README: lenet_jax, the best PyTorch and the best Flax arrangement at each batch size."""
     measured = results["measurements"]
     rows = []
     for count in results["settings"]["members"]:
-        # A process a core trains as many members as there are cores: a single one can't use it.
+        # One process per core trains as many members as there are cores, which does not apply to a single member.
         left_out = ("torch_processes", "torch_compile_processes") if count == 1 else ()
         for size in results["settings"]["batch_sizes"]:
             here = [
@@ -131,8 +131,8 @@ def throughput_summary(results: dict[str, Any]) -> str:
 
 
 def throughput_plot(results: dict[str, Any], path: Path) -> None:
-    """A panel for each number of members: samples x members per second over batch size."""
-    import matplotlib as mpl  # only here: worker processes import this module's caller, and don't plot
+    """Samples x members per second against batch size, with one panel for each number of members."""
+    import matplotlib as mpl  # imported here: worker processes import this module's caller but do not plot
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
@@ -148,7 +148,7 @@ def throughput_plot(results: dict[str, Any], path: Path) -> None:
             rows.sort(key=lambda row: row["batch_size"])
             rates = [row["samples_per_second"] for row in rows]
             axis.plot([row["batch_size"] for row in rows], rates, label=LABELS[name], **STYLES[name])
-            for row in rows:  # least and greatest round
+            for row in rows:  # slowest and fastest round
                 ends = [round["samples_per_second"] for round in row["rounds"]]
                 axis.vlines(row["batch_size"], min(ends), max(ends), color=STYLES[name]["color"], linewidth=1)
         axis.set(title=f"{count} member{'s' * (count > 1)}", xlabel="batch size", xscale="log", yscale="log")
@@ -183,7 +183,7 @@ POINT_HEADER = (
 
 
 def point_row(point: dict[str, Any]) -> list[str]:
-    """A point of the scaling benchmark."""
+    """Table row for a point of the scaling benchmark."""
     grown = point["grown_bytes"]
     return [
         f"{point['members']:,}",
@@ -204,7 +204,7 @@ MEMORY_NOTE = (
 
 
 def scaling_table(results: dict[str, Any]) -> str:
-    """A table for each axis, with its exponent, and one for many members."""
+    """One table for each axis, with its exponent, and one for many members."""
     text = ["# Scaling\n", provenance(results), MEMORY_NOTE]
     for axis, points in results["axes"].items():
         fitted = results["exponents"][axis]
@@ -218,15 +218,15 @@ def scaling_table(results: dict[str, Any]) -> str:
 
 
 def memory_table(results: dict[str, Any]) -> str:
-    """The point on a full data set."""
+    """Table for the point on a full data set."""
     point = results["full"]
     title = f"# {point['members']} members on {point['dataset']}: {point['images_in_memory']:,} images in memory\n"
     return "\n".join([title, provenance(results), MEMORY_NOTE, markdown(POINT_HEADER, [point_row(point)])])
 
 
 def scaling_plot(results: dict[str, Any], path: Path) -> None:
-    """Rows: seconds an epoch, with its fit; seconds to create; peak memory. Columns: the axes."""
-    import matplotlib as mpl  # only here, as above
+    """Plots seconds per epoch with its fit, seconds to create, and peak memory (rows) against each axis (columns)."""
+    import matplotlib as mpl  # imported here, as above
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt

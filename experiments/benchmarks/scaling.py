@@ -1,20 +1,20 @@
-"""What a population costs: time, compile time and memory against members, batch size and training-set size.
+"""The cost of a population: time, compile time and memory against members, batch size and training-set size.
 
 Measured on mnist10k with the network of `task.py`, one axis at a time around 8 members, batches of 32 and 4,000 images:
 
-- seconds an epoch and samples x members per second: `Workers.train_segment`, median over epochs after a first one;
+- seconds per epoch and samples x members per second of `Workers.train_segment`: the median over epochs after the first;
 - seconds of `Workers.create` without the persistent cache: starting JAX, compiling all programs, and initializing;
-- the peak of the resident sets of all processes, how much the workers' grew while they created and trained, and what
-  the compiler predicts for that.
+- the peak resident set size of all processes, its growth in the workers during creation and training, and the
+  compiler's prediction of that growth.
 
 Each point runs in fresh processes, so that its peak is its own. Exponents are fitted by least squares on logarithms:
-seconds of an epoch ~ axis^exponent; ideal are 1 for members (from the number of cores on) and for images, and at most 0
-for the batch size.
+seconds per epoch ~ axis^exponent. The ideal exponents are 1 for members (from the number of cores on) and for images,
+and at most 0 for the batch size.
 
-Then 1,000 members for one short epoch; and with --dataset=idx:FOLDER nothing but 64 members on that data set, all of
-its training images in memory, for one epoch of --samples of them.
+Then 1,000 members train for one short epoch. With --dataset=idx:FOLDER, the benchmark instead trains 64 members on that
+data set, with all its training images in memory, for one epoch of --samples images.
 
-Cost: about 3 minutes on two cores, which nothing else may use meanwhile.
+Cost: about 3 minutes on two cores that must be otherwise idle.
 
     .venv/bin/python experiments/benchmarks/scaling.py [--dataset=idx:FOLDER] [--out=FOLDER]
 
@@ -48,10 +48,10 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 THOUSAND = 1000
 SHORT_EPOCH = 320
-"""Images of the epoch of a thousand members."""
+"""Images per epoch for a thousand members."""
 
 FULL_MEMBERS = 64
-"""Members on the data set of --dataset."""
+"""Number of members that train on the data set of --dataset."""
 
 MEMBERS = flags.DEFINE_multi_integer("members", [1, 2, 4, 16, 64], "Members; repeat the flag.", lower_bound=1)
 BATCH_SIZES = flags.DEFINE_multi_integer(
@@ -61,20 +61,20 @@ TRAIN_SIZES = flags.DEFINE_multi_integer(
     "train_sizes", [500, 1000, 2000, 4000], "Images of mnist10k; repeat the flag.", lower_bound=1, upper_bound=4000
 )
 BASE = flags.DEFINE_list("base", ["8", "32", "4000"], "Members, batch size and images while another axis varies.")
-SECONDS = flags.DEFINE_float("seconds", 1.0, "Least time of a point's measured epochs.", lower_bound=0.0)
-MANY = flags.DEFINE_integer("many", THOUSAND, "Members of the short epoch; 0 leaves it out.", lower_bound=0)
+SECONDS = flags.DEFINE_float("seconds", 1.0, "Minimum seconds of measured epochs per point.", lower_bound=0.0)
+MANY = flags.DEFINE_integer("many", THOUSAND, "Number of members in the short epoch; 0 skips it.", lower_bound=0)
 DATASET = flags.DEFINE_string("dataset", "", f"Measure {FULL_MEMBERS} members on this data set instead, as idx:FOLDER.")
 SAMPLES = flags.DEFINE_integer("samples", 6400, "Images of the epoch on --dataset; 0: all.", lower_bound=0)
 OUT = flags.DEFINE_string("out", str(RESULTS / "scaling"), "Folder for the results.")
 
 
 class Point(NamedTuple):
-    """What is run in one process.
+    """A measurement that runs in one process.
 
     Attributes:
-      members, batch_size, train_size: the training; the epoch covers `train_size` images (0: all).
-      seconds: least time of the epochs measured after the first; 0: the first is the one.
-      dataset: a name for `datasets.load`. All of its training images are in memory.
+      members, batch_size, train_size: settings of the training; an epoch has `train_size` images (0: all).
+      seconds: minimum total time of the epochs measured after the first; 0: only the first epoch is measured.
+      dataset: data set name for `datasets.load`. All its training images are in memory.
     """
 
     members: int
@@ -85,21 +85,21 @@ class Point(NamedTuple):
 
 
 def resident_peaks(processes: Sequence[psutil.Process]) -> int:
-    """The sum of the processes' largest resident sets since their peaks were cleared, in bytes (Linux).
+    """Sum of the peak resident set sizes of the processes since their peaks were cleared, in bytes (Linux).
 
-    What they share, such as libraries, counts for each.
+    Shared memory, such as libraries, counts once per process.
     """
     total = 0
     for process in processes:
-        # Not getrusage: a child process would inherit its parent's peak.
+        # Not getrusage: a child process inherits its parent's peak.
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         total += int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
     return total
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """Creates and trains a population, as an experiment does on a CPU. For a fresh process."""
-    from lenet_jax import population  # only here: the main process runs no JAX
+    """Creates and trains a population, as an experiment does on a CPU. Call it in a fresh process."""
+    from lenet_jax import population  # imported here: the main process does not run JAX
     from lenet_jax.run.workers import Workers
 
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -113,7 +113,7 @@ def measure(point: Point) -> dict[str, Any]:
         children = psutil.Process().children()
         everyone = [psutil.Process(), *children]
         for process in children:
-            Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak starts anew
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # resets the peak
         before = resident_peaks(children)
 
         start = time.perf_counter()
@@ -149,7 +149,7 @@ def measure(point: Point) -> dict[str, Any]:
 
 
 def run(point: Point) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """Calls `measure` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
         result = pool.submit(measure, point).result()
     print(
@@ -163,9 +163,9 @@ def run(point: Point) -> dict[str, Any]:
 
 
 def exponent(points: list[dict[str, Any]], axis: str) -> float | None:
-    """Of seconds an epoch against the axis: the slope of log on log, by least squares. None for a single point.
+    """Exponent of seconds per epoch against an axis: the least-squares slope of log on log. None for a single point.
 
-    Points with fewer members than cores leave cores idle, and don't count.
+    Points with fewer members than cores leave cores idle and are excluded.
     """
     points = [point for point in points if point["members"] >= machine.cores()]
     if len(points) < 2:
@@ -175,7 +175,7 @@ def exponent(points: list[dict[str, Any]], axis: str) -> float | None:
 
 
 def sweep() -> dict[str, Any]:
-    """All three axes, and many members."""
+    """Measures all three axes, and the point with many members."""
     base = dict(zip(("members", "batch_size", "train_size"), map(int, BASE.value), strict=True))
     axes = {"members": MEMBERS.value, "batch_size": BATCH_SIZES.value, "train_size": TRAIN_SIZES.value}
     done: dict[Point, dict[str, Any]] = {}
@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
     out = Path(OUT.value)
     try:
         if DATASET.value:
-            datasets.load(DATASET.value)  # refuses what can't be read, in one line
+            datasets.load(DATASET.value)  # reports unreadable data in one line
             results = header | {"full": run(Point(FULL_MEMBERS, 32, SAMPLES.value, 0.0, DATASET.value))}
             name, table = "memory", report.memory_table(results)
         else:

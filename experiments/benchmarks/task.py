@@ -1,4 +1,4 @@
-"""What every arrangement of a benchmark trains, and how its answers are checked.
+"""The training task of the benchmarks, and the check of each arrangement's outcome.
 
 One network (tanh, C3's table of 60 connections, trainable subsampling, softmax), one loss (cross-entropy), one
 optimizer (SGD with momentum, constant learning rate), one data set (the first images of mnist10k, padded to 32 x 32,
@@ -18,16 +18,16 @@ from lenet_jax.train import Images, Recipe
 ARCHITECTURE = model.Architecture(activation="tanh", initializer="glorot")
 MOMENTUM = 0.9
 LEARNING_RATE = 0.001
-"""Small enough for batches of one image: numbers that overflow would be timed at another speed."""
+"""Small enough for batches of one image: arithmetic on overflowing numbers would have another speed."""
 
 LOSS_TOLERANCE = 1e-5
-"""Of the loss, relative."""
+"""Relative tolerance of the loss."""
 
 GRADIENT_TOLERANCE = 1e-4
-"""Of each parameter's gradient: norm of the difference / norm."""
+"""Relative tolerance of the gradient of each parameter: norm of the difference / norm."""
 
 UPDATE_TOLERANCE = 1e-6
-"""Of each parameter after the update, absolute."""
+"""Absolute tolerance of each parameter after the step."""
 
 Weights = Mapping[str, np.ndarray]
 """Parameters or gradients by name (``c1.kernel``), in the shapes of `lenet_jax.model.Params`."""
@@ -49,22 +49,22 @@ class Task(NamedTuple):
 
     @property
     def normalized(self) -> np.ndarray:
-        """What the network sees: float32 [N, 32, 32]."""
+        """Input of the network: float32 [N, 32, 32]."""
         return self.pixels.astype(np.float32) * np.float32(self.scale) + np.float32(self.shift)
 
     @property
     def images(self) -> Images:
-        """As lenet_jax takes them."""
+        """The same images, in the form that lenet_jax takes."""
         return Images(self.pixels, self.labels, np.float32(self.scale), np.float32(self.shift))
 
 
 class Window(NamedTuple):
-    """A timed stretch of training.
+    """A timed window of training.
 
     Attributes:
       samples: samples x members trained.
       seconds: wall time.
-      loss: of the last step or epoch, averaged over members: tells that numbers were finite.
+      loss: loss of the last step or epoch, averaged over members; shows that the numbers are finite.
     """
 
     samples: int
@@ -78,12 +78,12 @@ class Window(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One update of given weights on the first images, as an arrangement computes it.
+    """One step from given weights on the first images, as an arrangement computes it.
 
     Attributes:
-      loss: of the batch.
-      gradient: read off the momentum buffer, which holds nothing else after a first update.
-      updated: the weights after it.
+      loss: loss of the batch.
+      gradient: gradient, read from the momentum buffer, which holds nothing else after the first step.
+      updated: weights after the step.
     """
 
     loss: float
@@ -101,7 +101,7 @@ def load(name: str, train_size: int = 0) -> Task:
 
 
 def recipe(batch_size: int, train_size: int) -> Recipe:
-    """The training, as lenet_jax describes it."""
+    """The training recipe for lenet_jax."""
     return Recipe(
         architecture=ARCHITECTURE,
         loss=Loss("cross_entropy"),
@@ -114,13 +114,13 @@ def recipe(batch_size: int, train_size: int) -> Recipe:
 
 
 def hyperparameters(members: int) -> dict[str, Sequence[float]]:
-    """The same for every member, as `population.create` takes them."""
+    """Hyperparameters for `population.create`, the same for every member."""
     values = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "weight_decay": 0.0, "mu": 1.0}
     return {name: [value] * members for name, value in values.items()}
 
 
 def disagreement(outcome: Outcome, reference: Outcome) -> str:
-    """Where an outcome differs from the reference by more than the tolerances; empty if nowhere."""
+    """Differences from the reference that exceed the tolerances; empty if there are none."""
     faults = []
     difference = abs(outcome.loss / reference.loss - 1)
     if not difference <= LOSS_TOLERANCE:
@@ -137,7 +137,7 @@ def disagreement(outcome: Outcome, reference: Outcome) -> str:
 
 
 def multiply_adds() -> dict[str, int]:
-    """Multiply-adds of one image's forward pass by layer: its connections, of which subsampling has 4 a unit."""
+    """Multiply-adds of the forward pass of one image, by layer: its connections (4 per unit in subsampling)."""
     c1, c3 = len(model.C1_TABLE), len(model.C3_TABLE)
     connections3 = sum(map(len, model.C3_TABLE))
     return {
@@ -152,6 +152,9 @@ def multiply_adds() -> dict[str, int]:
 
 
 def training_multiply_adds() -> int:
-    """Of one training sample: forward, weight gradient and input gradient cost alike; C1 needs no input gradient."""
+    """Multiply-adds of one training sample.
+
+    The forward pass, weight gradient and input gradient cost the same; C1 needs no input gradient.
+    """
     forward = multiply_adds()
     return 3 * sum(forward.values()) - forward["c1"]

@@ -1,28 +1,29 @@
-"""Training throughput: lenet_jax beside PyTorch and Flax, in one run on one machine.
+"""Training throughput of lenet_jax, PyTorch and Flax, measured in one run on one machine.
 
-Measured: samples x members trained per second, for the same network, data, optimizer and batch size (see `task.py`), by
+The metric is samples x members trained per second, for the same network, data, optimizer and batch size (see
+`task.py`). The arrangements are
 
-- lenet_jax: `workers.Workers.train_segment`, a worker process a core, as an experiment trains on a CPU;
-- torch: PyTorch eager, all cores. Members train one after another, at the same samples x members per second: it is
-  measured once for each batch size and stands beside every number of members;
+- lenet_jax: `workers.Workers.train_segment`, with one worker process per core, as an experiment trains on a CPU;
+- torch: PyTorch eager, on all cores. Members train one after another, so the rate does not depend on their number: it
+  is measured once for each batch size and shown for every number of members;
 - torch_compile: the same, compiled by torch.compile in its default mode;
-- torch_processes: a PyTorch process of one thread for each core, each with a seed of its own, timed over the same
-  window; the sum. With one member only one process would have work; the figure still is the sum;
+- torch_processes: one single-threaded PyTorch process per core, each with its own seed, timed over the same window;
+  their rates are summed. With one member, only one process would have work, but the figure is still the sum;
 - torch_compile_processes: both;
 - flax_loop: Flax Linen vmapped over members, one jitted step called from a Python loop;
 - flax_scan: the same, inside `jax.lax.scan` over steps.
 
-`peers_torch.py` and `peers_flax.py` say how the peers are written and why so.
+`peers_torch.py` and `peers_flax.py` describe how the peers are written, and why.
 
-How: each arrangement lives in processes of its own, idle while others are timed. Before anything is timed, each must
-give the loss, the gradient and the update that the specification (`lenet_jax.model.forward`) gives from the same
-weights and images; otherwise the program stops. After a warm-up, rounds interleave the arrangements: A B C, A B C, ...
-A window lasts at least --seconds, and a whole call: an arrangement whose single call takes longer than --longest is
-timed once, in its warm-up. Ratios are taken pair by pair, within a round; tables show medians. Beside them stands the
-useful arithmetic (by the network's connections) as a fraction of the machine's float32 matrix product.
+Each arrangement has its own processes, which are idle while others are timed. Before any timing, each must reproduce
+the loss, the gradient and the step that the specification (`lenet_jax.model.forward`) gives for the same weights and
+images; otherwise the program stops. After a warm-up, rounds interleave the arrangements: A B C, A B C, ... A window
+lasts at least --seconds and at least one call. If a single call of an arrangement takes longer than --longest, it is
+timed once, in its warm-up. Ratios are computed within each round; tables show their medians. Tables also show the
+useful arithmetic (from the network's connections) as a fraction of the machine's float32 matrix product.
 
-Cost: about 20 minutes on two cores, which nothing else may use meanwhile: PyTorch's threads spin while they wait for
-each other, and lose far more than their share to other programs. Needs PyTorch: pip install 'lenet_jax[benchmarks]'.
+Cost: about 20 minutes on two cores that must be otherwise idle. PyTorch's threads spin while they wait for each other,
+and other programs slow them down disproportionately. Requires PyTorch: pip install 'lenet_jax[benchmarks]'.
 
     .venv/bin/python experiments/benchmarks/throughput.py [--out=FOLDER]
 
@@ -49,13 +50,13 @@ from workers import SPAWN, WorkerError, Workers
 
 
 class Arrangement(NamedTuple):
-    """A way to train.
+    """An implementation of the training, to be timed.
 
     Attributes:
-      module: with its `configure` and `Session`.
-      options: of both, for each of its processes.
-      vmapped: whether it trains a given number of members together; if not, it is measured once a batch size.
-      setup: seconds that preparing takes, roughly.
+      module: module with `configure` and `Session`.
+      options: keyword arguments of both, for each process.
+      vmapped: whether it trains a given number of members together; if not, it is measured once per batch size.
+      setup: approximate setup time, in seconds.
     """
 
     module: str
@@ -84,20 +85,20 @@ BATCH_SIZES = flags.DEFINE_multi_integer(
     "batch_sizes", [1, 32, 128, 512], "Batch sizes; repeat the flag.", lower_bound=1
 )
 MEMBERS = flags.DEFINE_multi_integer("members", [1, 8, 64], "Numbers of members; repeat the flag.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Windows of each arrangement.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 2.0, "A window's least length.", lower_bound=0.01)
-LONGEST = flags.DEFINE_float("longest", 20.0, "Time only once what takes so many seconds for a single call.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timed windows per arrangement.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 2.0, "Minimum length of a window, in seconds.", lower_bound=0.01)
+LONGEST = flags.DEFINE_float("longest", 20.0, "Time an arrangement once if a single call takes longer, in seconds.")
 TRAIN_SIZE = flags.DEFINE_integer("train_size", 4000, "Images of mnist10k to train on, at most 4000.", upper_bound=4000)
 PEERS = flags.DEFINE_list("arrangements", list(ARRANGEMENTS), f"Of {', '.join(ARRANGEMENTS)}; lenet_jax always runs.")
 OUT = flags.DEFINE_string("out", str(RESULTS / "throughput"), "Folder for the results.")
 
 
 class RefusalError(Exception):
-    """What the user can mend, in one line."""
+    """An error the user can fix, reported in one line."""
 
 
 class Measurement(NamedTuple):
-    """An arrangement at a batch size and a number of members (0: any), with a window for each round."""
+    """Timings of an arrangement at one batch size and number of members (0: any), with one window per round."""
 
     arrangement: str
     batch_size: int
@@ -111,7 +112,7 @@ class Measurement(NamedTuple):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """For the results file."""
+        """Entry for the results file."""
         rates = self.rates
         return {
             "arrangement": self.arrangement,
@@ -126,40 +127,42 @@ class Measurement(NamedTuple):
 
 
 def progress(message: str) -> None:
-    """A line on stderr."""
+    """Prints a line on stderr."""
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def joined(windows: list[Window]) -> Window:
-    """The windows of processes that started together: their rates add up."""
-    # The windows differ by part of a step. These seconds are such that samples / seconds is the sum of the rates.
+    """Combines the windows of processes that started together: their rates add up."""
+    # Windows differ in length by part of a step. The seconds make samples / seconds the sum of the rates.
     samples, rate = sum(window.samples for window in windows), sum(window.rate for window in windows)
     return Window(samples, samples / rate, sum(window.loss for window in windows) / len(windows))
 
 
 def prepare(name: str, workers: Workers, key: tuple[int, int], expected: Any, seconds: float) -> Window:
-    """Creates a session, checks it and warms it up. The window is of its last warm-up call.
+    """Creates a session, checks it and warms it up. Returns the window of the last warm-up call.
 
     Raises:
-      RefusalError: its loss, gradient or update isn't the specification's.
-      WorkerError: it doesn't run.
+      RefusalError: the loss, gradient or step differs from the specification.
+      WorkerError: the session does not run.
     """
     weights, outcome = expected
     workers.ask("create", key)
     for checked in workers.ask("check", key, weights):
         if fault := task.disagreement(checked, outcome):
             batch_size, members = key
-            raise RefusalError(f"{name} (batch size {batch_size}, {members} members) trains another network: {fault}")
+            raise RefusalError(
+                f"{name} (batch size {batch_size}, {members} members) violates the specification: {fault}"
+            )
     return joined(workers.ask("warm_up", key, seconds))
 
 
 def measure_batch_size(
     batch_size: int, everyone: dict[str, Workers], members: list[int], rounds: int, seconds: float, longest: float
 ) -> tuple[list[Measurement], machine.Busy, dict[str, str]]:
-    """All arrangements at one batch size.
+    """Measures all arrangements at one batch size.
 
     Returns:
-      The measurements, how busy the machine was while all were idle (percent), and what failed, by arrangement.
+      The measurements, the load while all arrangements were idle (percent), and failures by arrangement.
     """
     expected = everyone[OURS].ask("reference", None, batch_size)[0]
     measurements: dict[tuple[str, int], Measurement] = {}
@@ -200,13 +203,13 @@ def measure_batch_size(
 
 
 def ratios(measurements: list[Measurement], members: list[int]) -> list[dict[str, Any]]:
-    """How many times faster lenet_jax is than each peer: round by round, then the median, least and greatest."""
+    """Speed of lenet_jax relative to each peer: the ratio of each round, and their median, minimum and maximum."""
     rows = []
     ours = {(m.batch_size, m.members): m for m in measurements if m.arrangement == OURS}
     peers = [m for m in measurements if m.arrangement != OURS]
     for peer, count in itertools.product(peers, members):
         if peer.members in (0, count) and (peer.batch_size, count) in ours:
-            pairs = zip(ours[peer.batch_size, count].rates, peer.rates, strict=False)  # slow peers have one round
+            pairs = zip(ours[peer.batch_size, count].rates, peer.rates, strict=False)  # slow peers have a single round
             values = [mine / theirs for mine, theirs in pairs]
             rows.append(
                 {
@@ -230,13 +233,13 @@ def matrix_products(seconds: float) -> dict[str, float]:
 
 
 def estimate_minutes(names: list[str]) -> float:
-    """How long the whole run will take, roughly, on two cores."""
+    """Approximate duration of the whole run on two cores, in minutes."""
     total = 20.0
     for name in names:
         arrangement = ARRANGEMENTS[name]
         counts = MEMBERS.value if arrangement.vmapped else [1]
         for batch_size, count in itertools.product(BATCH_SIZES.value, counts):
-            # A window lasts one call at least: an epoch of all members (ours), two steps (Flax's scan).
+            # A window lasts at least one call: an epoch of all members (ours), two steps (Flax's scan).
             rate = 22_000 if batch_size == 1 else 50_000
             call = {OURS: TRAIN_SIZE.value * count / rate, "flax_scan": 2 * batch_size * count / 1_000}.get(name, 0.0)
             windows = 1 if call > LONGEST.value else 1 + ROUNDS.value
@@ -250,7 +253,7 @@ def results(
     busy: dict[int, machine.Busy],
     failures: dict[str, str],
 ) -> dict[str, Any]:
-    """All that is written to the results file."""
+    """Contents of the results file."""
     peak = max(max(product.values()) for product in products)
     operations = 2 * task.training_multiply_adds()
     rows = [measurement.summary for measurement in measurements]
@@ -301,7 +304,7 @@ def run(names: list[str], images: Task) -> dict[str, Any]:
 
 
 def refuse_bad_flags() -> None:
-    """Raises RefusalError for what can't be run."""
+    """Raises RefusalError for invalid flags."""
     unknown = set(PEERS.value) - set(ARRANGEMENTS)
     if unknown:
         raise RefusalError(f"--arrangements: {', '.join(sorted(unknown))} not in {', '.join(ARRANGEMENTS)}")

@@ -1,6 +1,6 @@
-"""Worker processes: every arrangement lives in its own, so that thread pools and settings don't disturb each other.
+"""Worker processes. Each arrangement has its own, so that thread pools and settings do not interfere.
 
-A worker waits for commands on a pipe, without using the processor, and keeps its sessions between them.
+A worker waits for commands on a pipe without using the processor, and keeps its sessions between commands.
 """
 
 import contextlib
@@ -16,25 +16,25 @@ from task import Task
 SPAWN = multiprocessing.get_context("spawn")
 
 PATIENCE = 900
-"""Seconds that the processes of one arrangement wait for each other at most."""
+"""Longest time, in seconds, that the processes of one arrangement wait for each other."""
 
 
 class WorkerError(RuntimeError):
-    """What went wrong in a worker, in one line."""
+    """An error in a worker, reported in one line."""
 
 
 def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, Any], images: Task) -> None:
-    """A worker's life: answers (command, session, arguments) until the pipe is closed or says None.
+    """Worker main loop: answers messages (command, session, arguments) until the pipe closes or sends None.
 
-    Commands: ``create`` (a session), ``drop`` (closes all sessions), ``train`` (once all processes of the arrangement
-    are there), any other method of the session, and functions of the module for session None.
+    Commands: ``create`` (a session), ``drop`` (closes all sessions), ``train`` (waits until all processes of the
+    arrangement are ready), any other method of the session, and, for session None, functions of the module.
 
     Args:
-      pipe: commands and answers.
-      barrier: of all processes of the arrangement.
+      pipe: connection for commands and answers.
+      barrier: barrier shared by all processes of the arrangement.
       module: `ours`, `peers_torch` or `peers_flax`.
-      options: of its `configure` and `Session`.
-      images: what is trained.
+      options: keyword arguments of its `configure` and `Session`.
+      images: the training images.
     """
     sessions: dict[tuple[int, int], Any] = {}
     peer = None
@@ -58,13 +58,13 @@ def serve(pipe: Connection, barrier: Barrier, module: str, options: dict[str, An
                     barrier.wait(PATIENCE)
                 answer = getattr(sessions[key], command)(*arguments)
             pipe.send((answer, ""))
-        except Exception as error:  # told to the parent, which decides
+        except Exception as error:  # reported to the parent, which decides
             lines = str(error).strip().splitlines() or [""]
             pipe.send((None, f"{type(error).__name__}: {lines[0]}"))
 
 
 def receive(pipe: Connection) -> Any:
-    """The next message; None also when the other end has gone."""
+    """The next message, or None if the other end has closed."""
     try:
         return pipe.recv()
     except EOFError:
@@ -72,18 +72,18 @@ def receive(pipe: Connection) -> Any:
 
 
 class Workers:
-    """The processes of one arrangement: one, or one a core."""
+    """The processes of one arrangement: one in total, or one per core."""
 
     def __init__(self, module: str, options: list[dict[str, Any]], images: Task) -> None:
-        """Starts a process for each of the options."""
-        self.barrier = SPAWN.Barrier(len(options))  # kept: it ends with its last reference in this process
+        """Starts one process for each element of `options`."""
+        self.barrier = SPAWN.Barrier(len(options))  # kept: it needs a reference in this process
         self.pipes, self.processes = [], []
         for option in options:
             here, there = SPAWN.Pipe()
             arguments = (there, self.barrier, module, option, images)
-            process = SPAWN.Process(target=serve, args=arguments)  # no daemon: it starts processes itself
+            process = SPAWN.Process(target=serve, args=arguments)  # not a daemon: it starts processes itself
             process.start()
-            there.close()  # so that the end of the process is the end of the pipe
+            there.close()  # so that the pipe closes when the process ends
             self.pipes.append(here)
             self.processes.append(process)
 
@@ -91,7 +91,7 @@ class Workers:
         """Sends a command to all processes at once and waits for their answers.
 
         Raises:
-          WorkerError: one of them failed.
+          WorkerError: a process failed.
         """
         try:
             for pipe in self.pipes:
@@ -107,9 +107,9 @@ class Workers:
     def close(self) -> None:
         """Ends the processes."""
         for pipe, process in zip(self.pipes, self.processes, strict=True):
-            with contextlib.suppress(OSError):  # it ended by itself
+            with contextlib.suppress(OSError):  # it has already ended
                 pipe.send(None)
             process.join(10)
             if process.is_alive():
-                print(f"ending process {process.pid}, which doesn't stop", file=sys.stderr)
+                print(f"terminating process {process.pid}, which did not stop", file=sys.stderr)
                 process.terminate()

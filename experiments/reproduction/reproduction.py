@@ -1,9 +1,9 @@
-"""The report of the reproduction: tables and figures of docs/reproduction.md and the README, from run folders.
+"""Report of the reproduction: tables and figures of docs/reproduction.md and the README, made from run folders.
 
 Command: make reproduction, which runs the experiments first; or, from the stored results,
 python experiments/reproduction/reproduction.py
-With --dataset, the very data that the runs were trained on, it also makes what needs the images: figure 8, and the
-effective rates of the first pass.
+With --dataset (the data that the runs were trained on), it also makes the parts that need the images: figure 8, and the
+effective rates of the first epoch.
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ ROOT = Path(__file__).parents[2]
 STORED, DOCS = ROOT / "experiments" / "results", ROOT / "docs"
 RATES = "effective_rates.json"
 
-# The numbers of LeCun et al. 1998, in percent; read off its figures 5 and 6, to about 0.03.
+# Numbers from LeCun et al. 1998, in percent; the curves are read from its figures 5 and 6, to within about 0.03.
 TEST_CURVE = [2.66, 2.24, 1.48, 1.43, 1.43, 1.09, 1.04, 1.07, 0.99, 0.96, 0.96, 0.99]
 TRAIN_CURVE = [4.90, 3.05, 1.77, 1.48, 1.22, 0.91, 0.78, 0.70, 0.57, 0.49, 0.47, 0.44, 0.41, 0.39]
 SIZES = {15000: (1.68, 0.05), 30000: (1.14, 0.31), 60000: (0.94, 0.35)}
 """Training digits -> test and training error."""
 DISTORTED = 0.82
 LENET4_REJECTS = (1.8, 0.5)
-"""Rejected, and error on the rest; the paper has none for LeNet-5."""
+"""Rejection rate, and error on the remaining digits; the paper reports none for LeNet-5."""
 TEST, TRAINING = 0.95, 0.35
 DEMONSTRATION = 0.82
-"""Of their Lush demonstration, says the page of QMNIST, +-0.2."""
+"""Error of the authors' Lush demonstration according to the QMNIST page, +-0.2."""
 COUNTS = (60_000, 340_908)
-"""Trainable numbers and connections."""
+"""Numbers of trainable parameters and connections."""
 EFFECTIVE_RATES = (7e-5, 0.016)
 
 UNCHANGED = "(unchanged)"
@@ -55,30 +55,30 @@ PAPER_STYLE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "markerf
 
 
 def percent(values: Mapping[str, Any]) -> str:
-    """A summary's mean and interval, in percent."""
+    """Mean and interval of a summary, in percent."""
     low, high = values["ci95"]
     return f"{100 * values['mean']:.2f} ({100 * low:.2f} - {100 * high:.2f})"
 
 
 def arm_of(run: Run, **axes: Any) -> dict[str, Any]:
-    """The arm with these values of the axes."""
+    """The arm with the given values of the axes."""
     found: dict[str, Any] = next(arm for arm in run.summary["arms"] if axes.items() <= arm["axes"].items())
     return found
 
 
 def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass that a config has."""
+    """Values of a config for the fields of a dataclass."""
     return {field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config}
 
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
-    """The error of the first arm less that of the second, seed by seed: mean and interval."""
+    """Mean and interval of the paired differences of the first arm minus the second."""
     contrast = stats.contrasts([np.subtract(first[metric]["per_seed"], second[metric]["per_seed"])])[0]
     return {"mean": contrast.mean, "ci95": [contrast.low, contrast.high]}
 
 
 def errors_table(runs: Path) -> str:
-    """The paper's figures against ours."""
+    """Table of the paper's errors and ours."""
     plain, distorted = arm_of(folder.load(runs / "lenet5_1998")), arm_of(folder.load(runs / "lenet5_1998_distorted"))
     sizes = folder.load(runs / "training_set_size")
     rows = [
@@ -104,7 +104,7 @@ def errors_table(runs: Path) -> str:
 
 
 def passes_table(runs: Path) -> str:
-    """Pass by pass."""
+    """Table of errors after each epoch."""
     run = folder.load(runs / "lenet5_1998")
     curves = [metrics.rows(run, metric) for metric in ("test_error", "running_error")]
     test, training = (100 * table.groupby("epoch").value.mean() for table in curves)
@@ -118,7 +118,7 @@ def passes_table(runs: Path) -> str:
 
 
 def counts_table(runs: Path) -> str:
-    """Trainable numbers and connections, computed from the architecture."""
+    """Table of trainable parameters and connections, computed from the architecture."""
     config = folder.load(runs / "lenet5_1998").config
     architecture = model.Architecture(**fields_of(model.Architecture, config))
     connections = model.connection_table(architecture)
@@ -129,7 +129,7 @@ def counts_table(runs: Path) -> str:
 
 
 def ingredients_table(runs: Path) -> str:
-    """What each ingredient does, against the same seeds with all of them."""
+    """Table of the effect of each ingredient, compared with the same seeds and all ingredients."""
     run = folder.load(runs / "lenet5_1998_ingredients")
     base = arm_of(run, replaced="nothing")
     rows = []
@@ -142,7 +142,7 @@ def ingredients_table(runs: Path) -> str:
 
 
 def choices_table(runs: Path) -> str:
-    """What was changed, against the same seeds with nothing changed, on the validation split."""
+    """Table of the effect of each change on the validation split, compared with the same seeds and no change."""
     run = folder.load(runs / "lenet5_1998_choices")
     base = arm_of(run, changed="nothing")
     rows = []
@@ -155,7 +155,7 @@ def choices_table(runs: Path) -> str:
 
 
 def validation_table(runs: Path, name: str) -> str:
-    """Every arm of a run on the validation split."""
+    """Table of the validation errors of every arm of a run."""
     run = folder.load(runs / name)
     rows = []
     for arm in run.summary["arms"]:
@@ -166,7 +166,7 @@ def validation_table(runs: Path, name: str) -> str:
 
 
 def rates_table(runs: Path) -> str:
-    """The effective rates of the first pass."""
+    """Table of the effective learning rates of the first epoch."""
     measured = files.read_json(runs / "lenet5_1998" / RATES)
     rows = [["paper, all weights", *(f"{rate:.1e}" for rate in EFFECTIVE_RATES)]]
     for layer, (low, high) in measured["layers"].items():
@@ -188,11 +188,11 @@ TABLES = {
 
 PAGE, README = DOCS / "reproduction.md", ROOT / "README.md"
 PAGES = {PAGE: tuple(TABLES), README: ("errors",)}
-"""Which tables stand where."""
+"""Page -> tables that it contains."""
 
 
 def fill(page: Path, runs: Path) -> str:
-    """The text of a page with its tables between their marks."""
+    """Text of a page, with its tables inserted between their marks."""
     text = page.read_text()
     for name in PAGES[page]:
         block = f"<!-- {name} -->\n{TABLES[name](runs)}<!-- /{name} -->"
@@ -203,7 +203,7 @@ def fill(page: Path, runs: Path) -> str:
 
 
 def curves(runs: Path, axes: Axes) -> Axes:
-    """Figure 5: error against passes."""
+    """Figure 5: error against epochs."""
     run = folder.load(runs / "lenet5_1998")
     shown = {"test": ("test_error", TEST_CURVE, "s"), "training, while training": ("running_error", TRAIN_CURVE, "o")}
     for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
@@ -250,7 +250,7 @@ def sizes(runs: Path, axes: Axes) -> Axes:
 
 
 def rejects(runs: Path, axes: Axes) -> Axes:
-    """Error on the rest against the share rejected."""
+    """Error on the remaining digits against the fraction rejected."""
     drawn = {}
     for name in ("lenet5_1998", "lenet5_1998_distorted"):
         run = folder.load(runs / name)
@@ -263,7 +263,7 @@ def rejects(runs: Path, axes: Axes) -> Axes:
 
 
 def ingredients(runs: Path, axes: Axes) -> Axes:
-    """Every seed of every row."""
+    """Errors of every seed of every arm."""
     run = folder.load(runs / "lenet5_1998_ingredients")
     final = {
         arm["axes"]["replaced"].replace("_", " ").replace("nothing", UNCHANGED): (
@@ -281,7 +281,7 @@ def ingredients(runs: Path, axes: Axes) -> Axes:
 
 
 def distorted_digits(runs: Path) -> Figure:
-    """Figure 7: a digit, and distortions of it as training sees them."""
+    """Figure 7: a digit, and distortions of it as used in training."""
     run = folder.load(runs / "lenet5_1998_distorted")
     fields = fields_of(distortions.Augmentation, run.config)
     augmentation = distortions.Augmentation(**fields | {"distorted_share": 1.0})
@@ -294,7 +294,7 @@ def distorted_digits(runs: Path) -> Figure:
 
 
 def misclassified_digits(runs: Path, dataset: datasets.Dataset) -> Figure:
-    """Figure 8: the test digits that most of the ten networks get wrong."""
+    """Figure 8: the test digits that most of the ten networks misclassify."""
     predictions = folder.load(runs / "lenet5_1998").predictions
     assert predictions is not None
     wrong = predictions[predictions.label != predictions.predicted]
@@ -307,7 +307,7 @@ def misclassified_digits(runs: Path, dataset: datasets.Dataset) -> Figure:
 
 
 def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
-    """Eta / (mu + h_kk) in the first pass, smallest and largest over all weights and seeds, by layer."""
+    """Smallest and largest eta / (mu + h_kk) in the first epoch, over all weights and seeds, by layer."""
     setting = dynamics.resolve({**run.config, "dataset": dataset_name, "sweep": ConfigDict()})
     of_seeds = [dynamics.numbers_by_layer(dynamics.effective_rates(setting, seed)) for seed in setting.seeds]
     together = {layer: np.concatenate([numbers[layer] for numbers in of_seeds]) for layer in of_seeds[0]}
@@ -318,7 +318,7 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the page with its tables, and the figures beside it."""
+    """Writes the pages with their tables, and the figures."""
     del arguments
     runs, out, name = Path(flags.FLAGS.runs), Path(flags.FLAGS.out), flags.FLAGS.dataset
     figures = out / "figures"
@@ -327,7 +327,7 @@ def main(arguments: list[str]) -> None:
     if name:
         run, dataset = folder.load(runs / "lenet5_1998"), datasets.load(name)
         if dataset.fingerprint != run.summary["dataset"]["fingerprint"]:
-            sys.exit(f"dataset: {name!r} is not what {run.folder} was trained on; allowed is the same data")
+            sys.exit(f"dataset: {name!r} is not the data that {run.folder} was trained on; use the same data")
         files.write_json(runs / "lenet5_1998" / RATES, effective_rates(run, name))
         analysis_figures.save(misclassified_digits(runs, dataset), figures / "figure_8.png")
     for file, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
@@ -343,7 +343,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("runs", str(STORED), "folder of the run folders")
+    flags.DEFINE_string("runs", str(STORED), "folder that contains the run folders")
     flags.DEFINE_string("out", str(DOCS), "folder for reproduction.md and figures/")
-    flags.DEFINE_string("dataset", None, "MNIST, as in --config.dataset, for what needs the images")
+    flags.DEFINE_string("dataset", None, "MNIST, as in --config.dataset, for the parts that need the images")
     app.run(main)

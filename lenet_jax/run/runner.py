@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
 from lenet_jax.errors import InputError, check_choice, listed
-from lenet_jax.run import checkpoints, files, folder, locks, trackers, tuning
+from lenet_jax.run import checkpoints, files, folder, locks, parts, trackers, tuning
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
 from lenet_jax.run.loop import Engine, RunContext
+from lenet_jax.run.parts import Definitions
 from lenet_jax.run.phases import ArmResult, arm_result, read_result, train_phase
 from lenet_jax.run.plan import ArmPlan, Phase, Plan
 from lenet_jax.run.progress import Progress, say
@@ -35,6 +36,7 @@ def run(
     command: str,
     tracker: str = "none",
     *,
+    experiment: Path | None = None,
     only_arm: str = "",
     fresh: bool = False,
     save_every: float = 10.0,
@@ -48,6 +50,8 @@ def run(
       workdir: the run folder. If it holds this config's run, finished, that run is returned and nothing is done.
       command: what the user typed, for the provenance.
       tracker: a key of `trackers.TRACKERS`, which follows every epoch.
+      experiment: the file that the config comes from. If it defines parts of its own, worker processes execute it, too,
+        and the run folder keeps a copy; without a file, such parts are trained in this process.
       only_arm: name or number, from 1, of the only arm to run; empty for all.
       fresh: whether to start again; what the folder holds is moved aside.
       save_every: seconds after which members in training are saved, see `checkpoints`.
@@ -70,6 +74,9 @@ def run(
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
     checkpoint_dir = workdir / folder.CHECKPOINTS
+    own = Definitions(parts.own_parts(arms), experiment)
+    if not fresh:
+        own.check_unchanged(workdir)
     if not fresh and folder.is_finished(workdir, resolved, defaults):
         say(f"{workdir} holds this run, already finished")
         checkpoints.prune_later(checkpoint_dir)
@@ -79,7 +86,8 @@ def run(
     with contextlib.ExitStack() as owning:
         population.configure(devices or None)
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
-        agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints}
+        environment |= own.describe()
+        agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "experiment": own.text}
         distributed.check_same(agreed | {"version": environment["versions"]})
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
         if distributed.primary():
@@ -90,6 +98,7 @@ def run(
                 owning.enter_context(locks.exclusive(stores[arm.name].folder, f"arm {arm.name!r}"))
             with locks.wait_turn(checkpoint_dir):
                 folder.create(workdir, resolved, defaults)
+                own.store(workdir)
         distributed.wait_visible(workdir / folder.CONFIG)
         if finished(workdir):
             return folder.load(workdir)
@@ -101,7 +110,7 @@ def run(
         with (
             contextlib.closing(tracked),  # also after an error: it marks an unfinished arm as failed
             Progress(len(arms), epochs, hidden=not distributed.primary()) as progress,
-            engine_for(plan, devices or population.cores(), at_once=bool(remaining)) as engine,
+            engine_for(plan, own, devices or population.cores(), at_once=bool(remaining)) as engine,
         ):
             context = RunContext(plan, stores, engine, progress, tracked, stop or Stop())
             for arm_plan in selected:
@@ -143,20 +152,22 @@ def now() -> str:
 
 
 @contextlib.contextmanager
-def engine_for(plan: Plan, cores: int, at_once: bool) -> Iterator[Engine]:
+def engine_for(plan: Plan, own: Definitions, cores: int, at_once: bool) -> Iterator[Engine]:
     """The fastest engine for a plan on this machine.
 
     It depends on the whole plan, finished arms too: engines differ by rounding, and a resumed run uses the same one.
 
     Args:
       plan: of the run.
+      own: parts that the experiment defines; worker processes need their file.
       cores: to be used.
       at_once: whether to start worker processes now; otherwise they start if damaged files make a phase train again.
     """
     members = max((phase.size for phase in plan.phases), default=0)
     samples = sum(phase.samples for phase in plan.phases)
-    if jax.default_backend() == "cpu" and jax.process_count() == 1 and members and samples >= WORTH_WORKERS:
-        with Workers(min(cores, members), at_once) as workers:
+    one_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1 and (not own.names or own.file)
+    if one_cpu and members and samples >= WORTH_WORKERS:
+        with Workers(min(cores, members), at_once, own.file) as workers:
             yield workers
     else:
         yield population
@@ -239,9 +250,9 @@ def finish(workdir: Path, context: RunContext) -> None:
                 tables[name].append(labelled(table, plan.arm))
     if not distributed.primary():
         return
-    for name, parts in tables.items():
-        if parts:
-            files.write_table(workdir / name, pd.concat(parts, ignore_index=True))
+    for name, frames in tables.items():
+        if frames:
+            files.write_table(workdir / name, pd.concat(frames, ignore_index=True))
     first, *later = checkpoints.read_attempts(checkpoint_dir)
     provenance = first | {"fingerprints": context.plan.fingerprints, "finished": now()}
     files.write_json(workdir / folder.PROVENANCE, provenance | ({"later_attempts": later} if later else {}))

@@ -1,0 +1,58 @@
+"""Registries: parts by name, to which an experiment file or a notebook may add its own.
+
+Adding a part is an assignment, such as ``ACTIVATIONS["gelu"] = jax.nn.gelu``; its name is then a value of the config
+field.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+
+from lenet_jax.errors import InputError
+
+Part = TypeVar("Part")
+
+REGISTRIES: dict[str, "Registry"] = {}  # type: ignore[type-arg]
+"""All registries by the config field whose values they are."""
+
+CACHES: list[Callable[[], None]] = [jax.clear_caches]
+"""Functions that forget compiled programs, which hold the functions that they were compiled from."""
+
+
+class Registry(dict[str, Part]):
+    """Parts by name: those of the package, which stay as they are, and a user's own.
+
+    >>> shapes = Registry("shape", {"round": abs})
+    >>> shapes["square"] = lambda x: x * x
+    >>> shapes["square"](3), shapes.own
+    (9, ['square'])
+    """
+
+    def __init__(self, field: str, shipped: Mapping[str, Part]) -> None:
+        """The registry of a config field, with the parts that the package ships."""
+        super().__init__(shipped)
+        self.field, self.shipped = field, frozenset(shipped)
+        REGISTRIES[field] = self
+
+    @property
+    def own(self) -> list[str]:
+        """Names of the parts that a user added."""
+        return [name for name in self if name not in self.shipped]
+
+    def __setitem__(self, name: str, part: Part) -> None:
+        """Adds a part, or replaces one that was added before.
+
+        Raises:
+          InputError: the name is not one word, belongs to a part of the package, or the part is not callable.
+        """
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InputError(f"{self.field}: {name!r} is not a name for a part; use one word of letters, digits and _")
+        if name in self.shipped and self[name] is not part:
+            raise InputError(f"{self.field}: {name!r} is a part of lenet_jax; give yours another name")
+        if not callable(part):
+            raise InputError(f"{self.field}: {name!r} must be a function, not {type(part).__name__}")
+        if self.get(name, part) is not part:
+            for forget in CACHES:
+                forget()
+        super().__setitem__(name, part)

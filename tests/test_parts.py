@@ -1,0 +1,240 @@
+"""A user's own parts: defined in an experiment file or a notebook, used without editing the package."""
+
+import json
+import shutil
+import signal
+import sys
+import textwrap
+import time
+
+import few_digits
+import jax
+import numpy as np
+import pandas as pd
+import programs
+import psutil
+import pytest
+
+import lenet_jax
+from lenet_jax import registry
+from lenet_jax.analysis import compare, dynamics, metrics
+from lenet_jax.errors import InputError
+from lenet_jax.evaluate import METRICS
+from lenet_jax.experiments import base
+from lenet_jax.initializers import INITIALIZERS
+from lenet_jax.layers import ACTIVATIONS
+from lenet_jax.losses import LOSSES
+from lenet_jax.optim import OPTIMIZERS, SCHEDULES
+from lenet_jax.run import parts, runner
+from lenet_jax.run import folder as run_folder
+from lenet_jax.run.arms import expand
+
+OWN = textwrap.dedent(
+    f"""
+    import jax
+    import jax.numpy as jnp
+
+    from lenet_jax import blocked, train
+    from lenet_jax.evaluate import METRICS
+    from lenet_jax.experiments import base
+    from lenet_jax.layers import ACTIVATIONS
+
+    ACTIVATIONS["gelu"] = jax.nn.gelu
+
+
+    def gradient_norm(state, images, recipe):
+        pixels, labels = images.take(jnp.arange(100))
+        gradient, _ = train.gradient_of(state.params, blocked.to_grid(pixels), labels, recipe)
+        return {{name: jnp.linalg.norm(getattr(gradient, name).kernel) for name in ("c1", "f6")}}
+
+
+    METRICS["gradient_norm"] = gradient_norm
+
+
+    def get_config(arg=None):
+        config = base.get_config()
+        config.dataset = {few_digits.DATASET!r}
+        config.validation_size = 200
+        config.train_size = 400
+        config.epochs = 6
+        config.seeds = 4
+        config.metrics = ("gradient_norm",)
+        config.sweep.activation = ("tanh", "gelu")
+        return config
+    """
+)
+
+WORKERS = "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0"
+"""Worker processes, however small the run."""
+
+NAMES = ["state_gradient_norm_c1", "state_gradient_norm_f6"]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """Each test starts and ends without parts of its own."""
+    yield
+    for table in registry.REGISTRIES.values():
+        for name in table.own:
+            del table[name]
+    for name in [name for name in sys.modules if name.startswith("lenet_jax_experiment_")]:
+        del sys.modules[name]
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with `mine.py` and its run, trained by worker processes without interruption."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "mine.py").write_text(OWN)
+    process = programs.start(["run", "--config=mine.py"], folder, folder / "whole.txt", before=WORKERS)
+    assert process.wait(300) == 0, (folder / "whole.txt").read_text()
+    return folder
+
+
+def test_own_parts_train_in_workers_and_end_in_metrics_and_comparisons(own):
+    run = run_folder.load(own / "runs/mine")
+    assert set(NAMES) <= set(metrics.names(run))
+    table = run.metrics[run.metrics.split == "state"]
+    assert sorted(table.epoch.unique()) == list(range(7)), "before training and after each epoch"
+    assert len(table) == 2 * 4 * 7 * 2
+    assert np.isfinite(table.value).all()
+    found = compare.compare_runs([run], NAMES[0])
+    assert [arm.arm for arm in found.arms] == ["activation=tanh", "activation=gelu"]
+    assert found.arms[0].mean != found.arms[1].mean
+    assert run.provenance["own_parts"] == {"activation": ["gelu"], "metrics": ["gradient_norm"]}
+    assert (own / "runs/mine/experiment.py").read_text() == OWN
+    shown = programs.run(["compare", "runs/mine", f"--metric={NAMES[1]}"], own)
+    assert shown.returncode == 0, shown.stderr
+    assert "gradient norm f6" in shown.stdout
+
+
+def test_a_killed_run_with_own_parts_resumes_to_the_same_numbers(own, tmp_path):
+    shutil.copy(own / "mine.py", tmp_path)
+    arguments = ["run", "--config=mine.py", "--config.epochs=6", "--save-every=0"]
+    process = programs.start(arguments, tmp_path, tmp_path / "output.txt", session=True, before=WORKERS)
+    states = tmp_path / "runs/mine/checkpoints/activation=gelu"
+    deadline = time.monotonic() + 200
+    while not [path for path in states.glob("tested-*/states/*") if path.name.isdigit()]:
+        assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.02)
+    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        child.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert not (tmp_path / "runs/mine/summary.json").exists()
+    changed = OWN.replace("jax.nn.gelu", "jax.nn.silu")
+    (tmp_path / "mine.py").write_text(changed)
+    refused = programs.run(arguments, tmp_path)
+    assert refused.returncode == 2
+    assert "experiment: 'mine.py' differs from" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    (tmp_path / "mine.py").write_text(OWN)
+    process = programs.start(arguments, tmp_path, tmp_path / "again.txt", before=WORKERS)
+    assert process.wait(300) == 0, (tmp_path / "again.txt").read_text()
+    whole, resumed = (pd.read_parquet(folder / "runs/mine/metrics.parquet") for folder in (own, tmp_path))
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+
+
+def test_networks_with_own_parts_need_their_file_by_name(own):
+    run = lenet_jax.load_run(own / "runs/mine")
+    with pytest.raises(InputError, match=r"activation: 'gelu' is defined in an experiment file; .*experiment="):
+        run.params("activation=gelu")
+    assert run.params("activation=tanh").f6.bias.shape == (4, 84)
+    run = lenet_jax.load_run(own / "runs/mine", experiment=own / "mine.py")
+    assert run.params("activation=gelu").f6.bias.shape == (4, 84)
+
+
+def test_classify_says_which_file_it_needs(own):
+    image = few_digits.save_digit(own / "digit.png")
+    arguments = ["classify", "runs/mine", image, "--arm=activation=gelu"]
+    refused = programs.run(arguments, own)
+    assert refused.returncode == 2
+    assert "--experiment=" in refused.stderr
+    shown = programs.run([*arguments, "--experiment=mine.py"], own)
+    assert shown.returncode == 0, shown.stderr
+    assert "digit.png" in shown.stdout
+    missing = programs.run([*arguments, "--experiment=gone.py"], own)
+    assert missing.returncode == 2
+    assert "experiment: 'gone.py' can't be" in missing.stderr
+
+
+def small_config(**fields):
+    config = base.get_config()
+    settings = {"dataset": few_digits.DATASET, "train_size": 200, "batch_size": 20, "epochs": 2, "seeds": 2, **fields}
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_parts_of_a_notebook_are_trained_in_its_process(tmp_path, monkeypatch):
+    """Other processes don't know them."""
+    monkeypatch.setattr(runner, "WORTH_WORKERS", 0)
+    monkeypatch.setattr(dynamics, "RUNS", tmp_path)
+    ACTIVATIONS["half_tanh"] = lambda a: jax.numpy.tanh(a) / 2
+    METRICS["step"] = lambda state, images, recipe: state.step
+    run = dynamics.run(small_config(activation="half_tanh", metrics=("step",), metrics_per_epoch=2), "own")
+    table = run.metrics[run.metrics.split == "state"]
+    assert table[table.seed == 0].value.tolist() == [0, 5, 10, 15, 20]
+    assert table[table.seed == 0].epoch.tolist() == [0, 0.5, 1, 1.5, 2]
+    assert not (tmp_path / "own/experiment.py").exists()
+
+
+@pytest.mark.parametrize("field", ["activation", "initializer", "loss", "optimizer", "schedule"])
+def test_every_kind_of_part_can_be_ones_own(field, tmp_path, monkeypatch):
+    """A part that is a copy of the default one, under another name, trains the same networks."""
+    monkeypatch.setattr(dynamics, "RUNS", tmp_path)
+    table = registry.REGISTRIES[field]
+    config = small_config()
+    shipped = getattr(config, field)
+    plain = dynamics.run(config, "plain")
+    table["mine"] = lambda *arguments: dict.__getitem__(table, shipped)(*arguments)
+    setattr(config, field, "mine")
+    own = dynamics.run(config, "own")
+    pd.testing.assert_frame_equal(plain.metrics, own.metrics)
+
+
+def test_a_part_that_is_defined_again_is_compiled_again(tmp_path, monkeypatch):
+    """As when a cell of a notebook is executed again."""
+    monkeypatch.setattr(dynamics, "RUNS", tmp_path)
+    found = []
+    for number, function in enumerate((jax.numpy.tanh, jax.nn.relu)):
+        ACTIVATIONS["mine"] = lambda a, function=function: function(a)
+        found.append(dynamics.run(small_config(activation="mine"), f"run-{number}").metrics.value)
+        expected = dynamics.run(small_config(activation=("tanh", "relu")[number]), f"expected-{number}").metrics.value
+        np.testing.assert_array_equal(found[-1], expected)
+    assert not found[0].equals(found[1])
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "part", "message"),
+    [
+        (ACTIVATIONS, "tanh", jax.nn.gelu, "activation: 'tanh' is a part of lenet_jax"),
+        (LOSSES, "my loss", jax.nn.gelu, "loss: 'my loss' is not a name"),
+        (OPTIMIZERS, "mine", 3, "optimizer: 'mine' must be a function, not int"),
+        (INITIALIZERS, "", jax.nn.gelu, "initializer: '' is not a name"),
+        (SCHEDULES, "1st", jax.nn.gelu, "schedule: '1st' is not a name"),
+    ],
+)
+def test_bad_parts_are_refused_in_one_line(table, name, part, message):
+    with pytest.raises(InputError, match=message):
+        table[name] = part
+
+
+def test_a_metric_must_return_numbers(tmp_path):
+    METRICS["all"] = lambda state, images, recipe: state.params.f6.bias
+    with pytest.raises(InputError, match=r"metrics: 'all' returns an array of shape \(84,\); expected a number"):
+        runner.run(small_config(metrics=("all",)), tmp_path / "run", "test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_metrics_are_refused():
+    with pytest.raises(InputError, match="metrics: 'sharpness'"):
+        expand(small_config(metrics=("sharpness",)))
+
+
+def test_runs_without_own_parts_are_as_before(tmp_path):
+    runner.run(small_config(epochs=1), tmp_path / "run", "test", experiment=tmp_path / "gone.py")
+    assert not (tmp_path / "run/experiment.py").exists()
+    assert "own_parts" not in json.loads((tmp_path / "run/provenance.json").read_text())
+    assert parts.own_parts(expand(small_config())) == {}

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from lenet_jax.run import checkpoints
-from lenet_jax.run.checkpoints import TESTED, ArmStore, Checkpoint, Chunk
+from lenet_jax.run.checkpoints import TESTED, ArmStore, Chunk
+from lenet_jax.run.states import Checkpoint
 
 MEMBERS = 4
 
@@ -64,7 +65,7 @@ def test_memory_that_runs_out_while_reading_is_no_damage(chunk, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patches:
-        patches.setattr(Chunk, "_read", fail)
+        patches.setattr(checkpoints, "read_state", fail)
         for read in (chunk.latest, chunk.last):
             with pytest.raises(MemoryError):
                 read()
@@ -79,10 +80,10 @@ def test_every_damaged_state_is_kept(chunk, monkeypatch, capsys):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patches:
-        patches.setattr(Chunk, "_read", fail)
+        patches.setattr(checkpoints, "read_state", fail)
         assert chunk.latest() is None
     assert {path.name for path in chunk.folder.iterdir()} == {"states", "damaged-10", "damaged-20"}
-    assert capsys.readouterr().err.count("is damaged ([Errno 5] Input/output error): moved to") == 2
+    assert capsys.readouterr().err.count("is corrupt ([Errno 5] Input/output error): moved to") == 2
 
 
 def test_a_state_before_anything_was_measured(tmp_path):

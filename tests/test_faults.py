@@ -301,7 +301,7 @@ def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
     for kills in range(1000):
         result = lenet_jax(run, TUNED, "--save_every=0", env=environment)
         assert "Traceback" not in result.stderr
-        assert "damaged" not in result.stderr
+        assert "corrupt" not in result.stderr
         if not result.returncode:
             break
         assert result.returncode == -signal.SIGKILL, result.stderr
@@ -402,10 +402,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damage, cut, s
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
-    told = [line for line in result.stderr.splitlines() if "is damaged" in line]
+    told = [line for line in result.stderr.splitlines() if "is corrupt" in line]
     assert len(told) == 1, result.stderr
     assert str(newest) in told[0]
-    assert "going on from the state before" in told[0]
+    assert "resuming from the state before" in told[0]
     assert_same(run, small)
     assert not list(run.rglob("unpickled"))
 
@@ -438,7 +438,7 @@ def test_if_both_are_damaged_the_members_start_anew(cut, small, tmp_path):
         flip(largest(state))
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("is damaged") == 2
+    assert result.stderr.count("is corrupt") == 2
     assert_same(run, small)
 
 
@@ -589,7 +589,7 @@ def test_a_folder_has_one_owner(tmp_path):
     assert code == 143, "the owner went on all the time"
     (state,) = saved(run)
     first, last = output.strip().splitlines()
-    assert first == "lenet-jax: SIGTERM: finishing this part of a pass, then saving; once more stops at once"
+    assert first == "lenet-jax: SIGTERM: finishing this segment of an epoch, then saving; once more stops at once"
     assert re.search(
         f"stopped in epoch .* of 2000 of .*; saved in {str(state.parents[1])!r}; the same command goes on", last
     )
@@ -610,7 +610,7 @@ def test_what_cannot_be_moved_aside_is_refused(monkeypatch, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run" / "checkpoints")
     for folder in (Path(".."), tmp_path / "run"):
-        with pytest.raises(InputError, match="is where you are"):
+        with pytest.raises(InputError, match="contains the current folder"):
             locks.move_aside(folder)
     assert locks.move_aside(tmp_path / "other") is None
     monkeypatch.chdir(tmp_path)
@@ -728,7 +728,7 @@ def test_a_full_disk(small, small_disk):
     last = result.stderr.splitlines()[-1]
     assert str(disk) in last
     assert last.endswith(
-        "can't be written (No space left on device); all that was saved before is kept; the same command goes on"
+        "can't be written (No space left on device); everything saved before is kept; the same command goes on"
     )
     before = saved(disk / "run")
     assert before
@@ -746,7 +746,7 @@ def test_a_file_that_cannot_be_written_whole(small, tmp_path):
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
     assert line.endswith(
-        "can't be written (File too large); all that was saved before is kept; the same command goes on"
+        "can't be written (File too large); everything saved before is kept; the same command goes on"
     )
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
@@ -841,7 +841,7 @@ def test_a_worker_that_runs_out_of_memory(pair, tmp_path):
     running.worker().kill()
     code, output = running.ended()
     assert code == 0, output
-    assert "4 networks don't fit in memory together: going on with 2 at a time" in output
+    assert "4 networks don't fit in memory together: continuing with 2 at a time" in output
     assert_tables(run, pair)
 
 

@@ -16,12 +16,12 @@ from lenet_jax.errors import InputError, check_choice, listed
 from lenet_jax.run import checkpoints, files, folder, locks, plan, trackers, tuning
 from lenet_jax.run.arms import Arm, describe, expand, in_range
 from lenet_jax.run.checkpoints import PopulationResult
-from lenet_jax.run.loop import Engine, RunContext, replay, train_chunk
-from lenet_jax.run.memory import chunk_size, is_out_of_memory, raise_out_of_memory
+from lenet_jax.run.loop import RunContext, replay, train_chunk
+from lenet_jax.run.memory import chunk_size, smaller_limit
 from lenet_jax.run.plan import Members, data_key, describe_data, load_data, recipe_of, splits_of, with_chosen
 from lenet_jax.run.progress import Progress, say
 from lenet_jax.run.signals import Stop
-from lenet_jax.run.workers import Workers
+from lenet_jax.run.workers import Engine, Workers
 from lenet_jax.train import Recipe
 
 WORTH_WORKERS = 500_000
@@ -135,7 +135,7 @@ def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
 
 def finished(workdir: Path) -> bool:
     """Whether the run is, by another job of one of its arms: what process 0 says."""
-    return bool(distributed.from_primary(np.int32((workdir / folder.SUMMARY).exists())))
+    return distributed.wait_visible(workdir / folder.SUMMARY)
 
 
 def finish(workdir: Path, arms: list[Arm], context: RunContext, fingerprints: Mapping[str, str]) -> None:
@@ -333,13 +333,8 @@ def train_members(
                 trained = train_chunk(members.part(start, chunk.size), arm, splits, recipe, chunk, context)
                 streamed = chunk.size == total  # of its epochs, as they went by
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise_out_of_memory(chunk.size, recipe, error)
-            if trained is None:  # here, when nothing holds the arrays of what failed any more
-                context.member_limit = chunk.size // 2
-                limit = context.member_limit
-                say(f"{chunk.size} networks don't fit in memory together: continuing with {limit} at a time")
+                context.member_limit = smaller_limit(chunk.size, recipe, error)
+            if trained is None:  # here, where nothing refers to the arrays of the failed attempt any more
                 chunk.split_in_half()
                 if isinstance(context.engine, Workers):
                     context.engine.restart()

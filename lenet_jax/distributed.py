@@ -1,16 +1,17 @@
-"""Many processes as one run: JAX's own multi-process runtime, and what the processes must agree on.
+"""Several processes as one run, on JAX's own multi-process runtime.
 
-Every process runs the same program on its own devices; process 0 alone writes and talks. With one process, all of this
-does nothing.
+Every process runs the same program on its own devices; process 0 alone writes files and prints. A single process needs
+none of this, and every function here returns at once.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -20,26 +21,23 @@ from jaxtyping import Array
 
 from lenet_jax.errors import InputError, ProcessError, one_line
 
-HEARTBEAT_TIMEOUT_S = 30
-"""Seconds without a sign of life after which a process counts as dead, and JAX ends the others."""
+HEARTBEAT_TIMEOUT_S, JOIN_TIMEOUT_S, VISIBILITY_TIMEOUT_S = 30, 120, 60
+"""Silence after which a process counts as dead; the longest wait for all processes to start, and to see a file."""
 
-JOIN_TIMEOUT_S = 120
-"""Seconds that the processes of a run wait for each other to start."""
-
-VISIBILITY_TIMEOUT_S = 60
-"""Seconds after which a file that one process wrote must be seen by the others."""
+Parameters = ParamSpec("Parameters")
+Tree = TypeVar("Tree")
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
     """Joins the other processes of this run. Call it before JAX is used.
 
     Args:
-      coordinator: HOST:PORT of process 0. Empty: what Slurm, Open MPI, Kubernetes or a TPU pod say; the others too.
-      processes: how many there are; 0 for what the cluster says.
-      process: this one's number, from 0; -1 for what the cluster says.
+      coordinator: HOST:PORT of process 0; empty to ask Slurm, Open MPI, Kubernetes or the TPU pod.
+      processes: the number of processes; 0 to ask the cluster.
+      process: the index of this process; -1 to ask the cluster.
 
     Raises:
-      InputError: no cluster is found, or the others can't be reached.
+      InputError: no cluster was found, or the other processes can't be reached.
     """
     try:
         jax.distributed.initialize(
@@ -49,33 +47,37 @@ def join(coordinator: str, processes: int, process: int) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             initialization_timeout=JOIN_TIMEOUT_S,
         )
-    except Exception as error:  # of many kinds, as the cluster has it
-        reason = one_line(error)
+    except Exception as error:  # its type depends on the cluster
         raise InputError(
-            f"distributed: the processes don't come together at {coordinator or 'what the cluster says'!r} ({reason}). "
-            "Slurm, Open MPI, Kubernetes and TPU pods need no address; elsewhere start each process with "
-            "--coordinator=HOST:PORT --processes=COUNT --process=NUMBER"
+            f"distributed: the processes can't connect at {coordinator or 'an address from the cluster'!r} "
+            f"({one_line(error)}). Slurm, Open MPI, Kubernetes and TPU pods need no address; elsewhere start each "
+            "process with --coordinator=HOST:PORT --processes=COUNT --process=NUMBER"
         ) from error
 
 
 def primary() -> bool:
-    """Whether this process writes and talks."""
+    """Whether this is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
-def check_same(things: Mapping[str, Any]) -> None:
-    """Refuses to go on if the processes don't all have the same.
+def primary_only(write: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Decorates a function that writes files: only process 0 executes it."""
+    return functools.wraps(write)(lambda *values, **named: write(*values, **named) if primary() else None)
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same values.
 
     Args:
-      things: name -> anything that JSON can hold.
+      values: name -> anything that JSON can hold.
 
     Raises:
-      InputError: with the names of those that differ, and the processes that have them otherwise than process 0.
+      InputError: with the name of a value that differs, and the processes where it differs from process 0.
     """
-    digests = [hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).digest() for thing in things.values()]
+    digests = [hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest() for value in values.values()]
     all_digests = all_gather(np.array([list(digest) for digest in digests], np.int32))
-    for place, name in enumerate(things):
-        others = np.flatnonzero((all_digests[:, place] != all_digests[0, place]).any(axis=-1))
+    for index, name in enumerate(values):
+        others = np.flatnonzero((all_digests[:, index] != all_digests[0, index]).any(axis=-1))
         if len(others):
             raise InputError(
                 f"distributed: process {', '.join(map(str, others))} has another {name} than process 0; start all with "
@@ -83,31 +85,31 @@ def check_same(things: Mapping[str, Any]) -> None:
             )
 
 
-def wait_visible(path: Path) -> None:
-    """Waits until every process sees a file that process 0 wrote before it called this.
+def wait_visible(path: Path) -> bool:
+    """Waits until all processes see a file, if process 0 does; returns whether it does.
 
     Raises:
-      InputError: one doesn't see it.
+      InputError: some process doesn't see it in time.
     """
-    here = path.exists()
-    for _ in range(VISIBILITY_TIMEOUT_S) if jax.process_count() > 1 else ():
-        if here:
-            break
-        time.sleep(1)  # network file systems take their time
-        here = path.exists()
-    blind = np.flatnonzero(all_gather(np.int32(here)) == 0)
+    if not from_primary(path.exists()):
+        return False
+    deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(1)  # network file systems are slow to show new files
+    blind = np.flatnonzero(all_gather(np.int32(path.exists())) == 0)
     if len(blind):
         raise InputError(
             f"workdir: process {', '.join(map(str, blind))} doesn't see {str(path)!r}, which process 0 wrote; name a "
             "folder that all of them share"
         )
+    return True
 
 
 def all_gather(value: Any) -> np.ndarray:
-    """Every process's value, [processes, ...]. All must call it, with values of one shape and type.
+    """The values of all processes, [processes, ...]. All must call it, with values of one shape and type.
 
     Raises:
-      ProcessError: another one has ended.
+      ProcessError: another process has ended.
     """
     array = np.asarray(value)
     if jax.process_count() == 1:
@@ -117,30 +119,26 @@ def all_gather(value: Any) -> np.ndarray:
         return values
 
 
-def from_primary(value: Any) -> np.ndarray:
-    """The value that process 0 has; see `everywhere`."""
-    return np.asarray(all_gather(value)[0])
-
-
-Tree = TypeVar("Tree")
+def from_primary(value: int) -> int:
+    """The value of process 0; see `all_gather`."""
+    return int(all_gather(np.int32(value))[0])
 
 
 def gather(tree: Tree) -> Tree:
-    """Arrays that are spread over the devices of all processes, whole, as NumPy arrays, on each.
+    """Arrays that are sharded over the devices of all processes, as whole NumPy arrays in each process.
 
     Raises:
       ProcessError: another process has ended.
     """
-    if jax.process_count() == 1:
-        copied: Tree = jax.device_get(tree)
-        return copied
     with translate_errors():
-        gathered: Tree = multihost_utils.process_allgather(tree, tiled=True)
-        return gathered
+        whole: Tree = (
+            jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+        )
+    return whole
 
 
 def put(array: np.ndarray, sharding: Sharding) -> Array:
-    """An array that every process has whole, on the devices of all."""
+    """Puts an array, which every process holds whole, on the devices of all processes."""
     if jax.process_count() == 1:
         on_devices: Array = jax.device_put(array, sharding)
         return on_devices
@@ -149,7 +147,7 @@ def put(array: np.ndarray, sharding: Sharding) -> Array:
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Says what the error of a collective operation means: JAX raises what the network says.
+    """Explains failed collective operations, where JAX raises what the network layer reports.
 
     Raises:
       ProcessError: another process has ended.
@@ -157,10 +155,9 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # of this process; the caller knows what to do
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):  # of this process: the caller handles it
             raise
-        reason = one_line(error)
         raise ProcessError(
             f"process {jax.process_index()} of {jax.process_count()}: another process of this run has ended or can't "
-            f"be reached ({reason})"
+            f"be reached ({one_line(error)})"
         ) from error

@@ -77,14 +77,12 @@ class Programs(NamedTuple):
       train_segment: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
       evaluate: (params, images, start, stop) -> evaluations [members].
       predict: (params, images, indices) -> predictions [members, indices]; compiled when first used.
-      memory: bytes that training takes at its peak, as the compiler predicts: data, members, and what is in flight.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
     train_segment: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Images, Array, Array], Evaluation]
     predict: Callable[[Params, Images, Array], Predictions]
-    memory: int
 
 
 @dataclasses.dataclass
@@ -96,6 +94,7 @@ class Population:
       images: on every device.
       size: the number of members.
       programs: compiled for them.
+      memory: bytes that training takes at its peak, as the compiler predicts: data, members, and temporaries.
     """
 
     state: TrainState
@@ -103,11 +102,7 @@ class Population:
     images: Images
     size: int
     programs: Programs
-
-    @property
-    def memory(self) -> int:
-        """Bytes that training takes at its peak, as the compiler predicts."""
-        return self.programs.memory
+    memory: int
 
 
 def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -216,13 +211,11 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         function, arguments = lowered[name]
         return compiled(function.lower(*arguments), options)
 
-    train_program = compiled_as("train_segment", options)
     return Programs(
         init=compiled_as("init", UNOPTIMIZED),  # runs once: optimising it would take longer than running it
-        train_segment=train_program,
+        train_segment=compiled_as("train_segment", options),
         predict=lowered["predict"].function,  # as many images as it is given
         evaluate=compiled_as("evaluate", options),
-        memory=predicted_memory(train_program, mesh),
     )
 
 
@@ -289,6 +282,7 @@ def create(
         images=jax.tree.map(lambda array: distributed.put(np.asarray(array), shared), images),
         size=len(seeds),
         programs=programs,
+        memory=predicted_memory(programs.train_segment, mesh),
     )
 
 

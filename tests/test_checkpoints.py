@@ -1,4 +1,4 @@
-"""Tests of what is kept of arms that aren't finished, file by file; test_faults.py has whole runs."""
+"""Tests of checkpoints, file by file; test_faults.py has whole runs."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from lenet_jax.run import checkpoints
-from lenet_jax.run.checkpoints import TESTED, ArmStore, Checkpoint, Chunk
+from lenet_jax.run.checkpoints import TESTED, ArmStore, Chunk
+from lenet_jax.run.states import Checkpoint
 
 MEMBERS = 4
 
@@ -20,7 +21,7 @@ def saved(step, members=MEMBERS):
 
 @pytest.fixture
 def chunk(tmp_path):
-    """Four members with two saved states."""
+    """A chunk of four members with two saved states."""
     chunk = Chunk(tmp_path / f"{TESTED}-0-{MEMBERS}", 0)
     for step in (10, 20):
         chunk.save(saved(step))
@@ -33,8 +34,8 @@ def finish(chunk):
 
 
 @pytest.mark.parametrize("left", ["the whole", "the second half"])
-def test_networks_are_found_whatever_halving_left_behind(chunk, left, monkeypatch):
-    """A kill comes before the whole is removed, or a disk is full before the first half is saved."""
+def test_networks_are_found_whatever_an_interrupted_split_leaves(chunk, left, monkeypatch):
+    """A process is killed before it removes the whole, or a disk is full before the first half is saved."""
     folder = chunk.folder.parent
     store = ArmStore(folder, 0)
     with monkeypatch.context() as patches:
@@ -45,7 +46,7 @@ def test_networks_are_found_whatever_halving_left_behind(chunk, left, monkeypatc
             half = Chunk(folder / f"{TESTED}-2-{MEMBERS}", 0)
             half.save(chunk.latest().part(slice(2, None)))
     start = 0
-    while start < MEMBERS:  # as a run goes on
+    while start < MEMBERS:  # as a resumed run does
         one = store.chunk(TESTED, start, MEMBERS - start)
         finish(one)
         start = one.stop
@@ -59,12 +60,12 @@ def test_networks_are_found_whatever_halving_left_behind(chunk, left, monkeypatc
     assert kept == ({"tested-0-2", "tested-2-4"} if left == "the whole" else {"tested-0-4"})
 
 
-def test_memory_that_runs_out_while_reading_is_no_damage(chunk, monkeypatch):
+def test_out_of_memory_while_reading_does_not_mean_a_corrupt_file(chunk, monkeypatch):
     def fail(*_):
         raise MemoryError
 
     with monkeypatch.context() as patches:
-        patches.setattr(Chunk, "_read", fail)
+        patches.setattr(checkpoints, "read_state", fail)
         for read in (chunk.latest, chunk.last):
             with pytest.raises(MemoryError):
                 read()
@@ -72,21 +73,21 @@ def test_memory_that_runs_out_while_reading_is_no_damage(chunk, monkeypatch):
     assert {path.name for path in chunk.folder.iterdir()} == {"states"}
 
 
-def test_every_damaged_state_is_kept(chunk, monkeypatch, capsys):
-    """What is read as damaged may be a disk that fails for a moment."""
+def test_every_corrupt_state_is_kept(chunk, monkeypatch, capsys):
+    """A state that seems corrupt may be a disk that fails for a moment."""
 
     def fail(*_):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patches:
-        patches.setattr(Chunk, "_read", fail)
+        patches.setattr(checkpoints, "read_state", fail)
         assert chunk.latest() is None
     assert {path.name for path in chunk.folder.iterdir()} == {"states", "damaged-10", "damaged-20"}
-    assert capsys.readouterr().err.count("is damaged ([Errno 5] Input/output error): moved to") == 2
+    assert capsys.readouterr().err.count("is corrupt ([Errno 5] Input/output error): moved to") == 2
 
 
 def test_a_state_before_anything_was_measured(tmp_path):
-    """In the middle of the first epoch of a run without curves; orbax saves no empty tree."""
+    """In the middle of the first epoch, nothing has been measured, and orbax saves no empty tree."""
     chunk = Chunk(tmp_path / f"{TESTED}-0-{MEMBERS}", 0)
     chunk.save(dataclasses.replace(saved(10), history={}))
     found = chunk.latest()

@@ -368,5 +368,5 @@ def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path, monk
     assert run.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
     assert re.search(r"arm 1/1 loss=cross_entropy,activation=tanh: 2 networks: (compiling|training)", text)
-    assert re.search(r"━+ \d/1 epochs 0:00:\d\d left ", text)
+    assert re.search(r"━+ \d/1 epochs 0:00:\d\d remaining ", text)
     assert "loss=cross_entropy,activation=tanh: test error" in " ".join(text.split())

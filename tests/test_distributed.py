@@ -1,4 +1,4 @@
-"""Many devices and many processes: real processes that meet on 127.0.0.1."""
+"""Several devices and several processes: real processes that connect on 127.0.0.1."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TINY = [
     "--config.sweep.activation=('tanh',)",
     "--config.sweep.loss=('cross_entropy',)",
     "--config.validation_size=200",
-    "--config.seeds=3",  # neither two nor four devices divide them
+    "--config.seeds=3",  # divisible by neither two nor four devices
     "--config.epochs=3",
     "--tracker=none",
 ]
@@ -31,7 +31,7 @@ TUNED = [*TINY, "--config.tune.learning_rate=(0.003,0.01,0.03)", "--config.tune_
 
 
 def start(folder, *arguments):
-    """A process of its own; its lines go to a file, because nobody reads a pipe meanwhile."""
+    """Starts a process, whose output goes to a file, because nothing reads a pipe meanwhile."""
     output = folder / f"output-{len(list(folder.glob('output-*')))}"
     output.touch()
     process = programs.start(["run", *arguments], folder, output)
@@ -40,7 +40,7 @@ def start(folder, *arguments):
 
 
 def start_all(folder, *arguments, processes=2, own=None):
-    """Processes of one run, with two devices each; `own` holds further arguments of one."""
+    """Starts the processes of one run, with two devices each; `own` has further arguments by process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,7 +58,7 @@ def ended(process, within=240):
 
 
 GLOO = re.compile(r"^\[Gloo\]|peer ranks")
-"""What JAX's collectives print; two threads can break one another's lines."""
+"""Output of JAX's collectives; two threads can interleave their lines."""
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,12 @@ def runs(tmp_path_factory):
         assert code == 0, output
         outputs.append(output)
     assert "test error" in outputs[0]
-    assert not [line for line in outputs[1].splitlines() if line and not GLOO.search(line)], "one talks"
+    assert not [line for line in outputs[1].splitlines() if line and not GLOO.search(line)], "only process 0 prints"
     return {"2": on_devices(folder, 2), "2x2": run_folder.load(folder / "2x2")}
 
 
 def on_devices(folder, devices):
-    """The run in one process."""
+    """The same run in one process."""
     code, output = ended(start(folder, *TUNED, f"--workdir={devices}", f"--devices={devices}"))
     assert code == 0, output
     return run_folder.load(folder / str(devices))
@@ -95,12 +95,12 @@ def test_two_processes_give_exactly_what_one_gives(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_any_number_of_devices_gives_the_same(runs, devices, tmp_path):
-    """What differs is rounding: the order of sums in a matrix product depends on how many threads share it."""
+    """Only rounding differs: the order of sums in a matrix product depends on the number of threads."""
     run, expected = on_devices(tmp_path, devices), runs["2"]
     (arm,), (expected_arm,) = run.summary["arms"], expected.summary["arms"]
     assert arm["chosen"] == expected_arm["chosen"]
     one = 1.01 / few_digits.TEST
-    # At most one test image on the other side of a decision.
+    # At most one test image is classified differently.
     np.testing.assert_allclose(arm["test_error"]["per_seed"], expected_arm["test_error"]["per_seed"], atol=one)
     for table, expected_table in ((run.metrics, expected.metrics), (run.tuning, expected.tuning)):
         columns = [column for column in table if column != "value"]
@@ -111,7 +111,7 @@ def test_any_number_of_devices_gives_the_same(runs, devices, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_others_end_with_a_process_that_is_killed_and_one_alone_goes_on(runs, tmp_path, victim):
+def test_a_killed_process_ends_the_others_and_a_single_process_resumes(runs, tmp_path, victim):
     arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
     processes = start_all(tmp_path, *arguments)
     wait_for(lambda: list(tmp_path.glob("run/checkpoints/*/tested-*/states/[0-9]*/commit_success.txt")), processes)
@@ -120,7 +120,7 @@ def test_the_others_end_with_a_process_that_is_killed_and_one_alone_goes_on(runs
     killed = time.monotonic()
     code, output = ended(processes[1 - victim])
     assert time.monotonic() - killed < 60
-    if victim == 0 and code == -signal.SIGABRT:  # JAX was the first to miss process 0, which held its own service
+    if victim == 0 and code == -signal.SIGABRT:  # JAX missed its service, in process 0, first
         assert "coordination service" in output
     else:
         assert code == 1, output
@@ -128,7 +128,7 @@ def test_the_others_end_with_a_process_that_is_killed_and_one_alone_goes_on(runs
         assert output.strip().endswith("the same command goes on")
     before = saved_steps(tmp_path / "run")
     assert before
-    # One process takes it up, and stops when it is told to.
+    # One process resumes the run, and stops when it gets a signal.
     alone = start(tmp_path, *arguments)
     wait_for(lambda: saved_steps(tmp_path / "run") > before, [alone])
     alone.send_signal(signal.SIGTERM)
@@ -138,7 +138,7 @@ def test_the_others_end_with_a_process_that_is_killed_and_one_alone_goes_on(runs
 
 
 def wait_for(condition, processes):
-    """Waits until it holds; fails if a process ends before."""
+    """Waits until a condition holds; fails if a process ends before."""
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
@@ -147,13 +147,13 @@ def wait_for(condition, processes):
 
 
 def saved_steps(run):
-    """Updates after which states were saved, the last ones last."""
+    """The step of the last saved state, in a list; empty if there is none."""
     return sorted(int(path.name) for path in run.glob("checkpoints/*/tested-*/states/*") if path.name.isdigit())[-1:]
 
 
 @pytest.mark.slow
-def test_the_others_end_with_a_process_that_hangs(tmp_path):
-    """By JAX, which aborts when a heartbeat is missing."""
+def test_a_hanging_process_ends_the_others(tmp_path):
+    """JAX aborts them when a heartbeat is missing."""
     processes = start_all(tmp_path, *TINY, "--workdir=run", "--save_every=0", "--config.epochs=4000")
     wait_for(lambda: saved_steps(tmp_path / "run"), processes)
     processes[1].send_signal(signal.SIGSTOP)
@@ -187,7 +187,7 @@ def test_processes_must_agree(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cluster_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_cluster_is_an_error(tmp_path):
     code, output = ended(start(tmp_path, *TINY, "--distributed"))
     assert code == 2, output
     assert len(output.splitlines()) == 1, output

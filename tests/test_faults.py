@@ -1,4 +1,4 @@
-"""What a run survives: every fault is a real one, in a process of its own."""
+"""Faults that a run survives: every fault is a real one, in a process of its own."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ SMALL = [
     "--config.seeds=2",
     "--config.epochs=6",
 ]
-"""Two arms, of one program; one process trains them."""
+"""Two arms with one program, trained in one process."""
 
 SECOND = "loss=mse,activation=tanh,momentum=0.9"
 ONE_ARM = [*SMALL, "--config.sweep.momentum=(0.9,)"]
@@ -46,10 +46,10 @@ ONE_ARM = [*SMALL, "--config.sweep.momentum=(0.9,)"]
 TUNED = [*SMALL, "--config.tune.learning_rate=(0.003,0.01)", "--config.tune_seeds=1", "--config.tune_widenings=1"]
 WHOLE = ["--config.dataset=mnist10k", "--config.train_size=4000", "--config.validation_size=0"]
 CROWD = [*SMALL, *WHOLE, "--config.seeds=4", "--config.epochs=20"]
-"""Enough for worker processes."""
+"""Large enough for worker processes."""
 
 PAIR = [*ONE_ARM, "--config.seeds=4"]
-"""Not enough, but see `command`."""
+"""Too small for worker processes, but see `first`."""
 
 
 def command(workdir, arguments, *more):
@@ -57,13 +57,13 @@ def command(workdir, arguments, *more):
 
 
 def first(arguments):
-    """Python that is executed before the program."""
-    # Worker processes whatever they gain, or a test would train for half a minute.
+    """Python code that is executed before the program."""
+    # Forces worker processes: a run large enough for them trains for half a minute.
     return "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0" if arguments is PAIR else ""
 
 
 def lenet_jax(workdir, arguments, *more, limit="", env=None):
-    """Runs to the end, if need be with a limit of the shell's."""
+    """Runs the program to its end, optionally under one of the shell's limits."""
     shell = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh"] if limit else []
     given = command(workdir, arguments, *more)
     if limit or env or arguments is PAIR:
@@ -74,7 +74,7 @@ def lenet_jax(workdir, arguments, *more, limit="", env=None):
 
 
 class Running:
-    """A run in the background; its lines go to a file, because nobody reads a pipe meanwhile."""
+    """A run in the background, whose output goes to a file, because nothing reads a pipe meanwhile."""
 
     def __init__(self, workdir, arguments, *more, folder=None, start_new_session=False, env=None):
         self.output = (folder or workdir.parent) / f"{workdir.name}-{time.monotonic_ns()}.txt"
@@ -90,7 +90,7 @@ class Running:
         )
 
     def wait_for(self, condition):
-        """Until it holds; the run must not end before."""
+        """Waits until a condition holds; the run must not end before."""
         deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, self.output.read_text()
@@ -98,16 +98,16 @@ class Running:
             time.sleep(0.02)
 
     def ended(self):
-        """Its exit code and what it said."""
+        """Waits for its end; returns exit code and output."""
         code = self.process.wait(300)
         return code, self.output.read_text()
 
     def children(self):
-        """All processes that it started."""
+        """All processes started by the run."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def worker(self):
-        """One of its worker processes."""
+        """One of the worker processes."""
         return next(child for child in self.children() if "spawn_main" in " ".join(child.cmdline()))
 
 
@@ -116,19 +116,19 @@ def exists(folder, pattern):
 
 
 def saved(workdir):
-    """Folders of saved states, the last one last."""
+    """Folders of saved states, from the oldest to the newest."""
     found = [path for path in workdir.glob("checkpoints/*/*/states/*") if path.name.isdigit()]
     return sorted(found, key=lambda path: (path.parent.stat().st_mtime, int(path.name)))
 
 
 def files(workdir):
-    """Files and folders of a run, without what is random or a time in their names."""
+    """Files and folders of a run, without random parts and times in their names."""
     names = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.name != "lock")
     return {re.sub(r"/d/[0-9a-f]{32}|tfevents\.\d+", "", name) for name in names}
 
 
 def curves(folder):
-    """Names and steps of all that an event file holds."""
+    """Tags and steps of all events in an event file."""
     (file,) = folder.iterdir()
     content, found = file.read_bytes(), []
     while content:  # length, checksum, event, checksum
@@ -140,7 +140,7 @@ def curves(folder):
 
 
 def assert_same(workdir, reference):
-    """The same results and the same files; nothing half written, no curve twice."""
+    """Results and files are the same; nothing is half written, no curve is there twice."""
     assert_tables(workdir, reference)
     assert files(workdir) == files(reference)
     for arm in (reference / "tensorboard").iterdir():
@@ -148,7 +148,7 @@ def assert_same(workdir, reference):
 
 
 def assert_tables(workdir, reference):
-    """All tables byte for byte, the summary but for the times."""
+    """All tables are the same byte for byte, and so is the summary, except for times."""
     for name in TABLES:
         assert (workdir / name).exists() == (reference / name).exists()
         if (reference / name).exists():
@@ -189,7 +189,7 @@ def crowd(tmp_path_factory):
 
 
 def running_in(group):
-    """Processes of a session that haven't ended."""
+    """Running processes of a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
@@ -207,7 +207,7 @@ def assert_gone(session):
 
 
 def assert_killed(running, when=""):
-    """Kills a run, which must not have ended before; its worker processes end too."""
+    """Kills a run, which must not have ended before; checks that its worker processes end too."""
     running.process.kill()
     code, output = running.ended()
     assert code == -signal.SIGKILL, f"{when} {code} {output}"
@@ -216,7 +216,7 @@ def assert_killed(running, when=""):
 
 
 def test_kill(small, tmp_path):
-    """In the middle of each arm; `make test-slow` kills at random moments."""
+    """Kills a run in the middle of each arm; `make test-slow` kills at random moments."""
     run = tmp_path / "run"
     for arms in (0, 1):
         running = Running(run, SMALL, "--save_every=0", start_new_session=True)
@@ -233,12 +233,12 @@ def test_kill(small, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments", "longest"), [("tuned", TUNED, 3.5), ("crowd", CROWD, 4.5)])
 def test_twenty_kills(name, arguments, longest, request, tmp_path):
-    """At random moments: in one process, with tuning, and in worker processes."""
+    """Kills at random moments: in one process, with tuning, and with worker processes."""
     run, whole = tmp_path / "run", request.getfixturevalue(name)
     rng = random.Random(0)
     for number in range(20):
         running = Running(run, arguments, "--save_every=0", start_new_session=True)
-        # So short that twenty attempts don't end it: the first half of each is starting and compiling.
+        # Short enough that twenty attempts don't finish the run: half of each is spent on starting and compiling.
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.process.wait(rng.uniform(2, longest))
         assert_killed(running, f"{number} kills")
@@ -270,8 +270,8 @@ if "run" in sys.orig_argv[:4]:  # the program itself, not its workers
 
     sys.addaudithook(hook)
 """
-"""Put where Python looks when it starts: calls `happened` before every change in the run folder FAULT_RUN, but those
-that Parquet's and orbax's own threads make."""
+"""A sitecustomize.py: calls `happened` before every change in the run folder FAULT_RUN, except those that threads of
+Parquet and orbax make."""
 
 KILL = """
     def happened(kind):
@@ -281,11 +281,11 @@ KILL = """
             os.kill(os.getpid(), 9)
         os.close(known)
 """
-"""Ends the program before each kind of change for once."""
+"""Kills the program before the first change of each kind."""
 
 
 def watched(tmp_path, run, action):
-    """The environment of a run with which something happens at its changes of files."""
+    """The environment of a run that executes an action before its changes of files."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(WATCH + action)
@@ -295,13 +295,13 @@ def watched(tmp_path, run, action):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
-    """One run that is killed at each file that it is about to make, to rename or to remove, for the first time."""
+    """One run is killed before the first time that it creates, renames or removes each kind of file."""
     run = tmp_path / "run"
     environment = watched(tmp_path, run, KILL)
     for kills in range(1000):
         result = lenet_jax(run, TUNED, "--save_every=0", env=environment)
         assert "Traceback" not in result.stderr
-        assert "damaged" not in result.stderr
+        assert "corrupt" not in result.stderr
         if not result.returncode:
             break
         assert result.returncode == -signal.SIGKILL, result.stderr
@@ -317,7 +317,7 @@ def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """A run that was killed in its second arm, after two states of it were saved."""
+    """A run that was killed in its second arm, after two saved states."""
     folder = tmp_path_factory.mktemp("faults") / "cut"
     run = Running(folder, [*SMALL], "--save_every=0")
     run.wait_for(lambda: list(folder.glob("checkpoints/*/arm.json")) and len(states_of_unfinished(folder)) == 2)
@@ -328,7 +328,7 @@ def cut(tmp_path_factory):
 
 
 def states_of_unfinished(folder):
-    """Saved states of the arm that isn't finished, the newest first."""
+    """Saved states of the unfinished arm, from the newest to the oldest."""
     found = [path for path in saved(folder) if not (path.parents[2] / "arm.json").exists()]
     return sorted((path for path in found if (path / "commit_success.txt").exists()), key=lambda path: -int(path.name))
 
@@ -344,7 +344,7 @@ def flip(path):
 
 
 def bomb(path):
-    """A pickle that would leave a mark."""
+    """Replaces a file by a pickle that would create a file if it were executed."""
 
     class Mark:
         def __reduce__(self):
@@ -368,7 +368,7 @@ def cut_off(path):
 
 
 def another_digit(path):
-    """Valid JSON still."""
+    """Changes a digit; the file remains valid JSON."""
     text, count = re.subn(
         r"(?<=\d)(\d)(,?\n)", lambda match: f"{(int(match[1]) + 1) % 10}{match[2]}", path.read_text(), count=1
     )
@@ -395,23 +395,23 @@ def copied(cut, tmp_path):
     "damage",
     [name if name == "a flipped byte" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES],
 )
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damage, cut, small, tmp_path):
+def test_a_corrupt_checkpoint_is_reported_and_the_one_before_is_used(damage, cut, small, tmp_path):
     run = copied(cut, tmp_path)
     newest = states_of_unfinished(run)[0]
     DAMAGES[damage](newest)
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
-    told = [line for line in result.stderr.splitlines() if "is damaged" in line]
-    assert len(told) == 1, result.stderr
-    assert str(newest) in told[0]
-    assert "going on from the state before" in told[0]
+    reported = [line for line in result.stderr.splitlines() if "is corrupt" in line]
+    assert len(reported) == 1, result.stderr
+    assert str(newest) in reported[0]
+    assert "resuming from the state before" in reported[0]
     assert_same(run, small)
     assert not list(run.rglob("unpickled"))
 
 
 def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
-    """What is read is what was saved, the last time or the time before, and nothing is executed."""
+    """Only the last state or the one before is ever read, and nothing is executed."""
     newest, before = states_of_unfinished(cut)
     kept, steps = newest.parents[1], [int(newest.name), int(before.name)]
     folder = tmp_path / kept.name
@@ -432,13 +432,13 @@ def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
 
 
 @pytest.mark.slow
-def test_if_both_are_damaged_the_members_start_anew(cut, small, tmp_path):
+def test_if_both_states_are_corrupt_training_starts_over(cut, small, tmp_path):
     run = copied(cut, tmp_path)
     for state in states_of_unfinished(run):
         flip(largest(state))
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("is damaged") == 2
+    assert result.stderr.count("is corrupt") == 2
     assert_same(run, small)
 
 
@@ -447,7 +447,7 @@ def test_if_both_are_damaged_the_members_start_anew(cut, small, tmp_path):
     DAMAGED_TABLES,
 )
 @pytest.mark.slow
-def test_a_damaged_table_of_a_finished_arm_is_made_again(name, how, cut, small, tmp_path):
+def test_a_corrupt_table_of_a_finished_arm_is_rebuilt(name, how, cut, small, tmp_path):
     run = copied(cut, tmp_path)
     (path,) = [
         path
@@ -469,7 +469,7 @@ def test_a_damaged_table_of_a_finished_arm_is_made_again(name, how, cut, small, 
         pytest.param(signal.SIGTERM, "tuned", "tested", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_and_the_same_command_goes_on(number, arguments, stage, request, tmp_path):
+def test_a_signal_saves_and_the_same_command_resumes(number, arguments, stage, request, tmp_path):
     """The signal goes to all processes of the session, as a terminal and Slurm send it."""
     whole = request.getfixturevalue(arguments)
     run, arguments = tmp_path / "run", {"small": SMALL, "tuned": TUNED}[arguments]
@@ -486,11 +486,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, arguments, stage, r
 
 
 LONG = [*ONE_ARM, *WHOLE, "--config.seeds=400"]
-"""A step of it takes some 15 seconds: worker processes, 1.6 million samples an epoch."""
+"""A segment takes about 15 seconds: worker processes train on 1.6 million samples per epoch."""
 
 
 @pytest.mark.slow
-def test_the_first_signal_finishes_the_step_and_the_second_ends_at_once(tmp_path):
+def test_the_first_signal_finishes_the_segment_and_the_second_ends_at_once(tmp_path):
     running = Running(tmp_path / "run", LONG)
     running.wait_for(lambda: list((tmp_path / "run").glob("tensorboard/*")))
     time.sleep(12)  # the networks are evaluated once before they are trained
@@ -508,7 +508,7 @@ def test_the_first_signal_finishes_the_step_and_the_second_ends_at_once(tmp_path
 
 
 def test_ctrl_c_while_workers_start(tmp_path):
-    """A terminal sends it to them too, and they can't ignore it before Python runs."""
+    """A terminal also sends it to workers, which can't ignore it before Python runs."""
     running = Running(tmp_path / "run", PAIR, start_new_session=True)
     running.wait_for(lambda: len(running.children()) > 1)
     time.sleep(0.5)
@@ -538,7 +538,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(number, tmp_p
 
 
 @pytest.mark.slow
-def test_signals_work_when_nobody_reads_what_is_said(tmp_path):
+def test_signals_work_when_nothing_reads_the_output(tmp_path):
     read, write = os.pipe()
     arguments = command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save_every=0")
     process = subprocess.Popen([programs.SCRIPT, *arguments], stderr=write)
@@ -586,10 +586,10 @@ def test_a_folder_has_one_owner(tmp_path):
     assert not saved(run)
     first.process.terminate()
     code, output = first.ended()
-    assert code == 143, "the owner went on all the time"
+    assert code == 143, "the owner was not disturbed"
     (state,) = saved(run)
     first, last = output.strip().splitlines()
-    assert first == "lenet-jax: SIGTERM: finishing this part of a pass, then saving; once more stops at once"
+    assert first == "lenet-jax: SIGTERM: finishing this segment of an epoch, then saving; once more stops at once"
     assert re.search(
         f"stopped in epoch .* of 2000 of .*; saved in {str(state.parents[1])!r}; the same command goes on", last
     )
@@ -606,15 +606,15 @@ def test_a_killed_owner_owns_nothing(cut, tmp_path):
     assert moved.returncode == 0, moved.stderr
 
 
-def test_what_cannot_be_moved_aside_is_refused(monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_moved_aside_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run" / "checkpoints")
     for folder in (Path(".."), tmp_path / "run"):
-        with pytest.raises(InputError, match="is where you are"):
+        with pytest.raises(InputError, match="contains the current folder"):
             locks.move_aside(folder)
     assert locks.move_aside(tmp_path / "other") is None
     monkeypatch.chdir(tmp_path)
-    assert locks.move_aside(Path("run")).is_dir(), "of a run that was killed as it began"
+    assert locks.move_aside(Path("run")).is_dir(), "as of a run that was killed at its start"
     assert not (tmp_path / "run").exists()
 
 
@@ -639,8 +639,8 @@ def test_fresh_moves_the_old_run_aside(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_arms_as_jobs_of_their_own(small, tmp_path):
-    """Two at the same time, in one folder: the last one writes the tables, the same as if one process had run both."""
+def test_arms_as_separate_jobs(small, tmp_path):
+    """Two jobs run in one folder; the last one writes the same tables as a single process."""
     run = tmp_path / "run"
     jobs = [Running(run, SMALL, "--only-arm=1"), Running(run, SMALL, f"--only-arm={SECOND}")]
     outputs = []
@@ -667,13 +667,13 @@ STOP = """
         if kind == "os.rename .metrics.parquet":
             os.kill(os.getpid(), 19)
 """
-"""Stops the program, as Ctrl-Z does, when it writes the run's tables."""
+"""Suspends the program, as Ctrl-Z does, when it writes the run's tables."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_two_jobs_that_come_to_the_end_together(small, tmp_path):
-    """The one waits while the other writes, and finds the run finished."""
+def test_two_jobs_that_finish_together(small, tmp_path):
+    """One waits while the other writes, and then finds the run finished."""
     run = tmp_path / "run"
     first = lenet_jax(run, SMALL, "--only-arm=1")
     assert first.returncode == 0
@@ -706,7 +706,7 @@ def test_an_arm_has_one_job(cut, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """(size, options) -> mounts a file system of its own at tmp_path/disk."""
+    """A function (mount options) -> path of a new file system."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -728,7 +728,7 @@ def test_a_full_disk(small, small_disk):
     last = result.stderr.splitlines()[-1]
     assert str(disk) in last
     assert last.endswith(
-        "can't be written (No space left on device); all that was saved before is kept; the same command goes on"
+        "can't be written (No space left on device); everything saved before is kept; the same command goes on"
     )
     before = saved(disk / "run")
     assert before
@@ -740,22 +740,20 @@ def test_a_full_disk(small, small_disk):
 
 @pytest.mark.slow
 def test_a_file_that_cannot_be_written_whole(small, tmp_path):
-    """A limit of the shell's, which the array library finds out in the middle of a checkpoint."""
+    """A limit of the shell, which the array library hits in the middle of a checkpoint."""
     run = tmp_path / "run"
     refused = lenet_jax(run, SMALL, limit="-f 600")  # of 512 bytes
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
-    assert line.endswith(
-        "can't be written (File too large); all that was saved before is kept; the same command goes on"
-    )
+    assert line.endswith("can't be written (File too large); everything saved before is kept; the same command goes on")
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
     assert_same(run, small)
 
 
 @pytest.mark.slow
-def test_a_disk_that_has_no_place_for_any_of_the_files(small, small_disk):
-    """Every file of a run is the one that fails, one after the other: a file or folder more is allowed each time."""
+def test_a_disk_that_is_full_at_each_of_the_files(small, small_disk):
+    """Each file of a run fails in turn: each attempt may create a few files more."""
     disk = small_disk("size=50m,nr_inodes=2")
     for files_allowed in [*range(2, 15), *range(15, 160, 8)]:
         subprocess.run(["mount", "-o", f"remount,nr_inodes={files_allowed}", disk], check=True)
@@ -815,8 +813,8 @@ def test_a_finished_run_that_can_only_be_read_is_shown(small, small_disk):
 
 
 @pytest.mark.slow
-def test_members_that_diverge_leave_the_others_alone(tmp_path):
-    """Candidates of tuning train in one population: one of them with an absurd weight decay."""
+def test_members_that_diverge_do_not_affect_the_others(tmp_path):
+    """Tuning candidates train in one population, one of them with an absurd weight decay."""
     runs = {}
     for name, values in {"good": "(0.0,0.001)", "bad": "(0.0,0.001,1e30)"}.items():
         tune = [f"--config.tune.weight_decay={values}", "--config.tune_seeds=2", "--config.epochs=2"]
@@ -834,20 +832,20 @@ def test_members_that_diverge_leave_the_others_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_runs_out_of_memory(pair, tmp_path):
-    """What Linux does then: SIGKILL. The others go on from what was saved, fewer at a time."""
+    """Linux sends SIGKILL then. The run resumes from the last checkpoint, with fewer members at a time."""
     run = tmp_path / "run"
     running = Running(run, PAIR, "--save_every=0")
     running.wait_for(functools.partial(exists, run, "checkpoints/*/*/states/*"))
     running.worker().kill()
     code, output = running.ended()
     assert code == 0, output
-    assert "4 networks don't fit in memory together: going on with 2 at a time" in output
+    assert "4 networks don't fit in memory together: continuing with 2 at a time" in output
     assert_tables(run, pair)
 
 
 @pytest.mark.slow
 def test_workers_that_always_run_out_of_memory(tmp_path):
-    """They are killed as soon as they train, until there is nothing left to halve."""
+    """They are killed as soon as they train, until a single member is left."""
     run = tmp_path / "run"
     running = Running(run, CROWD, "--save_every=0", "--devices=1", start_new_session=True)
     last = [0]
@@ -859,7 +857,7 @@ def test_workers_that_always_run_out_of_memory(tmp_path):
         running.wait_for(lambda: step() > last[-1])
         worker = running.worker()
         worker.suspend()
-        time.sleep(0.5)  # what is being saved is saved
+        time.sleep(0.5)  # for a checkpoint that is being written
         last.append(step())
         worker.kill()
     code, output = running.ended()
@@ -874,7 +872,7 @@ def test_workers_that_always_run_out_of_memory(tmp_path):
 
 @pytest.mark.slow
 def test_a_population_that_does_not_fit_is_trained_in_chunks(tmp_path):
-    """1,500 networks of 1 MB each in 3 GiB of address space, of which the program itself takes a good part."""
+    """1,500 networks of 1 MB each in 3 GiB of address space, which the program itself uses too."""
     few = ["--config.train_size=20", "--config.batch_size=20", "--config.epochs=1", "--config.validation_size=0"]
     result = lenet_jax(
         tmp_path / "run",

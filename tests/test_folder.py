@@ -46,7 +46,7 @@ def test_what_was_written_is_read(tmp_path):
         (lambda folder: (folder / run_folder.SUMMARY).unlink(), r"is not finished; the command that began it"),
         (lambda folder: (folder / run_folder.PROVENANCE).unlink(), r"provenance\.json' is missing"),
         (lambda folder: (folder / run_folder.CONFIG).write_text("{"), r"config\.json' can't be read as JSON"),
-        (lambda folder: (folder / run_folder.CONFIG).write_text("[]"), r"config\.json' holds no JSON object"),
+        (lambda folder: (folder / run_folder.CONFIG).write_text("[]"), r"config\.json' does not contain a JSON object"),
         (lambda folder: (folder / run_folder.METRICS).write_bytes(b"PAR1"), r"metrics\.parquet' can't be read"),
         (lambda folder: (folder / run_folder.SUMMARY).write_text("{}"), r"is damaged: summary\.json or metrics"),
         (

@@ -33,7 +33,7 @@ MUTATIONS = {
     "a sign in the squared error": Mutation("losses", "jnp.square(y - t)", "jnp.square(y + t)", "test_losses"),
     "a sign of the cross-entropy": Mutation("losses", "return losses.mean()", "return -losses.mean()", "test_losses"),
     "a checkpoint's digest is skipped": Mutation(
-        "checkpoints", "if saved.digest != expected:", "if False:", "test_faults", "damage or flipped"
+        "run/states", "if saved.digest != digest:", "if False:", "test_faults", "damage or flipped"
     ),
     "every epoch has the same order": Mutation(
         "train", 'epoch if recipe.order == "fresh" else 0', "0 * epoch", "test_train", "order"
@@ -54,7 +54,7 @@ MUTATIONS = {
         "curvature", "squared = jax.tree.map(jnp.square, parameters)", "squared = parameters", "test_curvature"
     ),
     "workers' results are put together the wrong way round": Mutation(
-        "workers", "np.concatenate(leaves)[", "np.concatenate(leaves[::-1])[", "test_workers"
+        "run/workers", "np.concatenate(leaves)[", "np.concatenate(leaves[::-1])[", "test_workers"
     ),
     "a pixel is moved by padding": Mutation(
         "data",

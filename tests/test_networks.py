@@ -172,11 +172,11 @@ def test_networks_that_are_gone_or_damaged_are_told_and_nothing_is_changed(folde
     files = sorted(copy.rglob("*"))
     damaged = lenet_jax.load_run(copy)
     message = refused(damaged.params, TANH)
-    assert f"run: '{state.parent}' is gone or damaged (" in message
+    assert f"run: '{state.parent}' is missing or corrupt (" in message
     assert sorted(copy.rglob("*")) == files
     assert damaged.params(RBF).output is None
     shutil.rmtree(copy / "checkpoints" / TANH)
-    assert f"run: '{copy}/checkpoints/{TANH}' doesn't hold the 3 trained networks (any more)" in refused(
+    assert f"run: '{copy}/checkpoints/{TANH}' doesn't contain the 3 trained networks (any more)" in refused(
         lenet_jax.load_run(copy).params, TANH
     )
 

@@ -25,8 +25,8 @@ from lenet_jax.initializers import INITIALIZERS
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.losses import LOSSES
 from lenet_jax.optim import OPTIMIZERS, SCHEDULES
-from lenet_jax.run import parts, runner
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run import parts, runner
 from lenet_jax.run.arms import expand
 
 OWN = textwrap.dedent(

@@ -80,7 +80,7 @@ def crowd(images):
         people = create(images, range(5))
         compiled, start = len(traces), people.state
         result = run(people)
-    return Crowd(result, people.programs.memory, start, compiled, len(traces))
+    return Crowd(result, people.memory, start, compiled, len(traces))
 
 
 def members_of(result, members):
@@ -202,7 +202,7 @@ def test_arms_with_one_recipe_are_compiled_once(crowd, images):
     people = population.create([7, 8, 9, 10, 11], dict.fromkeys(HYPERPARAMETERS, [0.1] * 5), images, RECIPE)
     after = population.compile_programs.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
-    assert people.programs.memory == crowd.memory
+    assert people.memory == crowd.memory
 
 
 def test_no_implicit_transfers(crowd, images):

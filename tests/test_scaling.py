@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lenet_jax import model, train
-from lenet_jax.run import arms, checkpoints, memory
+from lenet_jax.run import arms, memory, states
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "experiments" / "results" / "devices"
@@ -71,7 +71,7 @@ def test_the_constants_of_the_model_are_those_of_the_code():
     assert memory.member_memory(cost.task.recipe(32, 4000)) == pytest.approx(
         (2 + memory.SAVE_MEMORY_FACTOR) * cost.STATE, rel=1e-3
     )
-    assert checkpoints.MAX_TO_KEEP + 1 == cost.KEPT
+    assert states.MAX_TO_KEEP + 1 == cost.KEPT
     assert cost.MEMBERS[-1] == arms.MOST_MEMBERS
     assert (train.MAX_CALL_SAMPLES, train.MAX_SEGMENTS) == (1_000_000, 16)
 

@@ -332,9 +332,11 @@ def test_a_grid_is_widened_at_its_edge(tuned, folder, tmp_path, capsys):
     for line, row, count in zip(lines, rows, (3, 4, 5), strict=True):
         rate = row["chosen"]["learning_rate"]
         error = final_errors(run.tuning[run.tuning.arm == row["name"]])[rate]
-        told = f"{row['name']}: learning_rate {rate:g} of {count} tried (validation error {100 * error:.2f}%)"
+        told = (
+            f"{row['name']}: learning_rate {rate:g}, best of {count} candidates (validation error {100 * error:.2f}%)"
+        )
         assert told in line
-        assert ("; learning_rate at the edge of what was tried" in line) == bool(row["chosen_at_edge"])
+        assert ("; learning_rate at the edge of the grid" in line) == bool(row["chosen_at_edge"])
     # What was tried later is as good as tried at once.
     shared = RATES[:2]
     before, after = (

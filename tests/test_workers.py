@@ -1,4 +1,4 @@
-"""Worker processes: the same results as in one process, and no trace of them when anybody dies."""
+"""Worker processes give the same results as one process, and none survives a killed one."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ def images(digits):
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Workers are forks of a process that has imported the program, which takes seconds: for what isn't their start."""
+    """Forks workers from a process that has imported the program, which takes seconds; not for tests of their start."""
     monkeypatch.setattr(run_workers, "SPAWN", programs.SERVER)
 
 
@@ -51,7 +51,7 @@ def workers():
 
 
 def history(engine, images):
-    """Metrics of two epochs, and of images that the members have not seen."""
+    """Metrics of two epochs, and of images that the members were not trained on."""
     members = engine.create(SEEDS, HYPER, images, RECIPE)
     assert members.memory > 0
     unseen = range(320, 400)
@@ -65,8 +65,8 @@ def test_workers_give_the_same_results(workers, images, assert_close):
     assert_close(there, here, 1e-5)
 
 
-def test_workers_go_on_from_a_snapshot(workers, images, forked):
-    """Three members on two workers, of which one repeats its last; after a restart as after a pause."""
+def test_workers_resume_from_a_snapshot(workers, images, forked):
+    """Three members on two workers, of which one repeats its last member; also after a restart."""
     there = workers.create(SEEDS, HYPER, images, RECIPE)
     workers.train_segment(there)
     saved = workers.snapshot(there)
@@ -90,7 +90,7 @@ def test_a_worker_has_one_core(workers):
 
 
 @pytest.mark.slow
-def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
+def test_workers_divide_the_compilation(images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipes = [RECIPE, dataclasses.replace(RECIPE, loss=Loss("mse"))]
 
@@ -104,26 +104,26 @@ def test_workers_share_the_compiling(images, tmp_path, monkeypatch):
         for recipe in recipes:
             crowd = crew.create(SEEDS, HYPER, images, recipe)
             assert np.isfinite(crew.train_segment(crowd).loss).all()
-    # Each worker trained what the other one had compiled: nothing came in addition.
+    # Each worker trained what the other one had compiled: the cache has not grown.
     assert kept() == prepared
 
 
 def test_what_a_worker_raises_is_raised_here(workers, images):
     crowd = workers.create(SEEDS, HYPER, images, RECIPE)
     with pytest.raises(InputError, match="loss: 'huber' is not one of"):
-        workers._call("evaluate", [(Refusing(),)] * 2)
-    assert workers.evaluate(crowd, range(10)).error.shape == (3,), "the workers go on"
+        workers._call("evaluate", [(Raising(),)] * 2)
+    assert workers.evaluate(crowd, range(10)).error.shape == (3,), "the workers continue"
 
 
-class Refusing:
-    """An argument that a worker refuses as soon as it looks at it."""
+class Raising:
+    """An argument that raises an error in a worker as soon as it is used."""
 
     @property
     def start(self):
         return Loss("huber")
 
 
-def test_a_killed_worker_is_told(images, forked):
+def test_a_killed_worker_is_reported(images, forked):
     with Workers(2) as crew:
         crowd = crew.create(SEEDS, HYPER, images, RECIPE)
         os.kill(crew._processes[1].pid, signal.SIGKILL)

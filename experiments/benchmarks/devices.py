@@ -150,7 +150,8 @@ def measure(point: Point) -> dict[str, Any]:
 
 def saving(engine: Any, members: Any) -> dict[str, Any]:
     """Median seconds of snapshots, saves and restores of a population; bytes on disk, and in memory during a save."""
-    from lenet_jax.run.checkpoints import STATES, Checkpoint, Chunk
+    from lenet_jax.run.checkpoints import STATES, Chunk
+    from lenet_jax.run.states import Checkpoint
 
     times: dict[str, list[float]] = {"snapshot_seconds": [], "save_seconds": [], "restore_seconds": []}
     history = {f"test/{name}": np.zeros((1, members.size)) for name in ("loss", "error", "nll", "brier", "ece")}
@@ -229,7 +230,8 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     import jax
 
     from lenet_jax import population, train
-    from lenet_jax.run.checkpoints import Checkpoint, Chunk
+    from lenet_jax.run.checkpoints import Chunk
+    from lenet_jax.run.states import Checkpoint
     from lenet_jax.run.workers import Workers
 
     count, epochs = 8, 4

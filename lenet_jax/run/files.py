@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, and read with errors of one line."""
+"""Files of a run: written whole or not at all, and read with one-line errors."""
 
 import contextlib
 import errno
@@ -14,6 +14,9 @@ import pandas as pd
 
 from lenet_jax.errors import InputError, StorageError
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
+"""Errors of the disk, which some libraries report by their message only."""
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON, whole or not at all."""
@@ -22,7 +25,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes Parquet, whole or not at all."""
-    # Numbers that hardly repeat take half the space byte by byte; so do images' places as differences.
+    # Floats that rarely repeat take half the space if they are split into bytes, and image indices as differences.
     encodings = {name: "BYTE_STREAM_SPLIT" for name, kind in table.dtypes.items() if kind.kind == "f"}
     encodings |= {"image": "DELTA_BINARY_PACKED"} if "image" in table else {}
     options: dict[str, Any] = {
@@ -35,10 +38,10 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def replace_file(path: Path, write: Any) -> None:
-    """Lets `write` make a file beside `path`, then puts it in its place in one step.
+    """Replaces a file in one step by another one, which `write` creates beside it.
 
     Raises:
-      StorageError: it can't be written.
+      StorageError: the file can't be written.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):
@@ -50,57 +53,52 @@ def replace_file(path: Path, write: Any) -> None:
 
 
 def is_partial(path: Path, name: str) -> bool:
-    """Whether a file is what `replace_file` leaves of a file when it is killed."""
+    """Whether `path` is what a killed `replace_file` leaves of the file `name`."""
     return path.name.startswith(f".{name}.") and len(path.name) == len(f".{name}.") + 8
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the file where writing fails: many libraries don't.
+    """Translates errors of writing a file: many libraries don't name it.
 
     Raises:
-      StorageError: it failed.
+      StorageError: the file can't be written.
     """
     try:
         yield
     except StorageError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # the last two are TensorStore's
+    except (OSError, RuntimeError, ValueError) as error:  # TensorStore raises the last two
         text = " ".join(str(error).split())
         known = next((reason for reason in map(os.strerror, DISK_ERRORS) if reason in text), "")
         if not known and not isinstance(error, OSError):
             raise
         reason = known or getattr(error, "strerror", None) or text[:200]
-        raise StorageError(f"{str(path)!r} can't be written ({reason}); all that was saved before is kept") from error
-
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
+        raise StorageError(f"{str(path)!r} can't be written ({reason}); everything saved before is kept") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object.
 
     Raises:
-      InputError: the file is not there, can't be read, or holds something else.
+      InputError: the file is missing, can't be read, or contains something else.
     """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise InputError(
-            f"run: {str(path)!r} is missing; a run folder that `lenet-jax run` finished is needed"
-        ) from error
+        raise InputError(f"run: {str(path)!r} is missing; name the folder of a finished `lenet-jax run`") from error
     except (OSError, ValueError) as error:
         raise InputError(f"run: {str(path)!r} can't be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"run: {str(path)!r} holds no JSON object")
+        raise InputError(f"run: {str(path)!r} does not contain a JSON object")
     return content
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table from Parquet.
+    """Reads a table from Parquet.
 
     Raises:
-      InputError: the file is not there or damaged.
+      InputError: the file is missing or corrupt.
     """
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
@@ -109,28 +107,28 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 SEAL = "sha256 of the rest"
-"""The field of sealed JSON files that tells whether anything else in them was damaged."""
+"""The field of sealed JSON files that holds the digest of the other fields."""
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON with its SHA-256: a digit can be damaged, and it is JSON still."""
+    """Writes JSON with its SHA-256: with a corrupt digit it would still be valid JSON."""
     write_json(path, {**content, SEAL: seal_of(content)})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote.
+    """Reads what `write_sealed` wrote.
 
     Raises:
-      InputError: the file is damaged.
+      InputError: the file is missing or corrupt.
     """
     content = read_json(path)
     if content.pop(SEAL, None) != seal_of(content):
-        raise InputError(f"{str(path)!r} is damaged")
+        raise InputError(f"{str(path)!r} is corrupt")
     return content
 
 
 def seal_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what JSON can hold."""
+    """SHA-256 of a JSON object."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -138,7 +136,7 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file.
 
     Raises:
-      InputError: it can't be read.
+      InputError: the file can't be read.
     """
     try:
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Which process may write to a run folder."""
+"""Locks: which process may write to a run folder. Only process 0 of a distributed run takes them."""
 
 import contextlib
 import fcntl
@@ -20,16 +20,19 @@ LOCK, TURN = "lock", "turn"
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str, shared: bool = False) -> Iterator[None]:
-    """Makes this process the owner of a folder until it ends, however it ends.
+    """Locks a folder. The lock ends with the process, however it ends.
 
     Args:
-      folder: which is made if need be.
-      name: what to call it.
-      shared: with others that share it.
+      folder: created if missing.
+      name: the folder's name in messages.
+      shared: whether other processes may hold it too, if they also pass True.
 
     Raises:
-      InputError: another process has it, or it can't be written.
+      InputError: another process holds the lock, or the folder can't be written.
     """
+    if not distributed.primary():
+        yield
+        return
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,13 +43,13 @@ def exclusive(folder: Path, name: str, shared: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            owner = stream.read().strip() or "another process"
             raise InputError(
-                f"workdir: {name} is in use by {stream.read().strip() or 'another process'}; wait for it to end, or "
-                "name another folder"
+                f"workdir: {name} is in use by {owner}; wait for it to end, or name another folder"
             ) from error
         except OSError as error:
-            say(f"{str(path)!r} can't be locked ({error.strerror}): see to it that no other process uses the folder")
-        with contextlib.suppress(OSError):  # a full disk: the name of the owner is a courtesy
+            say(f"{str(path)!r} can't be locked ({error.strerror}): make sure that no other process uses the folder")
+        with contextlib.suppress(OSError):  # on a full disk, messages do without the owner's name
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})\n")
             stream.flush()
@@ -55,7 +58,7 @@ def exclusive(folder: Path, name: str, shared: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_turn(checkpoint_dir: Path) -> Iterator[None]:
-    """Waits until no other job is in here: those of single arms share a folder, and write some of its files in turns.
+    """Locks the files that jobs of single arms (`--only-arm`) write in turn, once no other job holds them.
 
     Raises:
       StorageError: the folder can't be written.
@@ -66,23 +69,25 @@ def wait_turn(checkpoint_dir: Path) -> Iterator[None]:
     with files.writing(checkpoint_dir / TURN):
         file = os.open(checkpoint_dir / TURN, os.O_RDWR | os.O_CREAT, 0o666)
     with open(file):
-        with contextlib.suppress(OSError):  # no locks there: `owned` said so
+        with contextlib.suppress(OSError):  # a file system without locks, which `exclusive` has reported
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def move_aside(workdir: Path) -> Path | None:
-    """Renames a run folder, so that a new run can have its name; returns the new name, or None if there is none.
+    """Renames a run folder, to free its name for a new run; returns its new path, or None if there is no folder.
 
     Raises:
-      InputError: it holds no run, a process is at it, or it can't be renamed.
+      InputError: the folder holds no run, is in use, or can't be renamed.
     """
-    if not workdir.exists():
+    if not distributed.primary() or not workdir.exists():
         return None
     if not (workdir / run_folder.CONFIG).exists() and run_folder.holds_others(workdir):
         raise InputError(f"workdir: {str(workdir)!r} holds no run that --fresh could move aside; name a new folder")
     if Path.cwd().is_relative_to(workdir.resolve()):
-        raise InputError(f"workdir: {str(workdir)!r} is where you are, and --fresh would move it; go to another folder")
+        raise InputError(
+            f"workdir: {str(workdir)!r} contains the current folder, and --fresh would move it; change to another one"
+        )
     with exclusive(workdir / run_folder.CHECKPOINTS, repr(str(workdir))):
         moved = workdir.with_name(f"{workdir.name}-{time.strftime('%Y-%m-%dT%H-%M-%S')}")
         try:

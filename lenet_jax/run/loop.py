@@ -5,44 +5,23 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 
-from lenet_jax import distributed, model, population, train
+from lenet_jax import distributed, model, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.run import trackers
-from lenet_jax.run.checkpoints import ArmStore, Checkpoint, Chunk, PopulationResult
+from lenet_jax.run.checkpoints import ArmStore, Chunk, PopulationResult
 from lenet_jax.run.plan import ImageSpec, Members, Phase, Plan, images_of
 from lenet_jax.run.progress import Progress
 from lenet_jax.run.signals import Stop
+from lenet_jax.run.states import Checkpoint
+from lenet_jax.run.workers import Engine
 from lenet_jax.train import Images, Recipe
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """What trains populations: the module `population` in this process, or `workers.Workers`. See `population`."""
-
-    def create(self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe) -> Any:
-        """A new population."""
-
-    def train_segment(self, members: Any, /) -> train.Metrics:
-        """Trains it for a segment of an epoch."""
-
-    def evaluate(self, members: Any, split: range, /) -> evaluation.Evaluation:
-        """Evaluates it on images."""
-
-    def predict(self, members: Any, split: range, /) -> evaluation.Predictions:
-        """What its members make of images."""
-
-    def snapshot(self, members: Any, /) -> population.Snapshot:
-        """Its state."""
-
-    def restore(self, members: Any, saved: population.Snapshot, /) -> None:
-        """Takes up a state."""
 
 
 @dataclasses.dataclass

@@ -1,4 +1,8 @@
-"""How much memory there is for training."""
+"""Memory for training: how many members fit in it together, and what to do when it runs out.
+
+When it runs out in spite of the estimate, the run continues with half as many members at a time: `smaller_limit`
+decides, `checkpoints.Chunk.split_in_half` divides what was saved, and `workers.Workers.restart` frees the memory.
+"""
 
 import math
 import re
@@ -14,11 +18,18 @@ import psutil
 from lenet_jax import distributed, train
 from lenet_jax.errors import RunError, WorkerError, one_line
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.run.progress import say
 from lenet_jax.train import Recipe, TrainState
+
+SAVE_MEMORY_FACTOR = 4
+"""Memory for saving a state, as a multiple of the state, with orbax's copies; measured: 3.4 (docs/scaling.md)."""
+
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Linux's control groups, version 2, and the file that names the group of this process."""
 
 
 def available() -> int:
-    """Bytes that members' states may take on this machine."""
+    """Bytes that members' states may take on this machine: half of what is free."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         statistics = device.memory_stats() or {"bytes_limit": 2**34, "bytes_in_use": 0}
@@ -30,12 +41,8 @@ def available() -> int:
     return max(min([free, *map(free_in, control_groups())]), 2**20) // 2
 
 
-CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Linux's control groups, version 2, and which of them this process is in."""
-
-
 def control_groups() -> list[Path]:
-    """Those that limit this process's memory, from its own up: of a container, a systemd unit or a cluster's job."""
+    """The groups that limit this process, from its own upwards: of a container, a systemd unit or a cluster job."""
     own = re.search(r"^0::/(.*)$", OWN_CGROUP.read_text(), re.MULTILINE) if OWN_CGROUP.is_file() else None
     folder = CGROUPS / own[1] if own else CGROUPS
     every = [path for path in (folder, *folder.parents) if path.is_relative_to(CGROUPS)]
@@ -47,20 +54,20 @@ def free_in(group: Path) -> int:
     limit = (group / "memory.max").read_text().strip()
     if limit == "max":
         return sys.maxsize
-    # Files that Linux keeps in memory, and drops when it needs the room, count as used.
+    # Cached files count as used, but Linux drops them when it needs the memory.
     statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(limit) - int((group / "memory.current").read_text()) + int(statistics["inactive_file"])
 
 
-SAVE_MEMORY_FACTOR = 4
-"""Times a state that saving it takes, with all that orbax copies; measured: 3.4 (docs/scaling.md)."""
+def memory_for_members() -> int:
+    """Bytes that members' states may take on all machines."""
+    mebibytes = distributed.all_gather(np.int32(available() >> 20))  # JAX has no 64-bit integers
+    total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
+    return total
 
 
 def member_memory(recipe: Recipe) -> int:
-    """Bytes that one member's state takes at most: before and after an update, and where members are saved from.
-
-    That is in the same memory on a CPU alone.
-    """
+    """Bytes that one member needs: its state before and after a step and, on a CPU, the copies made to save it."""
 
     def state() -> TrainState:
         return train.init(jnp.uint32(0), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))), recipe)
@@ -69,46 +76,46 @@ def member_memory(recipe: Recipe) -> int:
     return (2 + (SAVE_MEMORY_FACTOR if jax.default_backend() == "cpu" else 0)) * sum(sizes)
 
 
-def memory_for_members() -> int:
-    """Bytes that members' states may take on all machines: half of what is free, the rest is for all else."""
-    mebibytes = distributed.all_gather(np.int32(available() >> 20))  # JAX has no 64-bit integers
-    total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
-    return total
+def members_that_fit(recipe: Recipe) -> int:
+    """Members that fit in memory together, at least one."""
+    return max(memory_for_members() // member_memory(recipe), 1)
 
 
-def chunk_size(members: int, recipe: Recipe, most: int) -> int:
-    """Members of the next chunk, so that they can be trained in as few equal chunks as memory needs.
+def chunk_size(members: int, recipe: Recipe, limit: int) -> int:
+    """The size of the next chunk, of as few equal chunks as memory allows.
 
     Args:
-      members: that are left.
-      recipe: theirs.
-      most: that fit in memory, as far as is known.
+      members: the remaining members.
+      recipe: their recipe.
+      limit: a known upper bound, see `smaller_limit`.
     """
-    most = min(most, max(memory_for_members() // member_memory(recipe), 1))
-    return math.ceil(members / math.ceil(members / most))
+    return math.ceil(members / math.ceil(members / min(limit, members_that_fit(recipe))))
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an engine failed because memory ran out."""
     text = str(error).lower()
-    killed = isinstance(error, WorkerError) and error.killed
-    refused = isinstance(error, jax.errors.JaxRuntimeError) and (
-        "resource_exhausted" in text or "out of memory" in text
+    exhausted = "resource_exhausted" in text or "out of memory" in text
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, WorkerError) and error.killed)
+        or (isinstance(error, jax.errors.JaxRuntimeError) and exhausted)
     )
-    return killed or refused or isinstance(error, MemoryError)
 
 
-def raise_out_of_memory(size: int, recipe: Recipe, error: Exception) -> None:
-    """Ends a run that can't be helped with smaller chunks.
+def smaller_limit(size: int, recipe: Recipe, error: Exception) -> int:
+    """The most members to train together from now on, after training `size` of them raised an error.
 
     Raises:
-      RunError: a chunk has as few members as can be, or several processes would have to agree on a smaller one.
+      Exception: the error, if it has nothing to do with memory.
+      RunError: chunks can't become smaller: this one has a single member, or several processes would have to agree.
     """
-    if size > 1 and jax.process_count() == 1:
-        return
-    fits = max(memory_for_members() // member_memory(recipe), 1)
-    raise RunError(
-        f"memory ran out with {size} networks of {member_memory(recipe) / 2**20:.1f} MiB each "
-        f"({one_line(error)}); what is free now would hold {fits} and the data: free some, or ask "
-        "for fewer seeds"
-    ) from error
+    if not is_out_of_memory(error):
+        raise error
+    if size == 1 or jax.process_count() > 1:
+        raise RunError(
+            f"memory ran out with {size} networks of {member_memory(recipe) / 2**20:.1f} MiB each ({one_line(error)}); "
+            f"what is free now would hold {members_that_fit(recipe)} and the data: free some, or ask for fewer seeds"
+        ) from error
+    say(f"{size} networks don't fit in memory together: continuing with {size // 2} at a time")
+    return size // 2

@@ -10,9 +10,9 @@ from lenet_jax.run import tuning
 from lenet_jax.run.arms import in_range
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
 from lenet_jax.run.loop import RunContext, replay, train_chunk
-from lenet_jax.run.memory import chunk_size, is_out_of_memory, raise_out_of_memory
+from lenet_jax.run.memory import chunk_size, smaller_limit
 from lenet_jax.run.plan import ArmPlan, Phase
-from lenet_jax.run.progress import Progress, say
+from lenet_jax.run.progress import Progress
 from lenet_jax.run.workers import Workers
 
 
@@ -97,13 +97,8 @@ def train_phase(phase: Phase, context: RunContext) -> PopulationResult:
                 result = train_chunk(phase, phase.members(start, chunk.size), chunk, context)
                 streamed = chunk.size == phase.size  # the tracker followed it epoch by epoch
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise_out_of_memory(chunk.size, phase.recipe, error)
-            if result is None:  # after the except block: nothing holds the arrays of the failed chunk any more
-                context.member_limit = chunk.size // 2
-                limit = context.member_limit
-                say(f"{chunk.size} networks don't fit in memory together: continuing with {limit} at a time")
+                context.member_limit = smaller_limit(chunk.size, phase.recipe, error)
+            if result is None:  # after the except block, where nothing refers to the failed chunk's arrays any more
                 chunk.split_in_half()
                 if isinstance(context.engine, Workers):
                     context.engine.restart()

@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs."""
+"""Output on stderr while an experiment runs."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ from lenet_jax import distributed
 
 
 class Bar(RichProgress):
-    """What is being done, on lines of its own, and the bar below it: names of arms would push it off a terminal."""
+    """A progress bar below a line that says what is being done: long names of arms would push it off the terminal."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The lines and the bar."""
+        """The line and the bar."""
         for task in self.tasks:
             if task.description:
                 yield Text(f"{task.description}: {task.fields['state']}")
@@ -31,10 +31,10 @@ class Bar(RichProgress):
 
 
 class Progress:
-    """A bar on a terminal: arm, epochs, time left, samples a second, errors. A line an arm, wherever output goes."""
+    """Progress of a run: on a terminal a bar with epochs, remaining time and errors; everywhere a line per arm."""
 
     def __init__(self, arms: int, epochs: int, hidden: bool = False) -> None:
-        """Counts `epochs` over all `arms`; says nothing if `hidden`."""
+        """Starts at zero of `epochs`, the epochs of all `arms`; prints nothing if `hidden`."""
         self._console = Console(stderr=True, quiet=hidden)
         self._bar = Bar(
             SpinnerColumn(),
@@ -42,7 +42,7 @@ class Progress:
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("epochs"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("remaining"),
             TimeRemainingColumn(),
             console=self._console,
             disable=hidden or not self._console.is_terminal,
@@ -65,49 +65,49 @@ class Progress:
         self._bar.stop()
 
     def start(self, arm: str, number: int) -> None:
-        """An arm begins, by its number from 1."""
+        """Starts an arm; `number` counts from 1."""
         self._arm = number
         self._name = arm
 
     def stage(self, doing: str, members: int, chunk: int) -> None:
-        """So many of the arm's members are compiled, then trained."""
+        """Starts to compile and train `chunk` of the arm's `members`; `doing` is a prefix, such as "tuning, "."""
         self._share = chunk / members
         description = f"arm {self._arm}/{self._arms} {self._name}: {doing}{members} networks"
         description += f", {chunk} at a time" * (chunk < members)
         self._bar.update(self._task, description=description, state="compiling")
 
     def more(self, epochs: int) -> None:
-        """There is more to do than was counted."""
+        """Adds epochs to the total."""
         self._total += epochs
         self._bar.update(self._task, total=self._total)
 
     def skip(self, epochs: float) -> None:
-        """The chunk has these epochs behind it: there is less to do."""
+        """Removes epochs of the chunk from the total, because they were trained before."""
         self._total -= self._share * epochs
         self._bar.update(self._task, total=self._total)
 
     def compiled(self, memory: int) -> None:
-        """The members are compiled; `memory` is the predicted peak in bytes."""
+        """Starts training, after compiling; `memory` is the predicted peak in bytes."""
         self._bar.update(self._task, state=f"training, {memory / 2**20:.0f} MiB")
 
     def trained(self, epochs: float, samples_per_second: float) -> None:
-        """The chunk is so many epochs further."""
+        """Counts epochs that the chunk has trained."""
         self._rate = f"{samples_per_second:,.0f} samples/s"
         self._bar.update(self._task, advance=self._share * epochs)
 
     def measured(self, errors: Mapping[str, float]) -> None:
-        """Errors by split are fractions, means over the members."""
+        """Shows mean errors over the members, by split, as fractions."""
         state = ", ".join([self._rate, *(f"{split} {error:.2%}" for split, error in errors.items())])
         self._bar.update(self._task, state=state)
 
     def chosen(self, values: Mapping[str, float], tried: int, error: float, edges: Sequence[str]) -> None:
-        """An arm is tuned: its choice among so many, the mean validation error of it, and what is at a grid's edge."""
+        """Prints the values chosen for an arm from `tried` candidates, their error, and which are at a grid's edge."""
         settings = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        flagged = f"; {', '.join(edges)} at the edge of what was tried" if edges else ""
-        self._say(f"{self._name}: {settings} of {tried} tried (validation error {error:.2%}){flagged}")
+        flagged = f"; {', '.join(edges)} at the edge of the grid" if edges else ""
+        self._say(f"{self._name}: {settings}, best of {tried} candidates (validation error {error:.2%}){flagged}")
 
     def finish(self, row: dict[str, Any], when: str = "") -> None:
-        """An arm is done, as `when` says; `row` is its row of the summary."""
+        """Prints the result of an arm, from its row of the summary; `when` is a prefix."""
         diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
         self._say(
             f"{row['name']}: {when}test error {row['test_error']['mean']:.2%} over {row['seeds']} seeds{diverged}, "
@@ -116,12 +116,10 @@ class Progress:
         )
 
     def _say(self, text: str) -> None:
-        """A line that stays."""
-        line = f"arm {self._arm}/{self._arms} {text}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"arm {self._arm}/{self._arms} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """A line for the user, from the process that talks."""
+    """Prints a line on stderr, in process 0 only."""
     if distributed.primary():
         print(text, file=sys.stderr, flush=True)

@@ -17,13 +17,13 @@ from lenet_jax.run import checkpoints, files, folder, locks, parts, trackers, tu
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
-from lenet_jax.run.loop import Engine, RunContext
+from lenet_jax.run.loop import RunContext
 from lenet_jax.run.parts import Definitions
 from lenet_jax.run.phases import ArmResult, arm_result, read_result, train_phase
 from lenet_jax.run.plan import ArmPlan, Phase, Plan
 from lenet_jax.run.progress import Progress, say
 from lenet_jax.run.signals import Stop
-from lenet_jax.run.workers import Workers
+from lenet_jax.run.workers import Engine, Workers
 
 WORTH_WORKERS = 500_000
 """Samples x members above which worker processes gain more than the seconds that they take to start: on two cores, runs
@@ -143,7 +143,7 @@ def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
 
 def finished(workdir: Path) -> bool:
     """Whether the run is finished, as process 0 sees it: another job may have run its last arm."""
-    return bool(distributed.from_primary(np.int32((workdir / folder.SUMMARY).exists())))
+    return distributed.wait_visible(workdir / folder.SUMMARY)
 
 
 def now() -> str:

@@ -1,41 +1,47 @@
-"""Trackers: services that draw an experiment's curves while it runs, behind one small interface."""
+"""Trackers: services that draw the curves of a run while it trains, behind one small interface."""
 
 import importlib
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, one_line
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
 
-LONGEST_NAME = 128
-"""Characters of a name that Weights & Biases and MLflow show; both refuse longer ones somewhere."""
+MAX_NAME_LENGTH = 128
+"""Characters of a name that Weights & Biases and MLflow show; both reject longer ones somewhere."""
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """Schemes of MLflow's tracking URIs that need SQLAlchemy."""
 
-LONGEST_PARAM = 6000
-"""Characters of a parameter's value that MLflow takes."""
+MAX_PARAM_LENGTH = 6000
+"""Characters of a parameter's value that MLflow accepts."""
 
 
 class Band(NamedTuple):
-    """A metric over the seeds whose value is finite: mean, smallest and largest."""
+    """A metric's mean, smallest and largest value, over the seeds whose value is finite."""
 
     mean: float
     low: float
     high: float
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """Follows the arms of an experiment, one after the other: start, epoch, ..., epoch, finish. In the end, close."""
+class Tracker:
+    """Follows the arms of a run in turn: start, epoch, ..., epoch, finish; in the end, close. Here it does nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Prepares tracking of a run folder, whose name is the run's.
+
+        Raises:
+          InputError: the tracker can't work here.
+        """
 
     def start(self, arm: str, settings: Mapping[str, Any]) -> None:
         """An arm begins; `settings` are all its config fields."""
@@ -51,10 +57,10 @@ class Tracker(Protocol):
 
 
 def bands_of(table: pd.DataFrame) -> dict[str, Band]:
-    """The bands of one epoch, by ``split_metric``; without those that have no finite value.
+    """The bands of one epoch, by ``split_metric``; metrics without a finite value are left out.
 
     Args:
-      table: columns split, metric, seed, value; a row a number.
+      table: columns split, metric, seed, value; one row per value.
     """
     finite = table[np.isfinite(table["value"].to_numpy(float))]
     groups = finite.groupby(["split", "metric"], sort=False, observed=True)["value"]
@@ -69,8 +75,17 @@ def key_of(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
+def scalars_of(bands: Mapping[str, Band], separator: str) -> dict[str, float]:
+    """The numbers of bands, as ``METRIC``, ``METRIC/low`` and ``METRIC/high`` for the separator "/"."""
+    values: dict[str, float] = {}
+    for name, band in bands.items():
+        key = key_of(name)
+        values |= {key: band.mean, f"{key}{separator}low": band.low, f"{key}{separator}high": band.high}
+    return values
+
+
 def import_for(tracker: str, package: str) -> Any:
-    """Imports what a tracker needs. Here, not above: they are slow to import, and optional.
+    """Imports a package that a tracker needs: they are optional, and slow to import.
 
     Raises:
       InputError: it isn't installed.
@@ -84,42 +99,23 @@ def import_for(tracker: str, package: str) -> Any:
         ) from error
 
 
-class Nothing:
-    """Tracks nothing."""
+class TensorBoard(Tracker):
+    """Event files in ``tensorboard/ARM`` of the run folder: each arm is a run of TensorBoard.
 
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def start(self, arm: str, settings: Mapping[str, Any]) -> None:
-        """See `Tracker`."""
-
-    def epoch(self, epoch: int, bands: Mapping[str, Band]) -> None:
-        """See `Tracker`."""
-
-    def finish(self, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
-
-    def close(self) -> None:
-        """See `Tracker`."""
-
-
-class TensorBoard:
-    """Event files in ``tensorboard/ARM`` of the run folder: an arm is a run.
-
-    Scalars ``METRIC``, ``METRIC/low``, ``METRIC/high`` an epoch, ``final/METRIC`` at the end; a margin chart a metric
-    in CUSTOM SCALARS; settings and final values in HPARAMS.
+    Scalars ``METRIC``, ``METRIC/low``, ``METRIC/high`` per epoch, ``final/METRIC`` at the end; margin charts in CUSTOM
+    SCALARS; settings and final values in HPARAMS.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "tensorboard"
         self._summary = import_for("tensorboard", "tensorboardX.summary")
         self._event = import_for("tensorboard", "tensorboardX.proto.event_pb2").Event
-        # Not SummaryWriter: its thread dies of a full disk, and a later call waits for it forever.
+        # Not SummaryWriter: its thread dies when the disk is full, and the next call waits for it forever.
         self._open = import_for("tensorboard", "tensorboardX.event_file_writer").EventsWriter
         self._file: Any = None
 
     def start(self, arm: str, settings: Mapping[str, Any]) -> None:
-        """See `Tracker`. Replaces what an earlier attempt left of this arm."""
+        """See `Tracker`. Replaces the events of an earlier attempt at this arm."""
         folder = self._folder / run_folder.folder_name(arm)
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +124,7 @@ class TensorBoard:
             self._file = self._open(str(folder / "events"))
         self._epoch = 0
         self._charts: dict[str, list[Any]] = {}
-        # TensorBoard's JSON has no numbers that aren't finite: the whole HPARAMS tab would fail.
+        # The HPARAMS tab fails as a whole if any number is not finite.
         self._settings = {
             name: value if isinstance(value, str | int) or is_finite(value) else str(value)
             for name, value in settings.items()
@@ -140,14 +136,11 @@ class TensorBoard:
     def epoch(self, epoch: int, bands: Mapping[str, Band]) -> None:
         """See `Tracker`."""
         self._epoch = epoch
-        charts = dict(self._charts)
-        for name, band in bands.items():
-            key = key_of(name)
-            tags = [key, f"{key}/low", f"{key}/high"]
-            charts[key] = ["Margin", tags]
-            for tag, value in zip(tags, band, strict=True):
-                self._write(self._summary.scalar(tag, value))
-        if charts != self._charts:  # TensorBoard takes the last layout of a run
+        for tag, value in scalars_of(bands, "/").items():
+            self._write(self._summary.scalar(tag, value))
+        new = {key: ["Margin", [key, f"{key}/low", f"{key}/high"]] for key in map(key_of, bands)}
+        charts = self._charts | new
+        if charts != self._charts:  # TensorBoard uses the last layout of a run
             self._charts = charts
             self._write(self._summary.custom_scalars({"mean, lowest and highest seed": charts}))
         self._flush()
@@ -179,10 +172,10 @@ class TensorBoard:
             self._file.flush()
 
 
-class WandB:
-    """A run of Weights & Biases an arm, in a group named after the run folder, with its files in that folder.
+class WandB(Tracker):
+    """A run of Weights & Biases per arm, in a group named after the run folder, with its files in that folder.
 
-    Project, account and mode are the user's, by wandb's own environment variables: WANDB_PROJECT, WANDB_MODE, ...
+    The user sets project, account and mode by wandb's own environment variables: WANDB_PROJECT, WANDB_MODE, ...
 
     Raises:
       InputError: wandb isn't installed, or nobody is logged in.
@@ -192,7 +185,7 @@ class WandB:
         self._folder = folder.resolve()
         self._wandb = import_for("wandb", "wandb")
         self._run: Any = None
-        # Before anything is trained, and while a person can still be asked for the key.
+        # Before anything is trained, while wandb can still ask the user for a key.
         if self._wandb.setup().settings.mode in ("online", "shared"):
             try:
                 self._wandb.login()
@@ -202,22 +195,18 @@ class WandB:
     def start(self, arm: str, settings: Mapping[str, Any]) -> None:
         """See `Tracker`."""
         self._run = self._wandb.init(
-            name=arm[:LONGEST_NAME],
-            group=self._folder.name[:LONGEST_NAME],
+            name=arm[:MAX_NAME_LENGTH],
+            group=self._folder.name[:MAX_NAME_LENGTH],
             config=dict(settings),
             dir=self._folder,
-            reinit="create_new",  # leaves a run that the caller may have open alone
-            settings=self._wandb.Settings(console="off"),  # a progress bar is no log
+            reinit="create_new",  # does not end a run that the caller may have open
+            settings=self._wandb.Settings(console="off"),  # does not log the progress bar
         )
 
     def epoch(self, epoch: int, bands: Mapping[str, Band]) -> None:
         """See `Tracker`."""
-        values: dict[str, float] = {}
-        for name, band in bands.items():
-            key = key_of(name)
-            values |= {key: band.mean, f"{key}/low": band.low, f"{key}/high": band.high}
-        # Committed, or the last epoch would be written after the summary, and over it.
-        self._run.log(values, step=epoch, commit=True)
+        # Without commit, the last epoch would be written after the summary and overwrite it.
+        self._run.log(scalars_of(bands, "/"), step=epoch, commit=True)
 
     def finish(self, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -232,11 +221,11 @@ class WandB:
             run.finish(exit_code=1)
 
 
-class MLflow:
-    """An MLflow run an arm, in an experiment named after the run folder.
+class MLflow(Tracker):
+    """An MLflow run per arm, in an experiment named after the run folder.
 
-    Metrics ``METRIC``, ``METRIC_low``, ``METRIC_high`` with the epoch as step, ``final_METRIC`` at the end. The store
-    is the user's, by MLFLOW_TRACKING_URI, or else MLflow's default, ``mlflow.db`` in the current folder.
+    Metrics ``METRIC``, ``METRIC_low``, ``METRIC_high`` with the epoch as step, ``final_METRIC`` at the end. The user
+    sets the store by MLFLOW_TRACKING_URI; MLflow's default is ``mlflow.db`` in the current folder.
 
     Raises:
       InputError: mlflow or its database's packages aren't installed, or the store can't be used.
@@ -255,7 +244,7 @@ class MLflow:
             self._client = mlflow.MlflowClient(uri)
             experiment = self._client.get_experiment_by_name(name)
             self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        except Exception as error:  # of mlflow, a database or a network: all mean that the store can't be used
+        except Exception as error:  # from mlflow, a database or the network
             shown = re.sub("//[^/]*@", "//", uri)  # without a password
             raise InputError(f"tracker: 'mlflow' can't use the store {shown!r} ({one_line(error)})") from error
         if experiment and experiment.lifecycle_stage == "deleted":
@@ -263,19 +252,15 @@ class MLflow:
 
     def start(self, arm: str, settings: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        self._run = self._client.create_run(self._experiment, run_name=arm[:LONGEST_NAME]).info.run_id
+        self._run = self._client.create_run(self._experiment, run_name=arm[:MAX_NAME_LENGTH]).info.run_id
         self._epoch = 0
-        params = [self._entities.Param(key_of(name), str(value)[:LONGEST_PARAM]) for name, value in settings.items()]
+        params = [self._entities.Param(key_of(name), str(value)[:MAX_PARAM_LENGTH]) for name, value in settings.items()]
         self._client.log_batch(self._run, params=params)
 
     def epoch(self, epoch: int, bands: Mapping[str, Band]) -> None:
         """See `Tracker`."""
         self._epoch = epoch
-        values: dict[str, float] = {}
-        for name, band in bands.items():
-            key = key_of(name)
-            values |= {key: band.mean, f"{key}_low": band.low, f"{key}_high": band.high}
-        self._log(values)
+        self._log(scalars_of(bands, "_"))
 
     def finish(self, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -298,19 +283,14 @@ class MLflow:
 
 
 def is_finite(value: object) -> bool:
-    """Whether `value` is a number, and finite."""
+    """Whether `value` is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def one_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {
-    "none": Nothing,
+TRACKERS: Mapping[str, type[Tracker]] = {
+    "none": Tracker,
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
 }
-"""By name. Each takes the run folder, whose name is the run's, and raises InputError if it can't work here."""
+"""By name, the values of ``--tracker``."""

@@ -1,0 +1,137 @@
+"""States of populations on disk, in orbax's format. All that orbax needs special care for is here.
+
+A state is written whole or not at all, with the SHA-256 of its arrays, which is checked when it is read.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lenet_jax import distributed
+from lenet_jax.population import Snapshot
+from lenet_jax.run import files
+
+HISTORY = "history"
+"""The item of a state that holds its measurements, if there are any."""
+
+MIN_FREE_INODES = 100
+"""Free inodes required to save a state: more than orbax uses."""
+
+MAX_TO_KEEP = 2
+"""States kept in a folder: if the last one is corrupt, training resumes from the one before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Members in the middle of their training.
+
+    Attributes:
+      step: steps done.
+      state: the state of all members, see `population.snapshot`.
+      history: ``split/metric`` -> values [measured epochs, members].
+      seconds: training time so far.
+      wall: seconds in total so far.
+    """
+
+    step: int
+    state: Snapshot
+    history: dict[str, np.ndarray]
+    seconds: float
+    wall: float
+
+    def part(self, members: slice) -> "Checkpoint":
+        """Some of the members, with their share of the time."""
+        state = {name: array[members] for name, array in self.state.items()}
+        history = {name: array[:, members] for name, array in self.history.items()}
+        share = len(state["step"]) / len(self.state["step"])
+        return Checkpoint(self.step, state, history, share * self.seconds, share * self.wall)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the arrays, their names and shapes."""
+        found = hashlib.sha256()
+        for arrays in (self.state, self.history):
+            for name in sorted(arrays):
+                array = np.ascontiguousarray(arrays[name])
+                found.update(f"{name} {array.dtype} {array.shape};".encode())
+                found.update(array.data)
+        return found.hexdigest()
+
+
+@contextlib.contextmanager
+def state_manager(states: Path) -> Iterator[ocp.CheckpointManager]:
+    """The orbax manager of a folder of states, for this process alone: `Chunk.latest` coordinates processes."""
+    silence_closed_loops()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=MAX_TO_KEEP,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=distributed.primary(),
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        ),
+    )
+    with ocp.CheckpointManager(states.absolute(), options=options) as manager:
+        yield manager
+
+
+def read_state(manager: ocp.CheckpointManager, step: int) -> Checkpoint:
+    """Reads a state. What a corrupt file raises can be any exception."""
+    arrays, about = ocp.args.StandardRestore(), ocp.args.JsonRestore()
+    history = {HISTORY: arrays} if (manager.directory / str(step) / HISTORY).exists() else {}
+    read = manager.restore(step, args=ocp.args.Composite(state=arrays, about=about, **history))
+    digest = read.about.pop("digest")
+    saved = Checkpoint(step, dict(read.state), dict(read.history) if history else {}, **read.about)
+    if saved.digest != digest:
+        raise ValueError("wrong SHA-256")
+    return saved
+
+
+@distributed.primary_only
+def write_state(states: Path, saved: Checkpoint) -> None:
+    """Adds a state to a folder; see `Chunk.save`."""
+    about = {"seconds": saved.seconds, "wall": saved.wall, "digest": saved.digest}
+    arrays = {"state": ocp.args.StandardSave(saved.state)}
+    if saved.history:  # orbax saves no empty tree, and in the first epoch nothing may have been measured
+        arrays[HISTORY] = ocp.args.StandardSave(saved.history)
+    with files.writing(states):
+        states.mkdir(parents=True, exist_ok=True)
+        check_space(states, saved)
+        with state_manager(states) as manager:
+            manager.save(saved.step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **arrays))
+
+
+def check_space(states: Path, saved: Checkpoint) -> None:
+    """Raises OSError if a state doesn't fit on the disk, where orbax prints pages of tracebacks from its threads."""
+    needed = sum(array.nbytes for arrays in (saved.state, saved.history) for array in arrays.values()) + 2**18
+    disk = os.statvfs(states)
+    inodes = disk.f_favail if disk.f_files else MIN_FREE_INODES  # some file systems have no limit
+    if disk.f_bavail * disk.f_frsize < needed or inodes < MIN_FREE_INODES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@functools.cache
+def silence_closed_loops() -> None:
+    """Stops Python from reporting closed event loops.
+
+    If one array of a state fails, orbax stops, but TensorStore's threads continue with the other arrays and print pages
+    of tracebacks.
+    """
+    before = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = report

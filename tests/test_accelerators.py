@@ -15,7 +15,7 @@ MEMBERS, IMAGES = 4, 10_000
 @pytest.fixture
 def side_by_side(monkeypatch):
     """Devices train as many members side by side as accelerators do."""
-    monkeypatch.setattr(population, "WIDTHS", {})
+    monkeypatch.setattr(population, "SIDE_BY_SIDE", {})
 
 
 def arm_of(**fields):
@@ -83,7 +83,7 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
         return population.snapshot(members), metrics, *found
 
     alone, *measured = trained(jax.devices()[:1])
-    monkeypatch.setattr(population, "WIDTHS", {})
+    monkeypatch.setattr(population, "SIDE_BY_SIDE", {})
     together, *measured_together = trained(jax.devices()[:1])
     population.compile_programs.cache_clear()
     assert not np.array_equal(alone["params/c1/kernel"][0], alone["params/c1/kernel"][1])

@@ -12,6 +12,7 @@ from lenet_jax import blocked, model, optim, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, distort, draw
+from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import Hyperparameters
@@ -62,6 +63,19 @@ def check_golden_step(recipe, start, images):
     )
     step = {"loss": metrics.loss, "error": metrics.error, "moved": np.sqrt(sum(jax.tree.leaves(moved)))}
     assert {name: float(value) for name, value in step.items()} == pytest.approx(GOLDEN, rel=1e-5)
+
+
+def test_defaults_are_those_of_the_config():
+    """Fields of dataclasses that are config fields too: what a notebook builds is what a config trains."""
+    config, compared = base.get_config(), 0
+    for kind in (Architecture, Loss, Augmentation, Recipe):
+        for field in dataclasses.fields(kind):
+            name = "loss" if (kind, field.name) == (Loss, "name") else field.name
+            if name in config and field.default is not dataclasses.MISSING:
+                default = field.default
+                assert (default.augmentation if name == "augmentation" and kind is Recipe else default) == config[name]
+                compared += 1
+    assert compared == 25
 
 
 def test_golden_step(start, images):
@@ -142,7 +156,7 @@ def evaluate():
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 250), (20, 320), (100, 110)], ids=str)
 def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
-    assert evaluation.EVALUATION_CHUNK == 250, "the ranges shall hold a whole chunk, one and a piece, and a piece"
+    assert evaluation.EVALUATION_BATCH_SIZE == 250, "the ranges shall hold a whole chunk, one and a piece, and a piece"
     metrics = evaluate(start.params, images, jnp.int32(begin), jnp.int32(end), recipe=RECIPE)
     pixels, labels = np.asarray(images.pixels[begin:end]) / np.float32(255), np.asarray(images.labels[begin:end])
     forward = jax.jit(jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture)))
@@ -177,7 +191,7 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
     forward = jax.jit(jax.vmap(lambda image: model.forward(params, image, recipe.architecture)))
     outputs = sign * np.float64(forward(np.asarray(images.pixels[17:380]) / np.float32(255)))
     metrics = evaluate(params, images, jnp.int32(17), jnp.int32(380), recipe=recipe)
-    assert 363 % evaluation.EVALUATION_CHUNK, "the last chunk isn't full"
+    assert 363 % evaluation.EVALUATION_BATCH_SIZE, "the last chunk isn't full"
     weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels[17:380])
     of_right = probabilities[np.arange(363), labels]
@@ -338,9 +352,9 @@ def test_a_running_mean_of_curvatures(images):
 )
 def test_a_pass_in_parts_is_the_same_pass(estimates, segments, images):
     """Parameters, optimizer state and metrics, with distortions: two passes in one call each, or in segments."""
-    base = dataclasses.replace(SDLM, curvature_estimates=estimates, curvature_memory=0.5) if estimates else RECIPE
+    recipe = dataclasses.replace(SDLM, curvature_estimates=estimates, curvature_memory=0.5) if estimates else RECIPE
     augmentation = Augmentation("affine", distorted_share=0.5)
-    whole = dataclasses.replace(base, batch_size=10, augmentation=augmentation)
+    whole = dataclasses.replace(recipe, batch_size=10, augmentation=augmentation)
     cut = dataclasses.replace(whole, segments=segments)
     assert whole.epoch_steps % 8 == 0
     hyper = SDLM_HYPER if estimates else HYPER

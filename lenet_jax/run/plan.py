@@ -47,7 +47,7 @@ def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
             updates = recipe.epochs * recipe.epoch_steps
             if updates > MOST_UPDATES:
                 raise InputError(f"epochs: {recipe.epochs} make {updates} steps; allowed are up to {MOST_UPDATES}")
-            if recipe.optimizer == "sdlm":
+            if recipe.uses_curvature:
                 check_curvature(recipe)
     return datasets
 

@@ -1,8 +1,8 @@
-"""Hook of MkDocs: pages link to files of the repository, as `../lenet_jax/model.py`; here they come to the site.
+"""MkDocs hook: adds files of the repository that pages link to, such as `../lenet_jax/model.py`, to the site.
 
-The same links work where the Markdown is read in the repository. Each linked file, and what linked Markdown links to in
-turn, stands under repository/: Markdown and source code as pages, all else as it is; a folder as a list, with all that
-is in it. A link to nothing is left as it is, and `mkdocs build --strict` refuses it.
+The same links work when the Markdown is read in the repository. Each linked file, and each file that linked Markdown
+links to, is added under repository/: Markdown and source code as pages, other files unchanged, a folder as a list of
+its contents. A broken link is left unchanged, and `mkdocs build --strict` rejects it.
 """
 
 import itertools
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SHELF = "repository"
 SOURCES = {".py": "python", ".jinja": "html+jinja", ".cfg": "ini", ".toml": "toml", "": "text"}
-"""Suffixes of files that are shown as pages, and what they are highlighted as."""
+"""Suffixes of files shown as pages, and the language for highlighting."""
 
 FENCED = re.compile(r"^(```+).*?^\1$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
@@ -27,35 +27,35 @@ COMMENT = re.compile(r"^<!-- .*? -->$", re.MULTILINE)
 
 
 def outside_code(change: Callable[[str], str], text: str) -> str:
-    """The text with everything but fenced code changed."""
-    places = [0, *(end for match in FENCED.finditer(text) for end in match.span()), len(text)]
-    parts = [text[start:end] for start, end in itertools.pairwise(places)]
+    """Applies `change` to the text outside fenced code."""
+    bounds = [0, *(end for match in FENCED.finditer(text) for end in match.span()), len(text)]
+    parts = [text[start:end] for start, end in itertools.pairwise(bounds)]
     return "".join(part if number % 2 else change(part) for number, part in enumerate(parts))
 
 
 def target_of(link: str, folder: Path) -> Path | None:
-    """The file or folder of the repository that a link in a folder's Markdown leads to; None if there is none."""
+    """Resolves a link in a folder's Markdown to a file or folder of the repository; None if there is none."""
     path = Path(os.path.normpath(folder / link))
     return path if ":" not in link and path.is_relative_to(ROOT) and path != ROOT and path.exists() else None
 
 
-def place_of(path: Path) -> str:
-    """Where a file of the repository stands among the site's sources."""
+def site_path(path: Path) -> str:
+    """Path of a repository file among the site's sources."""
     if path.is_relative_to(DOCS) and path.is_file():
         return path.relative_to(DOCS).as_posix()
-    place = f"{SHELF}/{path.relative_to(ROOT).as_posix()}"
+    path_in_site = f"{SHELF}/{path.relative_to(ROOT).as_posix()}"
     if path.is_dir():
-        return f"{place}/index.md"
-    return f"{place}.md" if path.suffix in SOURCES else place
+        return f"{path_in_site}/index.md"
+    return f"{path_in_site}.md" if path.suffix in SOURCES else path_in_site
 
 
 def links_of(text: str, folder: Path) -> set[Path]:
-    """What Markdown links to, outside of docs."""
+    """Targets of links in Markdown that lie outside docs."""
     found: set[Path] = set()
 
     def collect(part: str) -> str:
         targets = (target_of(match[2], folder) for match in LINK.finditer(part))
-        found.update(path for path in targets if path and place_of(path).startswith(SHELF))
+        found.update(path for path in targets if path and site_path(path).startswith(SHELF))
         return part
 
     outside_code(collect, text)
@@ -70,7 +70,7 @@ def listing(folder: Path) -> str:
 
 
 def page_of(path: Path) -> str:
-    """The Markdown that shows a file of the repository, or a folder."""
+    """The Markdown page of a file or folder of the repository."""
     if path.is_dir():
         return listing(path)
     text = path.read_text()
@@ -80,7 +80,7 @@ def page_of(path: Path) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds what is linked to."""
+    """Adds linked files."""
     waiting = set()
     for page in files.documentation_pages():
         source = Path(page.abs_src_path)
@@ -91,24 +91,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         added.add(path)
         if path.is_dir() or path.suffix in (".md", *SOURCES):
             text = page_of(path)
-            files.append(File.generated(config, place_of(path), content=text))
+            files.append(File.generated(config, site_path(path), content=text))
             if path.is_dir() or path.suffix == ".md":
                 waiting |= links_of(text, path if path.is_dir() else path.parent)
         else:
-            files.append(File.generated(config, place_of(path), abs_src_path=str(path)))
+            files.append(File.generated(config, site_path(path), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links to the repository into links within the site; comments, which mark tables, would swallow them."""
-    place = Path(page.file.src_uri)
-    folder = ROOT / place.parent.relative_to(SHELF) if place.parts[0] == SHELF else DOCS / place.parent
+    """Turns links to the repository into links within the site, and removes the comments that mark tables."""
+    source = Path(page.file.src_uri)
+    folder = ROOT / source.parent.relative_to(SHELF) if source.parts[0] == SHELF else DOCS / source.parent
 
     def lead(match: re.Match[str]) -> str:
         path = target_of(match[2], folder)
         if path is None:
             return match[0]
-        link = os.path.relpath(place_of(path), place.parent)
+        link = os.path.relpath(site_path(path), source.parent)
         return f"{match[1]}{link}{match[3] or ''}{match[4]}"
 
     return outside_code(lambda part: COMMENT.sub("", LINK.sub(lead, part)), markdown)

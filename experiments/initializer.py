@@ -2,7 +2,7 @@
 
 Command: lenet-jax run --config=experiments/initializer.py
 Cost: 3 minutes on two CPU cores shared with other jobs.
-Result: experiments/results/initializer, and the README's table of initializers.
+Result: experiments/results/initializer, and the table of initializers in docs/findings.md.
 """
 
 from ml_collections import ConfigDict

@@ -55,7 +55,7 @@ SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in FIELDS}
 def test_programs_are_lowered_for_accelerators(side_by_side, name):
     """Everything that a run calls; what a platform can't do is an error there."""
     arm = arm_of(**FIELDS[name])
-    recipe = plan.recipe_of(arm, plan.load_data([arm])[plan.data_key(arm)])
+    recipe = plan.make([arm]).arms[0].test.recipe
     mesh = population.mesh_of(jax.devices()[:1])
     for lowerable in population.lowerables(recipe, MEMBERS, IMAGES, mesh).values():
         exported = jax.export.export(lowerable.function, platforms=["cuda", "tpu"])(*lowerable.arguments)
@@ -67,8 +67,8 @@ def test_programs_are_lowered_for_accelerators(side_by_side, name):
 def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, assert_close, name):
     """The width that accelerators use, on the CPU: the same networks, up to the order in which sums are taken."""
     arm = arm_of(**FIELDS[name] | {"train_size": 64, "batch_size": 8, "curvature_patterns": 50})
-    dataset = plan.load_data([arm])[plan.data_key(arm)]
-    recipe, images = plan.recipe_of(arm, dataset), plan.images_of(dataset, arm)
+    phase = plan.make([arm]).arms[0].test
+    recipe, images = phase.recipe, plan.images_of(phase.dataset, phase.images)
     seeds = range(MEMBERS)
     hyper = {name: [arm.settings[name]] * MEMBERS for name in population.HYPERPARAMETERS}
     hyper["learning_rate"] = [arm.settings["learning_rate"] * factor for factor in (1, 0.5, 0.25, 0.125)]

@@ -66,9 +66,8 @@ def arm_of(combination):
 def check(combination):
     """Two updates: parameters move and stay finite."""
     arm = arm_of(combination)
-    dataset = plan.load_data([arm])[plan.data_key(arm)]
-    images = jax.tree.map(jnp.asarray, plan.images_of(dataset, arm))
-    recipe = plan.recipe_of(arm, dataset)
+    phase = plan.make([arm]).arms[0].test
+    images, recipe = jax.tree.map(jnp.asarray, plan.images_of(phase.dataset, phase.images)), phase.recipe
     hyper = optim.Hyperparameters(**{name: jnp.float32(arm.settings[name]) for name in optim.HYPERPARAMETERS})
     start = train.init(jnp.uint32(3), hyper, recipe)
     after, metrics = jax.jit(train.train_epoch, static_argnames="recipe")(start, hyper, images, recipe=recipe)

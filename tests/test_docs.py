@@ -1,6 +1,7 @@
 """The documentation: its numbers are stored, its names exist, its commands work, its site builds and is whole.
 
-`python tests/test_docs.py` fills the tables of docs/how_results_are_computed.md anew.
+`python tests/test_docs.py` rewrites the tables of docs/how_results_are_computed.md. Pages that continue the README have
+their tables, commands and snippets tested in test_readme.py.
 """
 
 import html.parser
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_readme
 
 from lenet_jax import cli, distributed, model, optim, stats
 from lenet_jax import evaluate as evaluation
@@ -29,6 +31,8 @@ STORED = ROOT / "experiments" / "results"
 PAGES = sorted(DOCS.glob("**/*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (\S*\b(?:lenet-jax|python|pytest|make) .*)$", re.MULTILINE)
+EXECUTED = [ROOT / page for page in test_readme.PAGES]
+EXECUTED_NAMES = [page.name for page in EXECUTED]
 HOW, AXIS, PAPER = DOCS / "how_results_are_computed.md", DOCS / "new_axis.md", DOCS / "paper_to_code.md"
 
 
@@ -114,14 +118,15 @@ def filled(text):
 
 
 def test_tables_equal_the_stored_results():
-    assert HOW.read_text() == filled(HOW.read_text()), "python tests/test_docs.py fills them anew"
+    assert HOW.read_text() == filled(HOW.read_text()), "python tests/test_docs.py rewrites them"
 
 
 def test_numbers_in_sentences_are_the_codes_and_the_benchmarks():
     said = " ".join(HOW.read_text().split())
     assert f"of {stats.RESAMPLES:,} resamples" in said
     most = next(n for n in range(1, 64) if 2 ** (n + 1) > stats.RESAMPLES + 1)
-    assert f"Up to {most} seeds all 2^n sign patterns are counted, with more {stats.RESAMPLES:,} random ones" in said
+    counted = f"Up to {most} seeds, all 2^n sign patterns are counted; with more seeds, {stats.RESAMPLES:,} random ones"
+    assert counted in said
     assert stats.smallest_p(5) > stats.ALPHA > stats.smallest_p(6)
     assert f"{evaluation.CALIBRATION_BINS} bins of the winning probability" in said
     assert stats.POWER == 0.8
@@ -138,7 +143,10 @@ def test_the_counts_and_the_schedule_of_the_paper_page():
     of_1998 = model.Architecture(output="rbf")
     fixed = sum(count for _, _, count in model.parameter_table(of_1998))
     edges = sum(model.connection_table(of_1998).values())
-    assert f"{whole:,} trainable numbers in the specification; in 1998 {fixed:,}, and {edges:,} connections" in said
+    assert f"The specification has {whole:,} trainable parameters." in said
+    assert f"1998 has {fixed:,} trainable parameters and {edges:,} connections" in said
+    by_layer = [f"{count:,}" for _, _, count in model.parameter_table(model.Architecture())]
+    assert f"| {' | '.join(by_layer)} |" in said
     factors = ", ".join(f"{factor:g}" for factor in optim.LECUN1998_FACTORS.values())
     assert f"factors ({factors})" in said
     # The paper's rates are in passes counted from 1, the code's in passes counted from 0.
@@ -200,7 +208,8 @@ COMMANDS = [(page.name, *command) for page in PAGES for command in shell_of(page
 
 
 def test_there_are_commands_of_all_pages_that_have_some():
-    assert {command[0] for command in COMMANDS} >= {"scaling.md", AXIS.name, HOW.name}
+    pages = {"scaling.md", "experiments.md", "comparing.md", "running.md", AXIS.name, HOW.name}
+    assert {command[0] for command in COMMANDS} >= pages
 
 
 @pytest.mark.parametrize("script", [script for page in PAGES for script in shell_of(page)[0]])
@@ -228,6 +237,8 @@ def test_commands_are_taken(command, monkeypatch):
         files = [argument for argument in arguments if argument.endswith(".py")]
         assert files
         assert [file for file in files if not (ROOT / file).exists()] == []
+    elif arguments[0] == "run" and ":runs/" in arguments[1]:
+        assert page in EXECUTED_NAMES, "a run again of one that nothing has made"
     elif arguments[0] == "run":
 
         def accept(config, *_, **__):
@@ -252,10 +263,10 @@ def test_commands_are_taken(command, monkeypatch):
         with pytest.raises(Accepted):
             cli.dispatch(arguments)
     else:
-        assert page == AXIS.name, "a comparison of a run that nothing has made"
+        assert page in (AXIS.name, *EXECUTED_NAMES), "a comparison of a run that nothing has made"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in EXECUTED], ids=lambda page: page.name)
 def test_python_runs(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for kind, block in FENCED.findall(page.read_text()):
@@ -310,6 +321,28 @@ def test_the_new_axes_are_a_few_patches(tmp_path):
         folder = tmp_path / "runs" / name
         assert [arm["axes"] for arm in json.loads((folder / "summary.json").read_text())["arms"]] == axes
         assert name in (folder / "plots" / "report.html").read_text()
+
+
+def test_githubs_files_are_valid():
+    """Workflow, Dependabot and issue forms parse; CI calls the command that is run by hand, on pinned Pythons."""
+    yaml = pytest.importorskip("yaml")
+    folder = ROOT / ".github"
+    loaded = {path.relative_to(folder).as_posix(): yaml.safe_load(path.read_text()) for path in folder.glob("**/*.yml")}
+    jobs = loaded["workflows/ci.yml"]["jobs"]
+    assert {"run": ".ci/run"} in jobs["test"]["steps"]
+    assert (ROOT / ".ci" / "run").exists()
+    assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+    assert loaded["workflows/ci.yml"][True]["schedule"]  # YAML 1.1 reads the key "on" as true
+    *_, install, test = (step["run"] for step in jobs["newest"]["steps"] if "run" in step)
+    assert "constraint" not in install
+    assert test.removeprefix(".venv/bin/") in (ROOT / "Makefile").read_text(), "the options of `make test`"
+    updates = loaded["dependabot.yml"]["updates"]
+    assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions"}
+    forms = [form for name, form in loaded.items() if name.startswith("ISSUE_TEMPLATE/")]
+    assert len(forms) == 2
+    for form in forms:
+        assert {"name", "description", "body"} <= set(form)
+        assert all(field["type"] == "textarea" and field["attributes"]["label"] for field in form["body"])
 
 
 def test_the_site_is_built_without_a_warning(site):

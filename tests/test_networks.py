@@ -117,7 +117,8 @@ def test_several_networks_give_their_mean(run, test_digits):
 def test_images_are_normalized_as_in_training(run, test_digits):
     images, _ = test_digits
     for arm in expand(small()):
-        whole = plan.images_of(plan.load_data([arm])[plan.data_key(arm)], arm)
+        phase = plan.make([arm]).arms[0].test
+        whole = plan.images_of(phase.dataset, phase.images)
         expected = np.asarray(jax.tree.map(jnp.asarray, whole).take(jnp.arange(600, 610))[0])
         np.testing.assert_allclose(run.normalize(images[:10], arm.name), expected, atol=1e-6)
     assert run.normalize(np.zeros((2, 3, 32, 32))).shape == (2, 3, 32, 32)
@@ -126,7 +127,7 @@ def test_images_are_normalized_as_in_training(run, test_digits):
 @pytest.mark.slow
 def test_networks_that_were_trained_in_chunks_are_put_together(run, tmp_path, monkeypatch):
     arm = expand(small())[1]
-    recipe = plan.recipe_of(arm, plan.load_data([arm])[plan.data_key(arm)])
+    recipe = plan.make([arm]).arms[0].test.recipe
     monkeypatch.setattr(memory, "memory_for_members", lambda: 2 * memory.member_memory(recipe))
     runner.run(small(), tmp_path / "run", "test")
     assert len(list((tmp_path / "run").glob(f"checkpoints/{TANH}/tested-*"))) == 2

@@ -84,7 +84,7 @@ def nothing_is_written_or_downloaded(tmp_path_factory):
     def accept(config, *arguments, **options):
         arms = expand(config)
         describe(config)
-        plan.load_data(arms)
+        plan.make(arms)
         raise AcceptedError
 
     with pytest.MonkeyPatch.context() as patch:
@@ -264,7 +264,7 @@ def check_config(changes):
         try:
             arms = expand(config)
             resolved = describe(config)
-            plan.load_data(arms)
+            plan.make(arms)
         except InputError as refusal:
             unknown = {re.split("[:.]", text)[0] for name in changes for text in (str(name), repr(name))}
             assert_told(str(refusal), {*DEFAULTS, *unknown})
@@ -289,7 +289,7 @@ RATES = tuple(float(number) for number in range(1, 1001))
             {"tune_seeds": 10**12},
             "tune_seeds: 1000000000000 is out of range; allowed is at least 1 and at most 1000000",
         ),
-        ({"epochs": 10**12}, "epochs: 1000000000000 make 156000000000000 updates; allowed are up to 2147483647"),
+        ({"epochs": 10**12}, "epochs: 1000000000000 make 156000000000000 steps; allowed are up to 2147483647"),
         ({"epochs": 10**400}, "epochs: 1000"),
         (
             {"epochs": 10**5000},
@@ -314,7 +314,7 @@ RATES = tuple(float(number) for number in range(1, 1001))
 )
 def test_what_was_no_refusal_once_is_one(changes, message):
     with bounded(), pytest.raises(InputError) as refusal:
-        plan.load_data(expand(config_of(changes)))
+        plan.make(expand(config_of(changes)))
     assert str(refusal.value).startswith(message)
     assert str(refusal.value).isprintable()
 
@@ -323,7 +323,7 @@ def test_as_many_arms_as_are_allowed_take_no_time():
     with bounded():
         arms = expand(config_of({"sweep": {"seeds": HUNDRED, "epochs": HUNDRED}}))
         assert len(arms) == MOST_ARMS
-        assert plan.load_data(arms[:1000])  # with its types checked, as here, a tenth as fast
+        assert plan.make(arms[:1000]).arms  # with its types checked, as here, a tenth as fast
 
 
 @pytest.mark.parametrize(

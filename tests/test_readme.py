@@ -1,42 +1,207 @@
-"""Tests that the README says what is stored."""
+"""Tests that the README and the pages that continue it match stored results, and that their commands run.
 
+`python tests/test_readme.py` rewrites the tables between their markers.
+"""
+
+import ast
+import importlib.util
+import inspect
 import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import few_digits
+import numpy as np
 import pandas as pd
 import programs
 import pytest
 
+from lenet_jax import model, stats
 from lenet_jax.analysis import compare, report, tables
 from lenet_jax.data import datasets
 from lenet_jax.run import arms
 from lenet_jax.run import folder as run_folder
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = dict(re.findall(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", README, re.DOTALL))
+STORED = ROOT / "experiments" / "results"
+PAGES = ("README.md", "docs/findings.md", "docs/experiments.md", "docs/comparing.md", "docs/running.md")
+"""The README and the pages that continue it, in reading order."""
+
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+ALL = "\n".join(TEXTS.values())
+TABLE = r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->"
+BLOCKS = [(page, *block) for page, text in TEXTS.items() for block in re.findall(TABLE, text, re.DOTALL)]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+CROSS_ENTROPY = "loss=cross_entropy,activation={0} against loss=mse,activation={0}"
+FINDINGS = (
+    ("The 1998 network (paper: 0.95)", "lenet5_1998", None),
+    ("The specification with tanh and weight decay", "specification", None),
+    ("Modern components: ReLU, max pooling, Adam, distorted digits", "modern", None),
+    ("Distorted training digits, 1998 network (paper: -0.13)", "lenet5_1998_distorted", "lenet5_1998"),
+    ("Cross-entropy instead of MSE, sigmoid", "ablation", CROSS_ENTROPY.format("sigmoid")),
+    ("Cross-entropy instead of MSE, tanh", "ablation", CROSS_ENTROPY.format("tanh")),
+    ("tanh instead of sigmoid, mean of both losses", "ablation", "activation: tanh against sigmoid, over loss"),
+    (
+        "Interaction of loss and activation",
+        "ablation",
+        "loss (cross_entropy against mse) x activation (tanh against sigmoid)",
+    ),
+    (
+        "MSE on linear outputs, targets ±1, instead of cross-entropy",
+        "loss_function",
+        "criterion=cross-entropy against criterion=MSE on linear (+-1)",
+    ),
+    (
+        "Max pooling instead of trainable subsampling",
+        "subsampling",
+        "subsampling=max against subsampling=trainable",
+    ),
+    (
+        "All 96 connections in C3 instead of the table's 60",
+        "connectivity",
+        "connectivity=full against connectivity=table",
+    ),
+    ("1998's SDLM instead of momentum", "optimizer", "optimizer=sdlm against optimizer=momentum"),
+    ("Batch size 8 instead of 32", "batch_size", "batch_size=32 against batch_size=8"),
+    (
+        "Cross-entropy instead of MSE, 40 % wrong labels",
+        "label_noise",
+        "label_noise=0.4,loss=cross_entropy against label_noise=0.4,loss=mse",
+    ),
+    ("Sigmoid, initializer `glorot`", "initializer", "activation=sigmoid,initializer=glorot"),
+    ("Sigmoid, initializer `glorot_centered`", "initializer", "activation=sigmoid,initializer=glorot_centered"),
+)
+"""Rows of the README's table: the choice, the run, and its contrast, the other run, or the arm (None: the only one)."""
+
+REVERSED = {"MSE on linear outputs, targets ±1, instead of cross-entropy", "Batch size 8 instead of 32"}
+"""Rows that report the stored contrast with its sign reversed."""
 
 
-@pytest.mark.parametrize("name", sorted(BLOCKS))
-def test_tables_equal_the_stored_results(name):
-    run = run_folder.load(ROOT / "experiments" / "results" / name)
-    assert BLOCKS[name] == tables.markdown(compare.arm_statistics([run]), "test_error")
+def effect(label, name, key):
+    """Value, interval, number of seeds and data set of a row of the findings."""
+    run = run_folder.load(STORED / name)
+    ((source, _),) = run.provenance["fingerprints"].items()
+    dataset = {"idx": "MNIST"}.get(source.partition(":")[0], source)
+    arms_of = {arm.arm: arm for arm in compare.arm_statistics([run])}
+    if key is None or key in arms_of:
+        arm = arms_of[key or next(iter(arms_of))]
+        assert key or len(arms_of) == 1
+        low, high = arm.ci95
+        value, interval, seeds = f"{100 * arm.mean:.2f}", f"{100 * low:.2f} to {100 * high:.2f}", len(arm.values)
+    elif (STORED / key).exists():
+        (first,), (second,) = (run_folder.load(STORED / folder).summary["arms"] for folder in (name, key))
+        assert first["seeds"] == second["seeds"]
+        pairs = np.subtract(first["test_error"]["per_seed"], second["test_error"]["per_seed"])
+        low, high = stats.t_interval(pairs)
+        value, interval, seeds = f"{100 * pairs.mean():+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}", len(pairs)
+    else:
+        (found,) = [one for one in compare.compare_runs([run], baseline="all").judgements if one.name == key]
+        ends = [found.contrast.mean, found.contrast.low, found.contrast.high]
+        mean, low, high = [-ends[0], -ends[2], -ends[1]] if label in REVERSED else ends
+        value = f"{100 * mean:+.2f}" + " (n.s.)" * (found.p_holm >= stats.ALPHA)
+        interval, seeds = f"{100 * low:+.2f} to {100 * high:+.2f}", found.contrast.n
+    return value, interval, str(seeds), dataset
 
 
-def test_the_speed_table_equals_the_stored_benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments" / "benchmarks")
-    import report
+def findings():
+    """The README's table of findings."""
+    rows = [("choice", "error or difference", "95 % interval", "seeds", "data"), ("---", "--:", "--:", "--:", "---")]
+    rows += [(label, *effect(label, name, key)) for label, name, key in FINDINGS]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
-    stored = json.loads((ROOT / "experiments" / "results" / "throughput" / "throughput.json").read_text())
-    block = re.search(r"<!-- throughput -->\n(.*?)<!-- /throughput -->", README, re.DOTALL)
-    header, rule, *rows = report.throughput_summary(stored).splitlines(keepends=True)
-    assert block.group(1) == "".join([header, rule, *(row for row in rows if row.startswith("| 8 |"))])
-    assert not stored["failures"]
+
+def throughput():
+    """The stored benchmark, and its table of all numbers of networks."""
+    spec = importlib.util.spec_from_file_location(
+        "throughput_report", ROOT / "experiments" / "benchmarks" / "report.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stored = json.loads((STORED / "throughput" / "throughput.json").read_text())
+    return stored, module.throughput_summary(stored).splitlines(keepends=True)
+
+
+def speed_table():
+    """The rows of eight networks."""
+    _, (header, rule, *rows) = throughput()
+    return "".join([header, rule, *(row for row in rows if row.startswith("| 8 |"))])
+
+
+def speed_sentence():
+    """Eight networks in batches of 32, of that table."""
+    (row,) = [row for row in speed_table().splitlines() if row.startswith("| 8 | 32 |")]
+    ours, _, torch, _, flax, _ = (cell.strip().strip("*") for cell in row.strip("| ").split("|")[2:])
+    times = [float(text.removesuffix("x")) for text in (torch, flax)]
+    sentence = (
+        f"Eight networks in batches of 32 on two cores: {ours} samples x networks per second, {times[0]:g} times the "
+        f"fastest PyTorch arrangement and {times[1]:g} times the fastest Flax arrangement, in one benchmark."
+    )
+    return textwrap.fill(sentence, 120) + "\n"
+
+
+MADE = {
+    ("README.md", "findings"): findings,
+    ("README.md", "speed"): speed_sentence,
+    ("docs/findings.md", "throughput"): speed_table,
+}
+"""Page and marker -> what stands between the markers."""
+
+
+def filled(page):
+    """The page with everything that is made from stored results."""
+
+    def table(match):
+        rows = tables.markdown(compare.arm_statistics([run_folder.load(STORED / match[1])]), "test_error")
+        return f"<!-- results:{match[1]} -->\n{rows}<!-- /results -->"
+
+    text = re.sub(TABLE, table, (ROOT / page).read_text(), flags=re.DOTALL)
+    for (where, marker), make in MADE.items():
+        if where == page:
+            block = f"<!-- {marker} -->\n{make()}<!-- /{marker} -->"
+            pattern = rf"<!-- {marker} -->\n.*?<!-- /{marker} -->"
+            text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+            assert count == 1, marker
+    return text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_equal_the_stored_results(page):
+    assert TEXTS[page] == filled(page), "python tests/test_readme.py rewrites the tables"
+
+
+def test_the_results_that_are_shown():
+    """The quickstart's is in the README; all tuned studies are on the page of findings."""
+    shown = {page: [name for where, name, _ in BLOCKS if where == page] for page in PAGES}
+    assert shown["README.md"] == ["quickstart"]
+    assert sorted(shown["docs/findings.md"]) == sorted([*TUNED, "initializer"])
+    assert not throughput()[0]["failures"]
+
+
+def test_the_readme_is_short():
+    assert 9_000 <= len(TEXTS["README.md"].encode()) <= 10_240
+
+
+def test_the_readme_quotes_the_network():
+    """The lines from C1 to the output are those of the code."""
+    quoted = [block for text in TEXTS.values() for kind, block in FENCED.findall(text) if kind == "py"]
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(model.activations)))
+    *_, last = ast.parse(source).body[0].body
+    lines = source.splitlines()[: last.lineno - 1]
+    first = next(number for number, line in enumerate(lines) if line.startswith("    c1 = "))
+    assert quoted == [textwrap.dedent("\n".join(lines[first:])) + "\n"]
+    assert len(lines) - first == 7
+
+
+def test_the_address_of_the_repository_is_set_in_one_file():
+    """CITATION.cff has it, once there is one; the clone command is the only other place."""
+    address = re.search(r"^repository-code: \"?(\S+?)\"?$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    cloned = re.search(r"git clone (<[^>]*>|\S+) lenet_jax", TEXTS["README.md"]).group(1)
+    assert cloned == (address.group(1) if address else "<repository URL>")
 
 
 def test_the_finding_of_the_ablation_is_stored():
@@ -55,17 +220,16 @@ def test_the_finding_of_the_ablation_is_stored():
         contrast = found[name].contrast
         mean, low, high = (100 * value for value in (contrast.mean, contrast.low, contrast.high))
         expected += [mean, low, high] if "x" in name.split() else [-mean, -high, -low]
-    text = re.search(r"<!-- finding:ablation -->\n(.*?)<!-- /finding -->", README, re.DOTALL).group(1)
+    text = re.search(r"<!-- finding:ablation -->\n(.*?)<!-- /finding -->", ALL, re.DOTALL).group(1)
     said = [float(number) for number in re.findall(r"-?\d\.\d\d", text)]
     unsure = found[names[-1]]
     assert said == [*(float(f"{value:.2f}") for value in expected), float(f"{unsure.contrast.p:.2f}")]
     assert len(found) == 9
     assert max(judgement.p_holm for name, judgement in found.items() if name != names[-1]) < 0.05
-    assert f"some {unsure.seeds} seeds" in text
+    assert f"about {unsure.seeds} seeds would be needed" in " ".join(text.split())
     assert "0.87 percentage" in (ROOT / "experiments" / "ablation.py").read_text()
 
 
-STORED = ROOT / "experiments" / "results"
 TUNED = sorted(path.parent.name for path in STORED.glob("*/config.json") if json.loads(path.read_text()).get("tune"))
 
 
@@ -87,15 +251,15 @@ def test_what_a_study_says_in_its_docstring_is_stored(name):
     assert said <= set(re.findall(r"\d+\.\d\d", stored))
 
 
-def test_what_the_readme_says_of_coverage_is_stored():
+def test_what_the_pages_say_of_coverage_is_stored():
     """The ranges, of settings with 10 and 20 seeds, are those of the stored page's first sentence."""
     text = (ROOT / "experiments" / "results" / "coverage" / "coverage.md").read_text()
     low, high, errs = re.search(r"in ([\d.]+) to ([\d.]+) % of studies.* at most ([\d.]+) %", text).groups()
-    said = " ".join(README.split())
-    assert f"{low} to {high} % for normal values and for errors of 1 and 5 %" in said
+    said = " ".join(TEXTS["docs/comparing.md"].split())
+    assert f"in {low} to {high} % of studies for normal values and for errors of 1 and 5 %" in said
     skewed = re.findall(r"\| skewed \| [12]0 \| ([\d.]+) ", text)
     assert f"in {min(skewed)} to {max(skewed)} % for strongly skewed values" in said
-    assert f"errs in at most {errs} %" in said
+    assert f"false findings in at most {errs} % of studies" in said
 
 
 def test_notebooks_show_what_came_out_with_the_embedded_digits_as_they_are():
@@ -109,15 +273,16 @@ def test_notebooks_show_what_came_out_with_the_embedded_digits_as_they_are():
     assert set(re.findall(r"sha256:\w+", "".join(outputs))) == {datasets.EMBEDDED_FINGERPRINT}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_link_leads_somewhere(page):
-    text = (ROOT / page).read_text()
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
     links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
-    assert len(links) > (20 if page == "README.md" else -1)
-    assert [path for path, _, _ in links if not (ROOT / path).exists()] == []
+    assert len(links) > (20 if page in ("README.md", "docs/experiments.md") else 2 if page.startswith("docs/") else -1)
+    assert [path for path, _, _ in links if not (folder / path).exists()] == []
     for path, _, anchor in links:
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", (ROOT / (path or page)).read_text(), re.MULTILINE)
+            linked = (folder / path) if path else ROOT / page
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -130,7 +295,7 @@ SMALL = [
     "--config.train_size=400",
     "--config.validation_size=200",
 ]
-"""Added to the runs of the README; programs are those of test_cli.py."""
+"""Added to the runs of the pages; programs are those of test_cli.py."""
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +305,8 @@ def started(tmp_path_factory):
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     (folder / "experiments").symlink_to(ROOT / "experiments")
     (folder / "docs").symlink_to(ROOT / "docs")
+    (mine,) = [block for kind, block in FENCED.findall(TEXTS["README.md"]) if kind == "python"]
+    (folder / "mine.py").write_text(mine)
     makefile = (ROOT / "Makefile").read_text()
     recipe = re.findall(r"^\t\$\(BIN\)/(lenet-jax [^>\n]*quickstart[^\s>]*)", makefile, re.MULTILINE)
     assert len(recipe) == 2
@@ -161,54 +328,55 @@ def said(folder, command):
 
 
 @pytest.mark.slow
-def test_the_commands_in_the_readme_run(started):
+def test_the_commands_of_the_pages_run(started):
     """All, in their order."""
-    commands = re.findall(r"(?:^    |`)(\.venv/bin/lenet-jax (?!run --config=mine)[^`\n]*)", README, re.MULTILINE)
-    printed = {command: said(started, command) for command in commands}
-    assert len(printed) == 9
+    commands = re.findall(r"(?:^    |`)(\.venv/bin/lenet-jax [^`\n]*)", ALL, re.MULTILINE)
+    printed = {command: said(started, command) for command in dict.fromkeys(commands)}
+    assert len(printed) == 11
     again = [run_folder.load(started / "runs" / name).metrics for name in ("quickstart", "again")]
     pd.testing.assert_frame_equal(*again)
     assert (started / "runs" / "figures" / "report.html").exists()
+    assert (started / "runs" / "mine" / "plots" / "report.html").exists()
     (classified,) = (text for command, text in printed.items() if "classify" in command)
     (row,) = [line for line in classified.splitlines() if "seven.png" in line]
     assert row.split()[1] in "0123456789"  # these networks have hardly trained
 
 
-def test_targets_and_extras_in_the_readme_exist():
-    for target in re.findall(r"`?make (\S+?)[`\n]", README):
+def test_targets_and_extras_of_the_pages_exist():
+    for target in re.findall(r"`?make ([a-z]\S*?)[`\n]", ALL):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    extras = set(re.findall(r"\.\[(\w+)\]", README))
-    assert extras >= {"tensorboard", "notebooks"}
+    extras = set(re.findall(r"\.\[(\w+)\]", ALL))
+    assert extras >= {"tensorboard", "notebooks", "cuda13", "tpu"}
     for extra in extras:
         assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE), extra
 
 
-def test_the_python_in_the_readme_runs(started, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_of_the_pages_runs(started, monkeypatch):
+    blocks = [(page, block) for page, text in TEXTS.items() for kind, block in FENCED.findall(text) if kind == "python"]
     monkeypatch.chdir(started)
-    assert any("classify" in block for block in blocks)
-    assert {"quickstart", "initializer"} <= set(BLOCKS)
-    for block in blocks:
+    assert any("classify" in block for _, block in blocks)
+    assert len(blocks) == 4
+    for page, block in blocks:
         names = {}
         # The run of this test has one epoch.
         shown = block.replace("run.metrics.query", "errors = run.metrics.query").replace("epoch == 10", "epoch == 1")
-        exec(compile(shown, "README.md", "exec"), names)
+        exec(compile(shown, page, "exec"), names)
         if "run" in names:
             assert set(names["errors"].index) == set(names["run"].arms)
         if "get_config" in names:
             assert arms.expand(names["get_config"]())
 
 
-def test_every_config_field_in_the_readme_exists():
+def test_every_config_field_of_the_pages_exists():
     from lenet_jax.experiments import base
 
     fields = set(base.get_config())
-    named = re.findall(r"config\.(\w+)", README)
+    named = re.findall(r"config\.(\w+)", ALL)
     assert named
     assert set(named) <= fields | {"json", "get_config"}
 
 
-def test_what_the_readme_says_of_learning_rates_is_stored():
+def test_what_the_pages_say_of_learning_rates_is_stored():
     run = run_folder.load(ROOT / "experiments" / "results" / "learning_rate")
     rows = compare.arm_statistics([run], "validation_error")
     means = {(row.axes["loss"], row.axes["activation"], row.axes["learning_rate"]): row.mean for row in rows}
@@ -222,9 +390,31 @@ def test_what_the_readme_says_of_learning_rates_is_stored():
     }
     for loss in ("mse", "cross_entropy"):
         for rate in (0.1, 0.03):
-            assert f"{100 * means[loss, 'tanh', rate]:.2f} %" in README
+            assert f"{100 * means[loss, 'tanh', rate]:.2f} %" in TEXTS["docs/findings.md"]
     sigmoid = [row for row in rows if row.axes["activation"] == "sigmoid"]
     at_a_tenth = [row.values for row in sigmoid if row.axes["learning_rate"] == 0.1]
     poor = sorted(value for values in at_a_tenth for value in values if value > 0.1)
     assert (len(poor), sum(map(len, at_a_tenth))) == (5, 8)
-    assert f"errors of {100 * poor[0]:.0f} to {100 * poor[-1]:.0f} %" in README
+    assert f"errors of {100 * poor[0]:.0f} to {100 * poor[-1]:.0f} %" in " ".join(TEXTS["docs/findings.md"].split())
+
+
+def test_what_the_page_says_of_each_study_is_stored():
+    """Every number with two digits of a study's section is in its stored comparison."""
+    sections = re.split(r"^#{2,3} ", TEXTS["docs/findings.md"], flags=re.MULTILINE)[1:]
+    studies = {name for name in TUNED if name not in ("ablation", "modern", "specification")}
+    for section in sections:
+        names = set(re.findall(r"<!-- results:(\w+) -->", section)) & studies
+        if names:
+            (name,) = names
+            studies.remove(name)
+            stored = (STORED / name / "plots" / "comparison.md").read_text()
+            text = re.sub(TABLE, "", section, flags=re.DOTALL)
+            numbers = set(re.findall(r"\d+\.\d\d", text))
+            assert numbers
+            assert numbers <= set(re.findall(r"\d+\.\d\d", stored)), name
+    assert not studies
+
+
+if __name__ == "__main__":
+    for each in PAGES:
+        (ROOT / each).write_text(filled(each))

@@ -40,7 +40,7 @@ def with_sweep(config, **axes):
     [
         ({"validation_size": 600}, "validation_size: 600 leaves none of 600 to train on"),
         ({"batch_size": 301}, "batch_size: 301 is more than the 300 training images"),
-        ({"train_size": 301}, "train_size: 301 is more than the 300 images that are left"),
+        ({"train_size": 301}, "train_size: 301 is more than the 300 remaining images"),
         ({"train_size": 15}, "batch_size: 20 is more than the 15 training images"),
         (
             {"optimizer": "sdlm", "curvature_estimates": 2},
@@ -62,10 +62,10 @@ def test_fields_that_the_data_do_not_allow_are_refused_before_anything_is_writte
 
 def test_splits_follow_one_another_and_normalization_sees_the_training_split_alone():
     arm = expand(small(dataset="mnist10k", validation_size=1000))[0]
-    dataset = plan.load_data([arm])[plan.data_key(arm)]
-    splits = plan.splits_of(dataset, arm)
-    assert splits == {"train": range(4000), "validation": range(4000, 5000), "test": range(5000, 10000)}
-    images = plan.images_of(dataset, arm)
+    phase = plan.make([arm]).arms[0].test
+    dataset = phase.dataset
+    assert phase.splits == {"train": range(4000), "validation": range(4000, 5000), "test": range(5000, 10000)}
+    images = plan.images_of(dataset, phase.images)
     training = np.asarray(images.pixels)[:4000, 2:30, 2:30] * np.asarray(images.scale) + np.asarray(images.shift)
     assert training.mean() == pytest.approx(0, abs=1e-5)
     assert training.std() == pytest.approx(1, abs=1e-5)
@@ -136,11 +136,11 @@ def test_diverged_members_are_counted_and_stay_in_the_mean(finished):
 def test_the_run_equals_a_population_trained_by_hand(finished):
     run, config, _ = finished
     arm = expand(config)[0]
-    dataset = plan.load_data([arm])[plan.data_key(arm)]
-    recipe = plan.recipe_of(arm, dataset)
+    phase = plan.make([arm]).arms[0].test
+    dataset, recipe = phase.dataset, phase.recipe
     assert recipe.architecture.activation == "tanh"
     hyper = {"learning_rate": [0.03], "momentum": [0.9], "weight_decay": [0.0], "mu": [0.02]}
-    members = population.create([1], hyper, plan.images_of(dataset, arm), recipe)
+    members = population.create([1], hyper, plan.images_of(dataset, phase.images), recipe)
     for _ in range(2):
         population.train_segment(members)
     error = population.evaluate(members, range(600, 800)).error
@@ -211,7 +211,7 @@ def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
 
 def recipe_for(config):
     arm = expand(config)[0]
-    return plan.recipe_of(arm, plan.load_data([arm])[plan.data_key(arm)])
+    return plan.make([arm]).arms[0].test.recipe
 
 
 def test_a_population_is_split_into_equal_chunks_that_fit(monkeypatch):
@@ -245,7 +245,7 @@ def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
     for _ in range(4):
         loop.record(history, "test", found, recipe)
     loop.record(history, "running", train.Metrics(np.float32([5, 6]), np.float32([7, 8])), recipe)
-    first = loop.first_epochs({"epochs": 9, "test_curve": True})
+    first = plan.first_epochs({"epochs": 9, "test_curve": True})
     table = loop.history_frame(history, [3], members, first)
     assert list(table.columns) == ["mu", "seed", "epoch", "split", "metric", "value"]
     assert table.metric.drop_duplicates().tolist() == measured
@@ -256,7 +256,7 @@ def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
 
 def test_measurements_of_the_end_alone_have_its_epoch():
     recipe, found = recipe_for(small()), evaluation.Evaluation(*np.arange(5, dtype=np.float32).reshape(5, 1))
-    first = loop.first_epochs({"epochs": 9, "test_curve": False})
+    first = plan.first_epochs({"epochs": 9, "test_curve": False})
     assert first == {"running": 1, "train": 9, "validation": 0, "test": 9}
     history: dict = {}
     for split in ("test", "train", "validation"):
@@ -347,7 +347,7 @@ def test_a_checkpoint_of_a_version_that_always_had_test_curves_is_refused(epochs
         runner.run(small(epochs=epochs), folder, "again")
     message = str(refusal.value)
     assert message.startswith(f"workdir: '{folder}/checkpoints/all/tested-0-3' was saved by a version of the program ")
-    assert "evaluated the test images after each epoch; go on with that one, or add --fresh" in message
+    assert "evaluated the test images after each epoch; resume with that version, or pass --fresh" in message
     assert "\n" not in message
 
 
@@ -355,18 +355,19 @@ def test_only_labels_that_are_trained_on_are_noisy():
     noisy, clean = (
         expand(small(dataset="mnist10k", validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0)
     )
-    dataset = plan.load_data([clean])[plan.data_key(clean)]
+    phases = [plan.make([arm]).arms[0].test for arm in (noisy, clean)]
+    dataset = phases[1].dataset
     before = dataset.train_labels.copy()
-    found, expected = (np.asarray(plan.images_of(dataset, arm).labels) for arm in (noisy, clean))
+    found, expected = (np.asarray(plan.images_of(dataset, phase.images).labels) for phase in phases)
     assert (found[:4000] != expected[:4000]).mean() == pytest.approx(0.3, abs=0.02)
     np.testing.assert_array_equal(found[4000:], expected[4000:], "validation and test labels stay right")
     np.testing.assert_array_equal(expected, [*dataset.train_labels, *dataset.test_labels])
     np.testing.assert_array_equal(dataset.train_labels, before, "the data set itself isn't changed")
     # Images that train_size leaves out aren't trained on. The others' labels are those of the whole set.
     part = expand(small(dataset="mnist10k", validation_size=1000, label_noise=0.3, train_size=500))[0]
-    of_part = np.asarray(plan.images_of(dataset, part).labels)
+    of_part = np.asarray(plan.images_of(dataset, plan.make([part]).arms[0].test.images).labels)
     np.testing.assert_array_equal(of_part, [*found[:500], *expected[500:]])
-    assert plan.image_key(noisy) != plan.image_key(clean), "images are made anew between such arms"
+    assert phases[0].images != phases[1].images, "images are made again between such arms"
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):

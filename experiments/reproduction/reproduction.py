@@ -1,4 +1,4 @@
-"""Report of the reproduction: tables and figures of docs/reproduction.md and the README, made from run folders.
+"""Report of the reproduction: tables and figures of docs/reproduction.md, made from run folders.
 
 Command: make reproduction, which runs the experiments first; or, from the stored results,
 python experiments/reproduction/reproduction.py
@@ -186,8 +186,8 @@ TABLES = {
 }
 
 
-PAGE, README = DOCS / "reproduction.md", ROOT / "README.md"
-PAGES = {PAGE: tuple(TABLES), README: ("errors",)}
+PAGE = DOCS / "reproduction.md"
+PAGES = {PAGE: tuple(TABLES)}
 """Page -> tables that it contains."""
 
 
@@ -333,13 +333,9 @@ def main(arguments: list[str]) -> None:
     for file, draw in {"figure_5": curves, "figure_6": sizes, "rejects": rejects, "ingredients": ingredients}.items():
         analysis_figures.save(analysis_figures.figure(functools.partial(draw, runs)), figures / f"{file}.png")
     analysis_figures.save(distorted_digits(runs), figures / "figure_7.png")
-    targets = {PAGE: out / PAGE.name}
-    if out.resolve() == DOCS:
-        targets[README] = README
-    for page, target in targets.items():
-        text = fill(page, runs)
-        files.replace_file(target, lambda partial, text=text: partial.write_text(text))
-    print("written:", *targets.values(), figures)
+    target, text = out / PAGE.name, fill(PAGE, runs)
+    files.replace_file(target, lambda partial: partial.write_text(text))
+    print("written:", target, figures)
 
 
 if __name__ == "__main__":

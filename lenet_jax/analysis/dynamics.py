@@ -26,8 +26,9 @@ from lenet_jax.evaluate import Evaluation
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
-from lenet_jax.run import arms, plan, runner
+from lenet_jax.run import arms, runner
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run import plan as planning
 from lenet_jax.train import Images, Recipe
 
 RUNS = Path("runs")
@@ -86,15 +87,13 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> SingleArm:
     every = arms.expand(ConfigDict({**arms.DEFAULTS, **config}))
     if len(every) > 1 or every[0].tuning:
         raise InputError(f"sweep, tune: the config has {len(every)} arms, or tunes; needed is one, without tuning")
-    arm = every[0]
-    dataset = plan.load_data([arm])[plan.data_key(arm)]
-    first = arm.settings["first_seed"]
+    phase = planning.make(every).arms[0].test
     return SingleArm(
-        recipe=plan.recipe_of(arm, dataset),
-        images=jax.tree.map(jnp.asarray, plan.images_of(dataset, arm)),
-        splits=plan.splits_of(dataset, arm),
-        hyper={name: float(arm.settings[name]) for name in optim.HYPERPARAMETERS},
-        seeds=list(range(first, first + arm.settings["seeds"])),
+        recipe=dataclasses.replace(phase.recipe, segments=1),
+        images=jax.tree.map(jnp.asarray, planning.images_of(phase.dataset, phase.images)),
+        splits=dict(phase.splits),
+        hyper={name: float(phase.settings[name]) for name in optim.HYPERPARAMETERS},
+        seeds=list(phase.seeds),
     )
 
 

@@ -1,181 +1,314 @@
-"""What an arm trains on: the splits and images of its data set, and the recipe that is compiled."""
+"""What a run will do: every arm resolved once, before anything is compiled or written."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lenet_jax import train
+from lenet_jax import optim, train
 from lenet_jax.data import datasets, preprocess
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.distortions import Augmentation
 from lenet_jax.errors import InputError
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
-from lenet_jax.run import tuning
 from lenet_jax.run.arms import Arm
+from lenet_jax.run.tuning import Tuning, Values
 from lenet_jax.train import Images, Recipe
 
-MOST_UPDATES = 2**31 - 1
-"""Updates of a training, which are counted in 32 bits."""
+MAX_STEPS = 2**31 - 1
+"""Optimizer steps of a training, which are counted in 32 bits."""
+
+TESTED, TRIED = "tested", "tried"
+"""Names of phases: members that are an arm's result, and (with a number) members that hyperparameters are chosen by."""
 
 
-def data_key(arm: Arm) -> tuple[str, str]:
-    """What names the arm's data set."""
-    return arm.settings["dataset"], arm.settings["data_dir"]
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """All that images depend on: `images_of` reads nothing else.
 
-
-def load_data(arms: list[Arm]) -> dict[tuple[str, str], Dataset]:
-    """Every data set of the arms, each loaded once, and checked against the arms' fields.
-
-    Raises:
-      InputError: one can't be had, or it is too small for a field.
+    Attributes:
+      dataset, data_dir, padding, normalization, label_noise: as in the config.
+      train_size: training images, which are the first.
     """
-    datasets = {key: load(*key) for key in dict.fromkeys(map(data_key, arms))}
-    for arm in arms:
-        total, settings = len(datasets[data_key(arm)].train_labels), arm.settings
-        left = total - settings["validation_size"]
-        if left < 1:
-            raise InputError(f"validation_size: {settings['validation_size']} leaves none of {total} to train on")
-        if settings["train_size"] > left:
-            raise InputError(f"train_size: {settings['train_size']} is more than the {left} images that are left")
-        used = settings["train_size"] or left
-        if settings["batch_size"] > used:
-            raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
-        for trained in (arm, with_chosen(arm, {})):
-            recipe = recipe_of(trained, datasets[data_key(arm)])  # refuses an architecture that doesn't fit the data
-            updates = recipe.epochs * recipe.epoch_steps
-            if updates > MOST_UPDATES:
-                raise InputError(f"epochs: {recipe.epochs} make {updates} steps; allowed are up to {MOST_UPDATES}")
-            if recipe.uses_curvature:
-                check_curvature(recipe)
-    return datasets
 
-
-def load(name: str, data_dir: str) -> Dataset:
-    """`datasets.load`, which meets whatever a name that is a path may lead to."""
-    try:
-        return datasets.load(name, data_dir)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read, no text of a path
-        raise InputError(f"dataset: {name!r} can't be read ({error})") from error
-
-
-def with_chosen(arm: Arm, chosen: tuning.Values) -> Arm:
-    """The arm as it trains once its hyperparameters are chosen."""
-    merged = {"validation_size": 0} if arm.settings["refit"] else {}
-    return dataclasses.replace(arm, settings=arm.settings | chosen | merged, tuning=None)
-
-
-def check_curvature(recipe: Recipe) -> None:
-    """Refuses what doesn't fit the training set of an arm with SDLM."""
-    updates, estimates, patterns = recipe.epoch_steps, recipe.curvature_estimates, recipe.curvature_patterns
-    if updates % estimates:
-        raise InputError(f"curvature_estimates: {estimates} doesn't divide the {updates} steps of an epoch")
-    if patterns > recipe.train_size:
-        raise InputError(f"curvature_patterns: {patterns} is more than the {recipe.train_size} training images")
-
-
-def splits_of(dataset: Dataset, arm: Arm) -> dict[str, range]:
-    """Places of each split in the images of `images_of`."""
-    total = len(dataset.train_labels)
-    left = total - arm.settings["validation_size"]
-    splits = {"train": range(arm.settings["train_size"] or left), "validation": range(left, total)}
-    splits["test"] = range(total, total + len(dataset.test_labels))
-    return {name: places for name, places in splits.items() if len(places)}
-
-
-def images_of(dataset: Dataset, arm: Arm) -> Images:
-    """All images, padded, as NumPy arrays; the normalization is measured on the training split alone."""
-    images = np.concatenate([dataset.train_images, dataset.test_images])
-    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
-    training = splits_of(dataset, arm)["train"].stop
-    labels[:training] = preprocess.with_noise(labels[:training], arm.settings["label_noise"], dataset.classes)
-    scaling = preprocess.NORMALIZATIONS[arm.settings["normalization"]](dataset.train_images[:training])
-    pixels = preprocess.pad(images, arm.settings["padding"])
-    arrays: list[Any] = [pixels, labels.astype(np.int32), np.float32(scaling.scale), np.float32(scaling.shift)]
-    return Images(*arrays)
-
-
-def image_key(arm: Arm) -> tuple[Any, ...]:
-    """What `images_of` depends on."""
-    fields = ("padding", "normalization", "validation_size", "train_size", "label_noise")
-    return *data_key(arm), *(arm.settings[name] for name in fields)
-
-
-def named(settings: dict[str, Any], kind: type, *but: str) -> dict[str, Any]:
-    """The settings that are fields of a dataclass."""
-    names = {field.name for field in dataclasses.fields(kind)} - set(but)
-    return {name: settings[name] for name in names if name in settings}
-
-
-def recipe_of(arm: Arm, dataset: Dataset) -> Recipe:
-    """What is compiled for an arm."""
-    settings = arm.settings
-    return Recipe(
-        architecture=Architecture(classes=dataset.classes, **named(settings, Architecture)),
-        loss=Loss(name=settings["loss"], **named(settings, Loss)),
-        augmentation=Augmentation(**named(settings, Augmentation)),
-        train_size=len(splits_of(dataset, arm)["train"]),
-        **named(settings, Recipe, "loss", "augmentation", "train_size"),
-    )
-
-
-def describe_data(dataset: Dataset, arm: Arm) -> dict[str, Any]:
-    """A data set as the summary has it."""
-    sizes = {name: len(places) for name, places in splits_of(dataset, arm).items()}
-    return {"name": dataset.name, "fingerprint": dataset.fingerprint, "validation": 0} | sizes
+    dataset: str
+    data_dir: str
+    padding: str
+    normalization: str
+    label_noise: float
+    train_size: int
 
 
 class Members(NamedTuple):
     """Members of a population.
 
     Attributes:
-      seeds: one a member.
-      tuned: values of hyperparameters that are being tuned, one a member each; empty for members that are tested.
+      seeds: one per member.
+      tuned: hyperparameters that are being tuned, one value per member; empty for members that are tested.
     """
 
     seeds: list[int]
     tuned: dict[str, list[float]]
 
-    @property
-    def tested(self) -> bool:
-        """Whether these are an arm's own members, which are tested and tracked."""
-        return not self.tuned
 
-    def part(self, start: int, size: int) -> "Members":
-        """So many of them."""
-        return Members(
-            self.seeds[start : start + size],
-            {name: values[start : start + size] for name, values in self.tuned.items()},
-        )
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One population of an arm: candidates that it is tuned by, or the members that are tested.
 
-
-def seeds_of(arm: Arm) -> Members:
-    """The members that are tested."""
-    return Members([arm.settings["first_seed"] + place for place in range(arm.settings["seeds"])], {})
-
-
-def candidates_of(arm: Arm, tried: tuning.Tuning) -> Members:
-    """Members that try hyperparameters: every candidate with every tuning seed."""
-    seeds = [arm.settings["tune_first_seed"] + place for place in range(arm.settings["tune_seeds"])]
-    candidates = tried.candidates()
-    values = {name: [candidate[name] for candidate in candidates for _ in seeds] for name in tried.names}
-    return Members(seeds * len(candidates), values)
-
-
-def phases(arm: Arm) -> list[tuple[Arm, Members]]:
-    """What is trained for an arm: candidates if it is tuned, then the members that are tested."""
-    tried = [(arm, candidates_of(arm, arm.tuning))] if arm.tuning else []
-    return [*tried, (with_chosen(arm, {}), seeds_of(arm))]
-
-
-def recipe_for(arm: Arm, members: Members, dataset: Dataset) -> Recipe:
-    """What is compiled for members of an arm.
-
-    How a pass is cut depends on the config alone, and not on how many of them fit in memory: a run that was stopped
-    goes on with the same parts.
+    Attributes:
+      arm: name of the arm.
+      dataset: the data set.
+      name: ``tested``, ``tried-0``, ``tried-1``, ...: prefix of folders in the arm's ``checkpoints/``.
+      settings: all fields of the config, for the records.
+      seeds: of each candidate.
+      candidates: values of tuned hyperparameters; one without any for members that are tested.
+      recipe: what is compiled.
+      images: what `images_of` makes the images from.
+      splits: indices of every split in the images.
+      evaluated: the splits that are measured, with their indices.
+      first_epochs: the epoch from which on each split is measured.
     """
-    recipe = recipe_of(arm, dataset)
-    return dataclasses.replace(recipe, segments=train.segments_for(recipe, len(members.seeds)))
+
+    arm: str
+    dataset: Dataset
+    name: str
+    settings: Mapping[str, Any]
+    seeds: range
+    candidates: tuple[Values, ...]
+    recipe: Recipe
+    images: ImageSpec
+    splits: Mapping[str, range]
+    evaluated: Mapping[str, range]
+    first_epochs: Mapping[str, int]
+
+    @property
+    def is_test(self) -> bool:
+        """Whether these are the arm's own members."""
+        return self.name == TESTED
+
+    @property
+    def size(self) -> int:
+        """Number of members: every candidate with every seed."""
+        return len(self.candidates) * len(self.seeds)
+
+    @property
+    def samples(self) -> int:
+        """Training samples x members of all epochs."""
+        return self.recipe.epochs * self.recipe.train_size * self.size
+
+    @property
+    def predicted(self) -> range | None:
+        """Indices of the images whose predictions are stored; None if the config wants none."""
+        return self.evaluated.get("test") if self.settings["store_predictions"] else None
+
+    def members(self, start: int, size: int) -> Members:
+        """`size` members from index `start` on; those of one candidate are adjacent."""
+        pairs = [divmod(index, len(self.seeds)) for index in range(start, start + size)]
+        tuned = {name: [self.candidates[which][name] for which, _ in pairs] for name in self.candidates[0]}
+        return Members([self.seeds[index] for _, index in pairs], tuned)
+
+    def hyper(self, members: Members) -> dict[str, list[float]]:
+        """Every field of `optim.Hyperparameters`, one value per member."""
+        fixed = {name: [float(self.settings[name])] * len(members.seeds) for name in optim.HYPERPARAMETERS}
+        return fixed | members.tuned
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmPlan:
+    """All that is done for one arm.
+
+    Attributes:
+      arm: its name, axes and fields.
+      tuning: the first population that tries hyperparameters; None without tuning. See `more_candidates`.
+      test: the population that is tested; see `refine`.
+    """
+
+    arm: Arm
+    tuning: Phase | None
+    test: Phase
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set of all its phases."""
+        return self.test.dataset
+
+    @property
+    def phases(self) -> list[Phase]:
+        """What is trained, as far as it is known before."""
+        return [*([self.tuning] if self.tuning else []), self.test]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a run does, in the order of its arms."""
+
+    arms: tuple[ArmPlan, ...]
+
+    @property
+    def phases(self) -> list[Phase]:
+        """Those of all arms."""
+        return [phase for arm in self.arms for phase in arm.phases]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Name of each data set -> its fingerprint."""
+        return {arm.dataset.name: arm.dataset.fingerprint for arm in self.arms}
+
+
+def make(arms: Sequence[Arm]) -> Plan:
+    """Resolves the arms of a config; see `arms.expand`. Every data set is loaded once.
+
+    Raises:
+      InputError: a data set can't be loaded, or it is too small for a field of an arm.
+    """
+    loaded: dict[tuple[str, str], Dataset] = {}
+    plans = []
+    for arm in arms:
+        key = arm.settings["dataset"], arm.settings["data_dir"]
+        if key not in loaded:
+            loaded[key] = load(*key)
+        tuning = phase_of(arm, loaded[key], f"{TRIED}-0", arm.tuning) if arm.tuning else None
+        plans.append(ArmPlan(arm, tuning, phase_of(arm, loaded[key], TESTED)))
+    return Plan(tuple(plans))
+
+
+def refine(plan: ArmPlan, chosen: Values) -> Phase:
+    """The population that is tested, with the values that tuning chose; its recipe is the same."""
+    return dataclasses.replace(plan.test, settings={**plan.test.settings, **chosen})
+
+
+def more_candidates(plan: ArmPlan, number: int, tuning: Tuning) -> Phase:
+    """The `number`-th population that tries hyperparameters, from 0."""
+    return phase_of(plan.arm, plan.dataset, f"{TRIED}-{number}", tuning)
+
+
+def phase_of(arm: Arm, dataset: Dataset, name: str, tuning: Tuning | None = None) -> Phase:
+    """A phase of an arm, checked against its data set.
+
+    Args:
+      arm: its settings are those of all members, but for what is tuned.
+      dataset: of the arm.
+      name: of the phase.
+      tuning: the candidates; None for the members that are tested.
+
+    Raises:
+      InputError: the data set is too small for a field.
+    """
+    settings = dict(arm.settings)
+    if tuning is None and settings["refit"]:
+        settings["validation_size"] = 0  # the validation images are trained on, too
+    splits = splits_of(settings, dataset)
+    first, count = ("first_seed", "seeds") if tuning is None else ("tune_first_seed", "tune_seeds")
+    seeds = range(settings[first], settings[first] + settings[count])
+    candidates = tuple(tuning.candidates()) if tuning else ({},)
+    recipe = recipe_of(settings, dataset.classes, len(splits["train"]))
+    # How an epoch is split depends on the config alone, and not on how many members fit in memory: a run that was
+    # stopped resumes with the same segments.
+    segments = train.segments_for(recipe, len(candidates) * len(seeds))
+    return Phase(
+        arm=arm.name,
+        dataset=dataset,
+        name=name,
+        settings=settings,
+        seeds=seeds,
+        candidates=candidates,
+        recipe=dataclasses.replace(recipe, segments=segments),
+        images=ImageSpec(train_size=recipe.train_size, **named(settings, ImageSpec, "train_size")),
+        splits=splits,
+        # Tuning never sees the test images.
+        evaluated=splits if tuning is None else {"validation": splits["validation"]},
+        first_epochs=first_epochs(settings),
+    )
+
+
+def load(name: str, data_dir: str) -> Dataset:
+    """`datasets.load`, with one-line errors for names that are paths to anything."""
+    try:
+        return datasets.load(name, data_dir)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # the name is too long or not a path, or the folder is unreadable
+        raise InputError(f"dataset: {name!r} can't be read ({error})") from error
+
+
+def splits_of(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, range]:
+    """Indices of each split in the images of `images_of`.
+
+    Raises:
+      InputError: the data set is too small for a field.
+    """
+    total = len(dataset.train_labels)
+    remaining = total - settings["validation_size"]
+    if remaining < 1:
+        raise InputError(f"validation_size: {settings['validation_size']} leaves none of {total} to train on")
+    if settings["train_size"] > remaining:
+        raise InputError(f"train_size: {settings['train_size']} is more than the {remaining} remaining images")
+    used = settings["train_size"] or remaining
+    if settings["batch_size"] > used:
+        raise InputError(f"batch_size: {settings['batch_size']} is more than the {used} training images")
+    splits = {"train": range(used), "validation": range(remaining, total)}
+    splits["test"] = range(total, total + len(dataset.test_labels))
+    return {name: indices for name, indices in splits.items() if len(indices)}
+
+
+def first_epochs(settings: Mapping[str, Any]) -> dict[str, int]:
+    """The epoch from which on each split is measured.
+
+    The whole training set is evaluated once, at the end; `running` costs nothing in between. The test set too, unless
+    `test_curve` is set, so that no choice can depend on it.
+    """
+    end = settings["epochs"]
+    return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end}
+
+
+def images_of(dataset: Dataset, spec: ImageSpec) -> Images:
+    """All images, padded, as NumPy arrays; the normalization is measured on the training images alone."""
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    training = spec.train_size
+    labels[:training] = preprocess.with_noise(labels[:training], spec.label_noise, dataset.classes)
+    scaling = preprocess.NORMALIZATIONS[spec.normalization](dataset.train_images[:training])
+    pixels = preprocess.pad(images, spec.padding)
+    arrays: list[Any] = [pixels, labels.astype(np.int32), np.float32(scaling.scale), np.float32(scaling.shift)]
+    return Images(*arrays)
+
+
+def named(settings: Mapping[str, Any], kind: type, *but: str) -> dict[str, Any]:
+    """The settings that are fields of a dataclass."""
+    names = {field.name for field in dataclasses.fields(kind)} - set(but)
+    return {name: settings[name] for name in names if name in settings}
+
+
+def recipe_of(settings: Mapping[str, Any], classes: int, train_size: int) -> Recipe:
+    """What is compiled for these settings.
+
+    Raises:
+      InputError: a field doesn't fit the training set.
+    """
+    recipe = Recipe(
+        architecture=Architecture(classes=classes, **named(settings, Architecture)),
+        loss=Loss(name=settings["loss"], **named(settings, Loss)),
+        augmentation=Augmentation(**named(settings, Augmentation)),
+        train_size=train_size,
+        **named(settings, Recipe, "loss", "augmentation", "train_size"),
+    )
+    steps = recipe.epochs * recipe.epoch_steps
+    if steps > MAX_STEPS:
+        raise InputError(f"epochs: {recipe.epochs} make {steps} steps; allowed are up to {MAX_STEPS}")
+    if recipe.uses_curvature:
+        if recipe.epoch_steps % recipe.curvature_estimates:
+            estimates, steps = recipe.curvature_estimates, recipe.epoch_steps
+            raise InputError(f"curvature_estimates: {estimates} doesn't divide the {steps} steps of an epoch")
+        if recipe.curvature_patterns > train_size:
+            raise InputError(
+                f"curvature_patterns: {recipe.curvature_patterns} is more than the {train_size} training images"
+            )
+    return recipe
+
+
+def describe_data(phase: Phase) -> dict[str, Any]:
+    """The data set of a phase as the summary has it."""
+    sizes = {name: len(indices) for name, indices in phase.splits.items()}
+    return {"name": phase.dataset.name, "fingerprint": phase.dataset.fingerprint, "validation": 0} | sizes

@@ -89,7 +89,7 @@ class Loss:
     Attributes:
       name: a key of `LOSSES`.
       mse_point, target_code, mse_reduction, mse_factor: of `mse`; unused by other losses.
-      map_constant: j of `map_criterion`.
+      map_constant: j, see `map_criterion`.
 
     Raises:
       InputError: a value is unknown; the message names the field.

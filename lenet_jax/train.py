@@ -77,9 +77,6 @@ def uses_curvature(optimizer: optim.Optimizer) -> bool:
 class Recipe:
     """Everything that is fixed when training is compiled. Hashable.
 
-    Activations, losses and the like are named, and compiled programs are cached by recipe: to change a function that
-    has been used, register it under another name or start a new process.
-
     Attributes:
       architecture, loss: the network and what it minimizes.
       optimizer, schedule: keys of `optim.OPTIMIZERS` and `optim.SCHEDULES`.

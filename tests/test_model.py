@@ -178,7 +178,7 @@ def test_gradients_equal_finite_differences(activation, output, subsampling, los
             return settings(model.logits_of(outputs, architecture), labels)
 
         gradient = jax.grad(objective)(params)
-        # A direction a layer: a wrong gradient of few numbers can't hide behind C5's 48,120.
+        # One direction per layer: an error in a small layer's gradient can't hide behind C5's 48,120 numbers.
         for name in LAYERS:
             if getattr(params, name) is None:
                 continue

@@ -1,18 +1,18 @@
 """The curvature of stochastic diagonal Levenberg-Marquardt: h_kk of LeCun et al. 1998, appendix C.
 
-For every weight, the mean over patterns of the sum, over the connections u_ij that share it, of an estimate of
-d2E/du_ij^2 (eq. 23, 24) that leaves out what lies off the diagonal, and is never negative (eq. 25 to 27):
+For each weight, h_kk is the mean over patterns of the sum over the connections u_ij that share the weight (eq. 23, 24)
+of an estimate of d2E/du_ij^2 that ignores off-diagonal terms and is never negative (eq. 25 to 27):
 
     d2E/du_ij^2 = d2E/da_i^2 x_j^2                        (25)
     d2E/da_i^2  = f'(a_i)^2 sum_k u_ki^2 d2E/da_k^2       (27)
 
 This is backpropagation with squares. For a layer with preactivations a = L(x, w), linear in inputs x and in weights w,
 the transpose of x -> L(x, w^2) maps curvatures of the preactivations to those of the inputs, and the transpose of
-w -> L(x^2, w) maps them to those of the weights, summed over all connections that share one. So one loop serves every
-layer. Max pooling is treated as the selection that it makes for these inputs.
+w -> L(x^2, w) maps them to those of the weights, summed over all connections that share a weight. So one loop serves
+every layer. Max pooling is treated as the selection that it makes for these inputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,32 +33,32 @@ def diagonal(
     loss: Loss,
     start: str,
 ) -> Params:
-    """h_kk of every parameter, for a batch: the mean over its patterns.
+    """h_kk of every parameter, averaged over the patterns of a batch.
 
     Args:
-      params: where the curvature is taken.
-      grid: images that `blocked.to_grid` has cut.
-      labels: right classes.
-      architecture: the one that `params` were made for.
+      params: the network's parameters.
+      grid: images in the layout of `blocked.to_grid`.
+      labels: the correct classes.
+      architecture: the architecture that `params` were made for.
       loss: the criterion E.
-      start: a key of `STARTS`: where the sweep starts from.
+      start: a key of `STARTS`: the curvature at F6 that the backward sweep starts from, with RBF outputs.
     """
-    passed, states = blocked.passes(params, grid, architecture)
+    passed, activations = blocked.passes(params, grid, architecture)
     if architecture.output == "rbf":
-        of_states = STARTS[start](states, labels, loss)
+        curvatures = STARTS[start](activations, labels, loss)
     else:
-        of_states = second_derivatives(states, labels, loss)
-    found: dict[str, Any] = {"output": None}
+        curvatures = second_derivatives(activations, labels, loss)
+    by_layer: dict[str, Any] = {"output": None}
     for layer, inputs, preactivations in reversed(passed):
         if layer.squashed:
-            of_states = derivative(preactivations, architecture) ** 2 * of_states
-        found[layer.name], of_states = back(layer, inputs, getattr(params, layer.name), of_states)
-    mean: Params = jax.tree.map(lambda total: total / len(labels), Params(**found))
+            curvatures = derivative(preactivations, architecture) ** 2 * curvatures
+        by_layer[layer.name], curvatures = back(layer, inputs, getattr(params, layer.name), curvatures)
+    mean: Params = jax.tree.map(lambda total: total / len(labels), Params(**by_layer))
     return mean
 
 
 def back(layer: blocked.Layer, inputs: Array, parameters: Any, of_preactivations: Array) -> tuple[Any, Array]:
-    """Curvatures of a layer's parameters (summed over patterns) and inputs, from those of its preactivations."""
+    """The curvatures of a layer's parameters (summed over patterns) and inputs, from those of its preactivations."""
     squared = jax.tree.map(jnp.square, parameters)
     (of_inputs,) = jax.vjp(lambda inputs: layer.linear(inputs, squared, 2), inputs)[1](of_preactivations)
     if parameters is None:
@@ -71,7 +71,7 @@ def back(layer: blocked.Layer, inputs: Array, parameters: Any, of_preactivations
 
 
 def derivative(preactivations: Array, architecture: Architecture) -> Array:
-    """f'(a)."""
+    """f'(a), the derivative of the squashing function."""
     activation, ones = ACTIVATIONS[architecture.activation], jnp.ones_like(preactivations)
     derivative: Array = jax.jvp(activation, (preactivations,), (ones,))[1]
     return derivative
@@ -80,7 +80,7 @@ def derivative(preactivations: Array, architecture: Architecture) -> Array:
 def second_derivatives(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], loss: Loss
 ) -> Float[Array, "batch classes"]:
-    """d2E/ds_i^2 of every logit, none below 0."""
+    """d2E/ds_i^2 of each logit, negative ones set to 0."""
 
     def of_sample(logits: Array, label: Array) -> Array:
         return jnp.diag(jax.hessian(lambda logits: loss(logits[None], label[None]))(logits))
@@ -88,28 +88,24 @@ def second_derivatives(
     return jnp.maximum(jax.vmap(of_sample)(logits, labels), 0)
 
 
-def start_at_target(
-    states: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss
-) -> Float[Array, "batch 84"]:
-    """Of the penalty y_D of the right class alone: d2y_D/dx_j^2 = 2, whatever the pattern and the criterion."""
-    return jnp.full_like(states, 2.0)
+def start_at_target(f6: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss) -> Float[Array, "batch 84"]:
+    """The curvature of y_D, the correct class's penalty: d2y_D/dx_j^2 = 2, whatever the pattern and the criterion."""
+    return jnp.full_like(f6, 2.0)
 
 
-def start_in_full(
-    states: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss
-) -> Float[Array, "batch 84"]:
-    """Of the whole criterion: sum_i (dE/dy_i d2y_i/dx_j^2 + d2E/dy_i^2 (dy_i/dx_j)^2), none below 0.
+def start_in_full(f6: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss) -> Float[Array, "batch 84"]:
+    """The curvature of the criterion: sum_i (dE/dy_i d2y_i/dx_j^2 + d2E/dy_i^2 (dy_i/dx_j)^2), at least 0.
 
-    It vanishes where patterns are fitted: with eq. 9, dE/dy_D + sum of the others is e^-j / (e^-j + sum_i e^-y_i).
+    It vanishes for fitted patterns: with eq. 9, the sum of all dE/dy_i is e^-j / (e^-j + sum_i e^-y_i).
     """
-    penalties = rbf(states, BITMAPS)
+    penalties = rbf(f6, BITMAPS)
     slopes = jax.vmap(jax.grad(lambda y, label: loss(-y[None], label[None])))(penalties, labels)
     curvatures = second_derivatives(-penalties, labels, loss)
-    differences = 2 * (states[:, None, :] - jnp.asarray(BITMAPS)[None])
+    differences = 2 * (f6[:, None, :] - jnp.asarray(BITMAPS)[None])
     total = 2 * slopes.sum(axis=1, keepdims=True) + jnp.einsum("pi,pij->pj", curvatures, jnp.square(differences))
     return jnp.maximum(total, 0)
 
 
-STARTS: Mapping[str, Callable[[Array, Array, Loss], Array]] = {"target": start_at_target, "full": start_in_full}
-"""Curvature of F6's states under RBF outputs, by name. The paper doesn't say. Other outputs always start
-from the criterion's second derivatives with respect to what the network returns."""
+STARTS: dict[str, Callable[[Array, Array, Loss], Array]] = {"target": start_at_target, "full": start_in_full}
+"""The curvature at F6's activations [batch, 84] with RBF outputs, by name; the paper doesn't specify it. With other
+outputs, the sweep always starts from the criterion's second derivatives with respect to the outputs."""

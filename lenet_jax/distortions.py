@@ -1,8 +1,8 @@
-"""Random distortions of images, for each presentation anew: planar affine ones, and elastic ones.
+"""Random affine and elastic distortions of images, drawn for each presentation.
 
-LeCun et al. 1998 (section III.C) name translations both ways, scaling, squeezing (compression one way with elongation
-the other) and horizontal shear, and no magnitudes: here they are fields. Elastic distortions move every pixel by a
-smooth random field as well (Simard, Steinkraus and Platt 2003).
+LeCun et al. 1998 (section III.C) use translations in both directions, scaling, squeezing (compression in one direction,
+elongation in the other) and horizontal shear, but give no magnitudes: here they are fields. Elastic distortions also
+displace every pixel by a smooth random field (Simard, Steinkraus and Platt 2003).
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ from lenet_jax.errors import check_choice
 AUGMENTATIONS = ("none", "affine", "elastic")
 
 SMOOTHNESS = 4.0
-"""Pixels: deviation of the Gaussian that smooths elastic fields; Simard et al.'s sigma."""
+"""Standard deviation, in pixels, of the Gaussian that smooths elastic fields; Simard et al.'s sigma."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training images are changed. Hashable: a static argument of compiled functions.
+    """The distortions of training images. Hashable: a static argument of compiled functions.
 
     Attributes:
-      augmentation: ``none``, ``affine``, or ``elastic``, which is affine and elastic.
-      distorted_share: of the presentations; the others show the image as it is. In the paper's set it is 0.9.
-      max_translation: pixels, each way, at most.
-      max_scaling: 0.1: between 1/1.1 and 1.1 times the size.
-      max_squeezing: 0.1: one axis up to 1.1 times as long, the other as many times shorter.
-      max_shear: columns that a row is shifted by, for each row from the middle.
-      elastic_displacement: pixels, each way, root mean square over pixels and presentations. Simard et al.'s 34 times
-        uniform noise, smoothed, is 1.4.
+      augmentation: ``none``, ``affine``, or ``elastic`` (affine and elastic).
+      distorted_share: fraction of presentations that are distorted; the others show the original image. 0.9 in the
+        paper's training set.
+      max_translation: largest translation in each direction, in pixels.
+      max_scaling: largest change of size; 0.1: between 1/1.1 and 1.1 times the original size.
+      max_squeezing: 0.1: one axis is stretched by a factor of up to 1.1, the other shrinks by the same factor.
+      max_shear: largest shift of a row, in columns, per row of distance from the middle.
+      elastic_displacement: root mean square displacement in each direction over pixels and presentations, in pixels;
+        1.4 corresponds to Simard et al.'s smoothed uniform noise times 34.
 
     Raises:
       InputError: the augmentation is unknown.
@@ -56,8 +57,8 @@ class Elastic:
     """Smooth random fields.
 
     Attributes:
-      displacement: in pixels, see `Augmentation`.
-      seed: that `elastic_fields` are drawn from.
+      displacement: root mean square displacement, in pixels.
+      seed: the seed of the key of `elastic_fields`.
     """
 
     displacement: Float[Array, "*batch"]
@@ -66,12 +67,12 @@ class Elastic:
 
 @flax.struct.dataclass
 class Distortion:
-    """Where the pixels of distorted images come from: source = matrix @ (place - middle) + middle + shift + field.
+    """The source of each pixel (row, column): matrix @ (pixel - middle) + middle + shift + field.
 
     Attributes:
-      matrix: rows and columns.
-      shift: in pixels.
-      elastic: the field; None without one.
+      matrix: the linear part.
+      shift: the translation, in pixels.
+      elastic: the field, or None.
     """
 
     matrix: Float[Array, "*batch 2 2"]
@@ -80,7 +81,7 @@ class Distortion:
 
 
 def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Distortion:
-    """Random distortions, uniform in each magnitude (scaling and squeezing in their logarithm)."""
+    """Random distortions, uniform in each magnitude (in its logarithm for scaling and squeezing)."""
     share_key, key, field_key = jax.random.split(key, 3)
     distorted = jax.random.uniform(share_key, (count,)) < augmentation.distorted_share
     numbers = jax.random.uniform(key, (5, count), minval=-1.0, maxval=1.0) * distorted[None]
@@ -97,18 +98,18 @@ def draw(key: PRNGKeyArray, count: int, augmentation: Augmentation) -> Distortio
 
 
 def elastic_fields(key: PRNGKeyArray, rows: int, columns: int) -> list[Float[Array, "{rows} {columns}"]]:
-    """Two smooth random fields, for rows and columns, of mean 0 and deviation 1 at every pixel.
+    """Two smooth random fields, for rows and columns, with mean 0 and standard deviation 1 at every pixel.
 
-    In distribution they are white noise, smoothed by a Gaussian of deviation `SMOOTHNESS`: sums of such Gaussians at
-    the points of a grid, 1.5 deviations apart.
+    They are sums of Gaussians of standard deviation `SMOOTHNESS` around the points of a grid, 1.5 standard deviations
+    apart, with random factors: in distribution, white noise smoothed by such a Gaussian.
     """
     down, across = bumps(rows), bumps(columns)
     noise = jax.random.normal(key, (2, down.shape[1], across.shape[1]), down.dtype)
-    return [down @ one @ across.T for one in noise]
+    return [down @ factors @ across.T for factors in noise]
 
 
 def bumps(size: int) -> Float[Array, "size points"]:
-    """Gaussians around points on a line: what each pixel has of each, with sum of squares 1."""
+    """The values at each pixel of Gaussians around equidistant points, scaled to a sum of squares of 1 per pixel."""
     spacing = 1.5 * SMOOTHNESS
     points = np.arange(-2 * SMOOTHNESS, size - 1 + 2 * SMOOTHNESS + spacing, spacing)
     heights = np.exp(-((np.arange(size)[:, None] - points[None]) ** 2) / (2 * SMOOTHNESS**2))
@@ -116,7 +117,7 @@ def bumps(size: int) -> Float[Array, "size points"]:
 
 
 def distort(image: Float[Array, "rows columns"], distortion: Distortion, background: float | Array) -> Array:
-    """The image with every pixel taken from where `distortion` says, bilinearly; outside is `background`."""
+    """The distorted image, by bilinear interpolation; pixels outside of the image are `background`."""
     middles = [(size - 1) / 2 for size in image.shape]
     rows, columns = (jnp.arange(size) - middle for size, middle in zip(image.shape, middles, strict=True))
     sources = [

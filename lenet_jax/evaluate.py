@@ -1,4 +1,4 @@
-"""Evaluating one network: pure functions of its parameters."""
+"""Evaluating a single network: pure functions of its parameters."""
 
 import dataclasses
 
@@ -11,22 +11,22 @@ from lenet_jax import blocked, model, train
 from lenet_jax.model import Params
 from lenet_jax.train import Images, Recipe
 
-EVALUATION_CHUNK = 250
-"""Images that are evaluated at once."""
-
+EVALUATION_BATCH_SIZE = 250
+"""Images evaluated together. The number of images need not be a multiple of it."""
 
 CALIBRATION_BINS = 15
+"""Bins of equal width of the winning probability, for the expected calibration error."""
 
 
 @flax.struct.dataclass
 class Evaluation:
-    """Means over samples, of a network that isn't trained meanwhile.
+    """Means over samples, for fixed parameters.
 
-    The last three are NaN where the architecture makes no probabilities, see `model.log_probabilities`.
+    `nll`, `brier` and `ece` are NaN if the outputs don't define probabilities, see `model.PROBABILISTIC`.
 
     Attributes:
-      loss, error: as in `Metrics`.
-      nll: negative log-likelihood of the right class, in nats.
+      loss, error: as in `train.Metrics`.
+      nll: negative log-likelihood of the correct class, in nats.
       brier: sum over classes of (probability - 0/1 target)^2, from 0 to 2 (Brier 1950).
       ece: expected calibration error, `CALIBRATION_BINS` bins of the winning probability (Guo et al. 2017, eq. 3).
     """
@@ -40,11 +40,11 @@ class Evaluation:
 
 @flax.struct.dataclass
 class Predictions:
-    """What a network makes of images.
+    """A network's classification of images.
 
     Attributes:
-      predicted: the class; -1 where outputs are not finite.
-      margin: see `model.decide`. Scores are those of `model.predict_scores`: probabilities, scores or penalties.
+      predicted: the class; -1 if outputs are not finite.
+      margin: the margin of `model.decide` between scores of `model.predict_scores`.
     """
 
     predicted: Int[Array, " images"]
@@ -52,12 +52,13 @@ class Predictions:
 
 
 def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Array, ""], recipe: Recipe) -> Evaluation:
-    """Measures the images from `start` up to `stop`, which aren't compiled in: one program serves every split."""
+    """Evaluates the network on images `start` to `stop` - 1; as these are arrays, one program serves all splits."""
 
-    def add_chunk(index: Int[Array, ""], total: tuple[Evaluation, Array]) -> tuple[Evaluation, Array]:
-        indices = start + index * EVALUATION_CHUNK + jnp.arange(EVALUATION_CHUNK)
-        pictures, labels = images.take(jnp.minimum(indices, stop - 1))
-        outputs = blocked.forward(params, pictures, recipe.architecture)
+    def add_batch(index: Int[Array, ""], total: tuple[Evaluation, Array]) -> tuple[Evaluation, Array]:
+        # The last batch repeats the last image; repetitions aren't counted.
+        indices = start + index * EVALUATION_BATCH_SIZE + jnp.arange(EVALUATION_BATCH_SIZE)
+        inputs, labels = images.take(jnp.minimum(indices, stop - 1))
+        outputs = blocked.forward(params, inputs, recipe.architecture)
         counted = indices < stop
 
         def add(total: Array, terms: Array) -> Array:
@@ -66,10 +67,10 @@ def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Ar
         summed: tuple[Evaluation, Array] = jax.tree.map(add, total, measure(outputs, labels, recipe))
         return summed
 
-    chunks = (stop - start + EVALUATION_CHUNK - 1) // EVALUATION_CHUNK
+    batches = (stop - start + EVALUATION_BATCH_SIZE - 1) // EVALUATION_BATCH_SIZE
     zero = jnp.zeros((), images.scale.dtype)
-    nothing = Evaluation(zero, zero, zero, zero, zero), jnp.zeros(CALIBRATION_BINS, zero.dtype)
-    total, gaps = jax.lax.fori_loop(0, chunks, add_chunk, nothing)
+    zeros = Evaluation(zero, zero, zero, zero, zero), jnp.zeros(CALIBRATION_BINS, zero.dtype)
+    total, gaps = jax.lax.fori_loop(0, batches, add_batch, zeros)
     total = dataclasses.replace(total, ece=total.ece + jnp.abs(gaps).sum())
     mean: Evaluation = jax.tree.map(lambda leaf: leaf / (stop - start), total)
     return mean
@@ -78,9 +79,9 @@ def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Ar
 def measure(
     outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], recipe: Recipe
 ) -> tuple[Evaluation, Float[Array, "batch bins"]]:
-    """Each sample's terms of the means [batch], and what it adds to the gap of its calibration bin.
+    """The terms of each sample in the means [batch], and its contribution to the gap of each calibration bin.
 
-    A bin's gap is the sum of its samples' confidence less the number of those that are right; `ece` is all gaps' sizes.
+    A bin's gap is the sum of its samples' confidence minus the number of correct ones; `ece` sums the absolute gaps.
     """
     logits = model.logits_of(outputs, recipe.architecture)
     losses = jax.vmap(lambda logits, label: recipe.loss(logits[None], label[None]))(logits, labels)
@@ -105,14 +106,15 @@ def measure(
 
 
 def predict(params: Params, images: Images, indices: Int[Array, " indices"], recipe: Recipe) -> Predictions:
-    """What the network makes of the images at these indices."""
-    # In chunks, the last one filled up with the first image.
-    chunks = jnp.pad(indices, (0, -len(indices) % EVALUATION_CHUNK)).reshape(-1, EVALUATION_CHUNK)
+    """The network's classification of the images at these indices."""
+    # The last batch is padded with the first image of the data set.
+    batches = jnp.pad(indices, (0, -len(indices) % EVALUATION_BATCH_SIZE)).reshape(-1, EVALUATION_BATCH_SIZE)
 
-    def of_chunk(indices: Int[Array, " chunk"]) -> Predictions:
+    def predict_batch(indices: Int[Array, " batch"]) -> Predictions:
         outputs = blocked.forward(params, images.take(indices)[0], recipe.architecture)
         digits, margin = model.decide(model.predict_scores(outputs, recipe.architecture))
         return Predictions(jnp.where(jnp.isfinite(outputs).all(axis=-1), digits, -1), margin)
 
-    found: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(indices)], jax.lax.map(of_chunk, chunks))
-    return found
+    predictions = jax.lax.map(predict_batch, batches)
+    unpadded: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(indices)], predictions)
+    return unpadded

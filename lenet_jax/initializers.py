@@ -1,6 +1,6 @@
-"""Initial values of the parameters: by name, how far weights are drawn and where biases start."""
+"""Initializers: the ranges that initial weights and biases are drawn from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from lenet_jax.registry import Registry
+
 Numbers = float | np.ndarray
-"""One number for all units of a layer, or an array with one for each."""
+"""One number for all units of a layer, or an array with one number per unit."""
 
 
 class Start(NamedTuple):
-    """How a layer starts: weights uniform in [-weight, weight], biases in [-bias, bias], one bound for each unit.
+    """The initial distribution of a layer: weights uniform in [-weight, weight], biases in [-bias, bias].
 
-    From each bias, `center` x the sum of the unit's weights is taken off, see `glorot_centered`.
+    `center` x the sum of the unit's weights is subtracted from each bias; see `glorot_centered`.
     """
 
     weight: Numbers
@@ -24,12 +26,12 @@ class Start(NamedTuple):
 
 
 def lecun1998(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """U(+-2.4 / F), F a unit's number of inputs, weights and biases (LeCun et al. 1998, appendix A)."""
+    """U(+-2.4 / F) for weights and biases, F a unit's number of inputs (LeCun et al. 1998, appendix A)."""
     return Start(2.4 / fan_in, 2.4 / fan_in)
 
 
 def lecun1998_sqrt(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """U(+-2.4 / sqrt(F)): as `lecun1998`, but sums keep their size from layer to layer."""
+    """U(+-2.4 / sqrt(F)): as `lecun1998`, but preactivations keep their scale from layer to layer."""
     return Start(2.4 / np.sqrt(fan_in), 2.4 / np.sqrt(fan_in))
 
 
@@ -39,31 +41,38 @@ def glorot(fan_in: Numbers, fan_out: float, activation: str) -> Start:
 
 
 def bengio2012(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """As `glorot`, but four times as wide for sigmoid, whose slope at 0 is 1/4 (Bengio 2012, arXiv:1206.5533)."""
+    """As `glorot`, but 4 times as wide for sigmoid, whose slope at 0 is 1/4 (Bengio 2012, arXiv:1206.5533)."""
     start = glorot(fan_in, fan_out, activation)
     return start._replace(weight=4 * start.weight) if activation == "sigmoid" else start
 
 
 def glorot_centered(fan_in: Numbers, fan_out: float, activation: str) -> Start:
-    """As `bengio2012`, with inputs centred for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
+    """As `bengio2012`, with centred inputs for sigmoid: biases -1/2 x the sum of the weights (Montavon & Mueller 2012).
 
-    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden state of a sigmoid network then starts as 1/2 + 1/2 times that
-    of the tanh network from the same key with C1's kernels doubled. For the other activations it is `glorot`.
+    Since sigmoid(a) = 1/2 + 1/2 tanh(a/2), each hidden activation of a sigmoid network then equals 1/2 + 1/2 times that
+    of the tanh network from the same key with C1's kernels doubled. For other activations it equals `glorot`.
     """
     start = bengio2012(fan_in, fan_out, activation)
     return start._replace(center=0.5) if activation == "sigmoid" else start
 
 
-INITIALIZERS: Mapping[str, Callable[[Numbers, float, str], Start]] = {
-    "lecun1998": lecun1998,
-    "lecun1998_sqrt": lecun1998_sqrt,
-    "glorot": glorot,
-    "bengio2012": bengio2012,
-    "glorot_centered": glorot_centered,
-}
-"""(inputs of each unit, units that see an input, activation) -> start."""
+Initializer = Callable[[Numbers, float, str], Start]
+"""(inputs of each unit, units that see an input, name of the activation) -> initial distribution."""
+
+INITIALIZERS: Registry[Initializer] = Registry(
+    "initializer",
+    {
+        "lecun1998": lecun1998,
+        "lecun1998_sqrt": lecun1998_sqrt,
+        "glorot": glorot,
+        "bengio2012": bengio2012,
+        "glorot_centered": glorot_centered,
+    },
+)
+"""Initializers by name. An experiment file can add one:
+``INITIALIZERS["he"] = lambda fan_in, fan_out, activation: Start(np.sqrt(6 / fan_in), 0.0)``."""
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: Numbers) -> Array:
-    """Uniform in [-bound, bound]; `bound` has as many axes as `shape`, or one, or none."""
+    """Uniform numbers in [-bound, bound]; `bound` is one number, or an array that broadcasts to `shape`."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * jnp.asarray(bound, jnp.result_type(float))

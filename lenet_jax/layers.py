@@ -1,10 +1,10 @@
-"""The layers of LeNet-5, each for one image, and its activation functions.
+"""The layers of LeNet-5 for a single image, and its activation functions.
 
-A layer here is the linear part alone: `model.py` applies the squashing function, as the equations do. Feature maps are
+A layer here is only the linear part: `model.py` applies the squashing function, as the equations do. Feature maps are
 ``[maps, rows, columns]``. Equations: LeCun et al. 1998, section II.B.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -12,16 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-KERNEL = 5
-"""Height and width of every convolution kernel."""
+from lenet_jax.registry import Registry
+
+KERNEL_SIZE = 5
+"""Height and width of every convolution kernel, in pixels."""
 
 Table = tuple[tuple[int, ...], ...]
-"""A connection table: for each output map, the input maps that it sees, rising."""
+"""A connection table: for each output map, its input maps in ascending order."""
 
 
 @flax.struct.dataclass
 class Convolution:
-    """A kernel for each connection of a table, a bias for each output map."""
+    """One kernel per connection of a table, one bias per output map."""
 
     kernel: Float[Array, "connections 5 5"]
     bias: Float[Array, " outputs"]
@@ -29,7 +31,7 @@ class Convolution:
 
 @flax.struct.dataclass
 class Subsampling:
-    """One coefficient and one bias a feature map."""
+    """One coefficient and one bias per feature map."""
 
     coefficient: Float[Array, " maps"]
     bias: Float[Array, " maps"]
@@ -37,23 +39,23 @@ class Subsampling:
 
 @flax.struct.dataclass
 class Dense:
-    """A weight for each pair of an input (any shape) and a unit, a bias for each unit."""
+    """One weight per pair of an input (of any shape) and a unit, one bias per unit."""
 
     kernel: Float[Array, "*inputs units"]
     bias: Float[Array, " units"]
 
 
 def connections(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The table as two index arrays ``[connections]``: output map and input map of each connection."""
-    pairs = [(output, source) for output, sources in enumerate(table) for source in sources]
-    return np.array([output for output, _ in pairs]), np.array([source for _, source in pairs])
+    """The output map and the input map of each connection, as two index arrays ``[connections]``."""
+    pairs = np.array([(output, source) for output, sources in enumerate(table) for source in sources])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def dense_kernel(
     kernel: Float[Array, "connections 5 5"], table: Table, inputs: int
 ) -> Float[Array, "outputs {inputs} 5 5"]:
-    """Kernels laid out by output and input map, zero where the table has no connection."""
-    shape = (len(table), inputs, KERNEL, KERNEL)
+    """The kernels by output and input map; zero where the table has no connection."""
+    shape = (len(table), inputs, KERNEL_SIZE, KERNEL_SIZE)
     return jnp.zeros(shape, kernel.dtype).at[connections(table)].set(kernel)
 
 
@@ -62,17 +64,20 @@ def convolve(
 ) -> Float[Array, "outputs rows-4 columns-4"]:
     """Valid 5 x 5 correlation over a connection table, with bias: the argument of sigma in C1 and C3.
 
-    Written as one matrix product over shifted slices: XLA's convolution is many times slower inside a loop on a CPU.
+    >>> parameters = Convolution(kernel=jnp.ones((1, 5, 5)), bias=jnp.array([0.5]))
+    >>> convolve(jnp.ones((1, 6, 6)), parameters, table=((0,),)).tolist()
+    [[[25.5, 25.5], [25.5, 25.5]]]
     """
-    inputs, rows, columns = maps.shape[0], maps.shape[1] - KERNEL + 1, maps.shape[2] - KERNEL + 1
-    shifted = [maps[:, k : k + rows, m : m + columns] for k in range(KERNEL) for m in range(KERNEL)]
-    patches = jnp.stack(shifted, axis=1).reshape(inputs * KERNEL**2, rows * columns)
-    kernel = dense_kernel(parameters.kernel, table, inputs).reshape(len(table), inputs * KERNEL**2)
+    inputs, rows, columns = maps.shape[0], maps.shape[1] - KERNEL_SIZE + 1, maps.shape[2] - KERNEL_SIZE + 1
+    # One matrix product over shifted slices: XLA's convolution is many times slower inside a loop on a CPU.
+    shifted = [maps[:, k : k + rows, m : m + columns] for k in range(KERNEL_SIZE) for m in range(KERNEL_SIZE)]
+    patches = jnp.stack(shifted, axis=1).reshape(inputs * KERNEL_SIZE**2, rows * columns)
+    kernel = dense_kernel(parameters.kernel, table, inputs).reshape(len(table), inputs * KERNEL_SIZE**2)
     return (kernel @ patches).reshape(len(table), rows, columns) + parameters.bias[:, None, None]
 
 
 def windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "maps rows//2 2 columns//2 2"]:
-    """The maps cut into windows of 2 x 2, which don't overlap."""
+    """The maps cut into non-overlapping windows of 2 x 2."""
     count, rows, columns = maps.shape
     return maps.reshape(count, rows // 2, 2, columns // 2, 2)
 
@@ -83,25 +88,32 @@ def average_windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "ma
 
 
 def maximum_windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "maps rows//2 columns//2"]:
-    """The largest number of each 2 x 2 window."""
+    """The maximum of each 2 x 2 window."""
     return windows(maps).max(axis=(2, 4))
 
 
 def subsample(
     maps: Float[Array, "maps rows columns"], parameters: Subsampling, window: str
 ) -> Float[Array, "maps rows//2 columns//2"]:
-    """S2's and S4's argument: beta_i x the ``mean`` (the specification) or ``sum`` (1998) of each window, + b_i."""
+    """The argument of sigma in S2 and S4: beta_i x (``mean`` or ``sum`` of each 2 x 2 window) + b_i.
+
+    The specification takes the mean, LeCun et al. (1998) the sum.
+
+    >>> parameters = Subsampling(coefficient=jnp.array([2.0]), bias=jnp.array([0.5]))
+    >>> subsample(jnp.arange(16.0).reshape(1, 4, 4), parameters, window="mean").tolist()
+    [[[5.5, 9.5], [21.5, 25.5]]]
+    """
     totals = average_windows(maps) * (4 if window == "sum" else 1)
     return parameters.coefficient[:, None, None] * totals + parameters.bias[:, None, None]
 
 
 def dense(inputs: Float[Array, "*inputs"], parameters: Dense) -> Float[Array, " units"]:
-    """Every unit's weighted sum of all inputs, whatever their shape, with bias."""
+    """Each unit's weighted sum of all inputs, of any shape, plus its bias."""
     return jnp.tensordot(inputs, parameters.kernel, axes=inputs.ndim) + parameters.bias
 
 
 BITMAP_SHAPE = (12, 7)
-"""Rows and columns of the pictures of digits that RBF units hold."""
+"""Rows and columns of the bitmaps of digits that are the centers of the RBF units."""
 
 BITMAP_ROWS: tuple[tuple[int, ...], ...] = (
     (62, 0, 28, 54, 99, 99, 99, 99, 54, 28, 0, 0),
@@ -115,16 +127,16 @@ BITMAP_ROWS: tuple[tuple[int, ...], ...] = (
     (62, 99, 99, 99, 62, 99, 99, 99, 99, 62, 0, 0),
     (62, 103, 99, 99, 103, 63, 3, 3, 6, 60, 0, 0),
 )
-"""The digits 0 to 9, twelve rows each, a row as a 7-bit number, leftmost pixel the highest bit (fig. 3)."""
+"""The digits 0 to 9, twelve rows each; a row is a 7-bit number, its highest bit the leftmost pixel (fig. 3)."""
 
 BITMAPS: np.ndarray = np.where(
     (np.array(BITMAP_ROWS)[:, :, None] >> np.arange(BITMAP_SHAPE[1])[::-1]) & 1, np.float32(1), np.float32(-1)
 ).reshape(len(BITMAP_ROWS), -1)
-"""Centres of the RBF units [10, 84]: black pixels +1, white ones -1. Nothing trains them."""
+"""Fixed centers of the RBF units [10, 84]: +1 for a black pixel, -1 for a white one."""
 
 
 def rbf(inputs: Float[Array, "*batch 84"], centers: Float[np.ndarray, "classes 84"]) -> Float[Array, "*batch classes"]:
-    """Euclidean radial basis functions, y_i = sum_j (x_j - w_ij)^2: penalties, of which the smallest wins."""
+    """Euclidean radial basis functions, y_i = sum_j (x_j - w_ij)^2: penalties; the smallest marks the class."""
     aligned = jnp.asarray(centers, inputs.dtype).reshape((1,) * (inputs.ndim - 1) + centers.shape)
     return jnp.square(inputs[..., None, :] - aligned).sum(axis=-1)
 
@@ -134,10 +146,16 @@ def scaled_tanh(a: Array) -> Array:
     return 1.7159 * jnp.tanh(2 / 3 * a)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "scaled_tanh": scaled_tanh,
-    "relu": jax.nn.relu,
-}
-"""Squashing functions by name. They work elementwise on any shape."""
+Activation = Callable[[Array], Array]
+"""An array of any shape -> the squashed array, elementwise. JAX differentiates it."""
+
+ACTIVATIONS: Registry[Activation] = Registry(
+    "activation",
+    {
+        "sigmoid": jax.nn.sigmoid,
+        "tanh": jnp.tanh,
+        "scaled_tanh": scaled_tanh,
+        "relu": jax.nn.relu,
+    },
+)
+"""Squashing functions by name. An experiment file can add one: ``ACTIVATIONS["gelu"] = jax.nn.gelu``."""

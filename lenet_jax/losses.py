@@ -1,7 +1,6 @@
-"""Losses: the mean over a batch, from what `model.forward` returns to one number.
+"""Losses: means over a batch of outputs [batch, classes] with integer labels [batch].
 
-Each takes the batch's outputs [batch, classes] and integer labels [batch]. All that a comparison of losses could
-confound is a named argument, with the specification as default.
+Every convention that could confound a comparison of losses is a named argument; the defaults are the specification.
 """
 
 import dataclasses
@@ -13,9 +12,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lenet_jax.errors import check_choice
+from lenet_jax.registry import Registry
 
 TARGET_CODES: Mapping[str, tuple[float, float]] = {"0/1": (0.0, 1.0), "+-1": (-1.0, 1.0)}
-"""Target of the wrong classes and of the right one."""
+"""The targets of incorrect classes and of the correct class."""
 
 MSE_POINTS = ("softmax", "linear")
 MSE_REDUCTIONS = ("sum", "mean")
@@ -34,21 +34,25 @@ def mse(
 
     Args:
       outputs: what `model.forward` returns for each sample.
-      labels: the right classes.
-      point: where y is taken: after a ``softmax`` of the outputs, or ``linear``, the outputs themselves.
+      labels: the correct classes.
+      point: y: a ``softmax`` of the outputs, or the outputs themselves (``linear``).
       target_code: t, a key of `TARGET_CODES`.
-      reduction: over classes: ``sum`` (the specification) or ``mean`` (a tenth of it, for ten classes).
+      reduction: over classes: ``sum`` (the specification) or ``mean`` (a tenth of it for ten classes).
       factor: 1 in the specification; 0.5 is common elsewhere.
 
     Raises:
       InputError: a value is unknown.
+
+    >>> logits = jnp.log(jnp.array([[1.0, 2.0, 1.0]]))  # softmax: 1/4, 1/2, 1/4
+    >>> round(float(mse(logits, jnp.array([1]))), 4)  # 1/16 + 4/16 + 1/16
+    0.375
     """
     check_choice("point", point, MSE_POINTS)
     check_choice("target_code", target_code, TARGET_CODES)
     check_choice("reduction", reduction, MSE_REDUCTIONS)
     y = jax.nn.softmax(outputs) if point == "softmax" else outputs
-    wrong, right = TARGET_CODES[target_code]
-    t = wrong + (right - wrong) * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    incorrect, correct = TARGET_CODES[target_code]
+    t = incorrect + (correct - incorrect) * jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
     errors = jnp.square(y - t)
     return factor * (errors.sum(axis=-1) if reduction == "sum" else errors.mean(axis=-1)).mean()
 
@@ -66,8 +70,8 @@ def map_criterion(
 
     Args:
       penalties: y, what `model.forward` returns for RBF outputs.
-      labels: D, the right classes.
-      constant: j. The larger, the further penalties of wrong classes are still pushed up.
+      labels: D, the correct classes.
+      constant: j. The larger it is, the further penalties of incorrect classes are still pushed up.
     """
     correct = jnp.take_along_axis(penalties, labels[:, None], axis=1)[:, 0]
     rubbish = jnp.full((len(penalties), 1), -constant, penalties.dtype)
@@ -75,7 +79,7 @@ def map_criterion(
 
 
 def correct_penalty(penalties: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Mean over samples of y_D, the penalty of the right class (LeCun et al. 1998, eq. 8)."""
+    """Mean over samples of y_D, the penalty of the correct class (LeCun et al. 1998, eq. 8)."""
     return jnp.take_along_axis(penalties, labels[:, None], axis=1).mean()
 
 
@@ -85,7 +89,7 @@ class Loss:
 
     Attributes:
       name: a key of `LOSSES`.
-      mse_point, target_code, mse_reduction, mse_factor: see `mse`; other losses don't use them.
+      mse_point, target_code, mse_reduction, mse_factor: of `mse`; unused by other losses.
       map_constant: j, see `map_criterion`.
 
     Raises:
@@ -106,20 +110,28 @@ class Loss:
         check_choice("mse_reduction", self.mse_reduction, MSE_REDUCTIONS)
 
     def __call__(self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-        """The loss of a batch, from `model.logits_of` what the network returns."""
+        """The loss of a batch, from what `model.logits_of` returns."""
         return LOSSES[self.name](outputs, labels, self)
 
 
-LOSSES: Mapping[str, Callable[[Array, Array, Loss], Array]] = {
-    "mse": lambda outputs, labels, loss: mse(
-        outputs,
-        labels,
-        point=loss.mse_point,
-        target_code=loss.target_code,
-        reduction=loss.mse_reduction,
-        factor=loss.mse_factor,
-    ),
-    "cross_entropy": lambda outputs, labels, loss: cross_entropy(outputs, labels),
-    "map": lambda outputs, labels, loss: map_criterion(-outputs, labels, constant=loss.map_constant),
-    "correct_penalty": lambda outputs, labels, loss: correct_penalty(-outputs, labels),
-}
+LossFunction = Callable[[Array, Array, Loss], Array]
+"""(`model.logits_of` the outputs [batch, classes], labels [batch], settings) -> scalar: the mean over the batch."""
+
+LOSSES: Registry[LossFunction] = Registry(
+    "loss",
+    {
+        "mse": lambda outputs, labels, loss: mse(
+            outputs,
+            labels,
+            point=loss.mse_point,
+            target_code=loss.target_code,
+            reduction=loss.mse_reduction,
+            factor=loss.mse_factor,
+        ),
+        "cross_entropy": lambda outputs, labels, loss: cross_entropy(outputs, labels),
+        "map": lambda outputs, labels, loss: map_criterion(-outputs, labels, constant=loss.map_constant),
+        "correct_penalty": lambda outputs, labels, loss: correct_penalty(-outputs, labels),
+    },
+)
+"""Losses by name; those of penalties undo the sign of `model.logits_of`. An experiment file can add one, for instance
+``LOSSES["logistic"] = lambda outputs, labels, loss: ...``. SDLM differentiates it twice."""

@@ -5,7 +5,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import flax.struct
 import jax
@@ -13,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lenet_jax import initializers
 from lenet_jax.errors import InputError, check_choice
-from lenet_jax.initializers import Numbers, Start
+from lenet_jax.initializers import INITIALIZERS, Numbers, Start, uniform
 from lenet_jax.layers import (
     ACTIVATIONS,
     BITMAPS,
-    KERNEL,
+    KERNEL_SIZE,
     Convolution,
     Dense,
     Subsampling,
@@ -34,9 +32,10 @@ from lenet_jax.layers import (
 )
 
 IMAGE_SIZE = 32
+"""Height and width of an input image, in pixels."""
 
 C1_TABLE: Table = ((0,),) * 6
-"""Six maps, each of which sees the one input plane."""
+"""C1's six maps all see the only input plane."""
 
 C3_TABLE: Table = (
     *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
@@ -46,7 +45,9 @@ C3_TABLE: Table = (
 )
 """C3's 60 connections (LeCun et al. 1998, table I)."""
 
-CONNECTIVITIES: Mapping[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
+CONNECTIVITIES: dict[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
+"""C3's connection table by name: for each output map, the maps of S2 that it sees."""
+
 SUBSAMPLINGS = ("trainable", "average", "max")
 WINDOWS = ("mean", "sum")
 OUTPUTS = ("softmax", "linear", "squashed", "rbf")
@@ -54,19 +55,18 @@ OUTPUTS = ("softmax", "linear", "squashed", "rbf")
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Everything about the network that isn't a number to learn. Hashable: a static argument of compiled functions.
+    """Everything about the network except the trainable numbers. Hashable: a static argument of compiled functions.
 
     Attributes:
       activation: the squashing function, a key of `layers.ACTIVATIONS`.
       connectivity: C3's connections, a key of `CONNECTIVITIES`.
       subsampling: S2 and S4. ``trainable`` is the specification (coefficient, bias, squashing); ``average`` and ``max``
-        are plain pooling, with neither parameters nor squashing.
+        are plain pooling, without parameters or squashing.
       subsampling_window: what a trainable coefficient multiplies: the ``mean`` of the window's four inputs (the
         specification), or their ``sum`` (LeCun et al. 1998).
-      output: ``softmax`` (forward returns its logits), ``linear`` (forward returns the scores themselves), ``squashed``
-        (scores, squashed as hidden states are) or ``rbf`` (forward returns penalties, distances from fixed bitmaps of
-        the ten digits).
-      initializer: a key of `INITIALIZERS`.
+      output: what `forward` returns: the logits of a ``softmax``, ``linear`` scores, scores ``squashed`` like hidden
+        units, or the penalties of ``rbf`` units (distances from fixed bitmaps of the ten digits).
+      initializer: a key of `initializers.INITIALIZERS`.
       classes: the number of output units.
 
     Raises:
@@ -78,7 +78,7 @@ class Architecture:
     subsampling: str = "trainable"
     subsampling_window: str = "mean"
     output: str = "softmax"
-    initializer: str = "lecun1998"
+    initializer: str = "glorot_centered"
     classes: int = 10
 
     def __post_init__(self) -> None:
@@ -88,13 +88,15 @@ class Architecture:
         check_choice("subsampling_window", self.subsampling_window, WINDOWS)
         check_choice("output", self.output, OUTPUTS)
         if self.output == "rbf" and self.classes != len(BITMAPS):
-            raise InputError(f"output: 'rbf' has {len(BITMAPS)} bitmaps, one a digit; the data set has {self.classes}")
-        check_choice("initializer", self.initializer, initializers.INITIALIZERS)
+            raise InputError(
+                f"output: 'rbf' has {len(BITMAPS)} bitmaps, one per digit; the data set has {self.classes}"
+            )
+        check_choice("initializer", self.initializer, INITIALIZERS)
 
 
 @flax.struct.dataclass
 class Params:
-    """The trainable numbers, one field a layer; None for subsampling without parameters, and for RBF outputs."""
+    """The trainable numbers, one field per layer; None for subsampling without parameters, and for RBF outputs."""
 
     c1: Convolution
     s2: Subsampling | None
@@ -108,16 +110,16 @@ class Params:
 def activations(
     params: Params, image: Float[Array, "32 32"], architecture: Architecture
 ) -> dict[str, Float[Array, "..."]]:
-    """The state of every layer for one image, in order.
+    """The activations of every layer for one image, in order.
 
     Args:
-      params: as `init` returns them.
+      params: the network's parameters, see `init`.
       image: normalized pixels.
-      architecture: the one that `params` were made for.
+      architecture: the architecture that `params` were made for.
 
     Returns:
       ``c1`` [6, 28, 28], ``s2`` [6, 14, 14], ``c3`` [16, 10, 10], ``s4`` [16, 5, 5], ``c5`` [120], ``f6`` [84] and
-      ``output`` [classes]: the output before any softmax.
+      ``output`` [classes], before any softmax.
     """
     sigma = ACTIVATIONS[architecture.activation]
     c1 = sigma(convolve(image[None], params.c1, C1_TABLE))
@@ -140,12 +142,19 @@ def pool(
 
 
 def forward(params: Params, image: Float[Array, "32 32"], architecture: Architecture) -> Float[Array, " classes"]:
-    """What the loss starts from, for one image: logits (``softmax``), scores or penalties (``rbf``). Callers vmap."""
+    """The output for one image: logits (``softmax``), scores, or penalties (``rbf``). Callers vmap.
+
+    >>> architecture = Architecture(activation="tanh")
+    >>> params = init(jax.random.key(0), architecture)
+    >>> images = jnp.zeros((3, IMAGE_SIZE, IMAGE_SIZE))
+    >>> jax.vmap(lambda image: forward(params, image, architecture))(images).shape
+    (3, 10)
+    """
     return activations(params, image, architecture)["output"]
 
 
 def output_of(f6: Float[Array, "84"], parameters: Dense | None, architecture: Architecture) -> Float[Array, " classes"]:
-    """The last layer: weighted sums, perhaps squashed, or distances from the bitmaps where there are no weights."""
+    """The last layer: scores, squashed or not, or the penalties of RBF units, which have no parameters."""
     if parameters is None:
         return rbf(f6, BITMAPS)
     scores = dense(f6, parameters)
@@ -153,52 +162,53 @@ def output_of(f6: Float[Array, "84"], parameters: Dense | None, architecture: Ar
 
 
 def logits_of(outputs: Float[Array, "*batch classes"], architecture: Architecture) -> Float[Array, "*batch classes"]:
-    """What losses work on, the more the likelier: what `forward` returns, penalties with their sign turned."""
+    """The input of losses, from what `forward` returns: the larger, the likelier. Penalties change their sign."""
     return -outputs if architecture.output == "rbf" else outputs
 
 
 def predict_scores(
     outputs: Float[Array, "*batch classes"], architecture: Architecture
 ) -> Float[Array, "*batch classes"]:
-    """Class scores of which the largest wins, from what `forward` returns: probabilities for ``softmax``."""
+    """Class scores from what `forward` returns, the largest marks the class: probabilities for ``softmax``."""
     return jax.nn.softmax(outputs) if architecture.output == "softmax" else logits_of(outputs, architecture)
 
 
 def decide(scores: Float[Array, "*batch classes"]) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
-    """The class with the best score, and its margin: by how much that leads the second best.
+    """The class with the best score, and the margin between the best and the second best score.
 
-    LeCun et al. (1998, section III.C) reject images on this difference.
+    LeCun et al. (1998, section III.C) reject images by this margin.
     """
     best, classes = jax.lax.top_k(scores, 2)
     return classes[..., 0], best[..., 0] - best[..., 1]
 
 
 PROBABILISTIC = ("softmax", "rbf")
-"""Outputs that make probabilities."""
+"""Outputs that define probabilities of the classes."""
 
 
 def log_probabilities(
     outputs: Float[Array, "*batch classes"], architecture: Architecture
 ) -> Float[Array, "*batch classes"]:
-    """Logarithms of the classes' probabilities, from what `forward` returns.
+    """Log-probabilities of the classes, from what `forward` returns for the outputs in `PROBABILISTIC`.
 
-    Those of ``softmax`` outputs; with ``rbf`` the penalties are negative log-likelihoods of classes that are equally
-    likely beforehand (LeCun et al. 1998, section II.C). Scores of other outputs are no probabilities.
+    RBF penalties are negative log-likelihoods of classes with equal priors (LeCun et al. 1998, section II.C).
     """
     return jax.nn.log_softmax(logits_of(outputs, architecture))
 
 
 def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
-    """Random parameters.
+    """Random initial parameters.
 
-    Every layer draws from a stream of its own: a change of one layer's shape leaves the others' numbers as they were.
+    Each layer has its own random stream: a change of one layer's shape doesn't change the numbers of the others.
 
     Args:
       key: a typed key.
-      architecture: its `initializer` says how.
+      architecture: the network; its `initializer` sets the distribution.
+
+    For an example, see `forward`.
     """
     table = CONNECTIVITIES[architecture.connectivity]
-    keys = {field.name: jax.random.fold_in(key, place) for place, field in enumerate(dataclasses.fields(Params))}
+    keys = {field.name: jax.random.fold_in(key, index) for index, field in enumerate(dataclasses.fields(Params))}
     trainable = architecture.subsampling == "trainable"
     return Params(
         c1=init_convolution(keys["c1"], C1_TABLE, 1, architecture),
@@ -214,53 +224,52 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
 
 
 def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Start:
-    """What the architecture's initializer says of units with `fan_in` inputs each."""
-    return initializers.INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
+    """The initial distribution of units with `fan_in` inputs each, where an input is seen by `fan_out` units."""
+    return INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
 
 
 def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture: Architecture) -> Convolution:
-    """C1 or C3: units have 25 inputs a connected map, an input is seen by 25 units of each map connected to it."""
-    area = KERNEL**2
+    """C1 or C3: a unit has 25 inputs per connected map, and an input is seen by 25 units of each connected map."""
+    area = KERNEL_SIZE**2
     weight_key, bias_key = jax.random.split(key)
     output, _ = connections(table)
     fan_in = np.array([area * float(len(sources)) for sources in table])
     start = start_of(fan_in, area * len(output) / inputs, architecture)
-    kernel = initializers.uniform(
-        weight_key, (len(output), KERNEL, KERNEL), np.asarray(start.weight)[output][:, None, None]
-    )
-    # C1's inputs are pixels, not outputs of a sigmoid.
+    bound = np.broadcast_to(start.weight, len(table))[output][:, None, None]
+    kernel = uniform(weight_key, (len(output), KERNEL_SIZE, KERNEL_SIZE), bound)
+    # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
     center = start.center if inputs > 1 else 0.0
     shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
-    return Convolution(kernel, initializers.uniform(bias_key, (len(table),), start.bias) - shift)
+    return Convolution(kernel, uniform(bias_key, (len(table),), start.bias) - shift)
 
 
 def init_subsampling(key: PRNGKeyArray, maps: int, architecture: Architecture) -> Subsampling:
-    """S2 or S4: units have 4 inputs, with one coefficient for them all; an input is seen by one unit."""
+    """S2 or S4: a unit has 4 inputs with a common coefficient, and an input is seen by one unit."""
     weight_key, bias_key = jax.random.split(key)
     start = start_of(4.0, 1.0, architecture)
-    coefficient = initializers.uniform(weight_key, (maps,), start.weight)
-    return Subsampling(coefficient, initializers.uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
+    coefficient = uniform(weight_key, (maps,), start.weight)
+    return Subsampling(coefficient, uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
 
 
 def init_dense(key: PRNGKeyArray, shape: tuple[int, ...], architecture: Architecture) -> Dense:
-    """C5, F6 or the output: every unit sees every input."""
+    """C5, F6 or the output: each unit sees all inputs."""
     weight_key, bias_key = jax.random.split(key)
     start = start_of(float(math.prod(shape[:-1])), float(shape[-1]), architecture)
-    kernel = initializers.uniform(weight_key, shape, start.weight)
+    kernel = uniform(weight_key, shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
-    return Dense(kernel, initializers.uniform(bias_key, shape[-1:], start.bias) - shift)
+    return Dense(kernel, uniform(bias_key, shape[-1:], start.bias) - shift)
 
 
 def connection_table(architecture: Architecture) -> dict[str, int]:
-    """Connections by layer, as LeCun et al. 1998 count them: a unit's inputs, and its bias if that trains.
+    """Connections by layer, counted as in LeCun et al. 1998: the inputs of each unit, and its bias if it is trainable.
 
-    Parameters count once for every unit that shares them. Plain pooling has inputs and no biases.
+    A shared parameter counts once per unit that uses it. Units of plain pooling have no bias.
     """
     table = CONNECTIVITIES[architecture.connectivity]
     trainable = architecture.subsampling == "trainable"
 
     def convolution(table: Table, side: int) -> int:
-        return side**2 * (KERNEL**2 * len(connections(table)[0]) + len(table))
+        return side**2 * (KERNEL_SIZE**2 * len(connections(table)[0]) + len(table))
 
     return {
         "c1": convolution(C1_TABLE, 28),
@@ -274,13 +283,13 @@ def connection_table(architecture: Architecture) -> dict[str, int]:
 
 
 def count_parameters(params: Params) -> dict[str, int]:
-    """Trainable numbers by layer; sum the values for the total. Works on one network, not on a population."""
+    """The number of parameters by layer, of a single network."""
     layers = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     return {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in layers.items()}
 
 
 def parameter_table(architecture: Architecture) -> list[tuple[str, str, int]]:
-    """A row a layer: its name, the shapes of its parameters, their number."""
+    """One row per layer: its name, the shapes of its parameters, their number."""
     params = jax.eval_shape(lambda: init(jax.random.key(0), architecture))
     rows = []
     for name, count in count_parameters(params).items():

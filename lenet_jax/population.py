@@ -1,7 +1,7 @@
-"""Populations: many members in one compiled program, spread over devices.
+"""Populations: many networks, the members, in one compiled program, sharded over devices.
 
-The only index that vmaps over members and shards them over devices; `workers` spreads them over processes. A CPU device
-trains its members one after the other, so that a step works on one member's arrays alone. On accelerators a device
+The only module that vmaps over members and shards them over devices; `run.workers` distributes them over processes. A
+CPU device trains its members one after the other, so that a step uses the arrays of a single member; an accelerator
 trains its members side by side.
 """
 
@@ -22,45 +22,43 @@ from jaxtyping import Array
 from lenet_jax import distributed, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.evaluate import Evaluation, Predictions
-from lenet_jax.model import Params
+from lenet_jax.model import IMAGE_SIZE, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
 Snapshot = dict[str, Any]
 """Path of an array in `TrainState`, with slashes -> its NumPy array [members, ...]."""
 
-MEMBERS = "members"
+MEMBER_AXIS = "members"
 """Name of the mesh axis that members are sharded over."""
 
+SIDE_BY_SIDE = {"cpu": 1}
+"""The number of members that a device trains side by side, by platform; `ACCELERATOR_SIDE_BY_SIDE` on all others."""
 
-WIDTHS = {"cpu": 1}
-"""Members that one device trains side by side, by platform; other platforms: `ACCELERATOR_WIDTH`."""
+ACCELERATOR_SIDE_BY_SIDE = 256
+"""Members that an accelerator trains side by side; if it has more, in turns. Not tuned by measurement yet."""
 
-ACCELERATOR_WIDTH = 256
-"""More members than this are trained in turns. Not measured yet."""
+RUN_ONCE_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0}
+"""Compiler options of programs that run once: optimizing these takes longer than running them."""
+
+CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True}
+"""Compiler options on CPUs: fewer copies of parameters, which speeds up training with a batch size of 1."""
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no affinity
 
 
-UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}
-"""Compiler options of programs that run once."""
-
-CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True}
-"""Compiler options on CPUs: fewer copies of parameters, which makes training with a batch size of 1 faster."""
-
-
 def configure(devices: int | None = None) -> None:
-    """Makes CPU cores devices, and keeps compiled programs in the user's cache folder.
+    """Makes each CPU core a device, and caches compiled programs in the user's cache folder.
 
-    Call it before JAX is used: afterwards its devices stay as they are.
+    Call it before JAX is used, which fixes the devices.
 
     Args:
-      devices: their number; all cores by default.
+      devices: the number of CPU devices; all cores by default.
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices or cores())
@@ -70,13 +68,13 @@ def configure(devices: int | None = None) -> None:
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a population, and what they need.
+    """The compiled programs of a population.
 
     Attributes:
       init: (seeds [members], hyper [members]) -> state.
-      train_segment: (state, hyper, images) -> state, metrics [members]; the state passed in is used up.
+      train_segment: (state, hyper, images) -> state, metrics [members]; it donates the memory of its state.
       evaluate: (params, images, start, stop) -> evaluations [members].
-      predict: (params, images, indices) -> predictions [members, indices]; compiled when first used.
+      predict: (params, images, indices) -> predictions [members, indices]; compiled at its first use.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
@@ -90,11 +88,11 @@ class Population:
     """Members in training.
 
     Attributes:
-      state, hyper: of all members, sharded over the devices; those from `size` on are padding.
-      images: on every device.
+      state, hyper: the members' arrays, sharded over the devices; members from index `size` on are padding.
+      images: all images, on every device.
       size: the number of members.
-      programs: compiled for them.
-      memory: bytes that training takes at its peak, as the compiler predicts: data, members, and temporaries.
+      programs: the programs compiled for them.
+      memory: the peak memory of training in bytes, as predicted by the compiler: images, members and temporaries.
     """
 
     state: TrainState
@@ -106,80 +104,59 @@ class Population:
 
 
 def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A function of one member, for all: (member, *shared) -> result becomes (members, *shared) -> results.
+    """Lifts a function of one member to all members: (member, *shared) -> result to (members, *shared) -> results.
 
-    Every device takes its share of the members, some side by side, the others in turn. No device waits for another.
+    Each device works on its part of the members, without waiting for the others.
     """
-    width = WIDTHS.get(mesh.devices.flat[0].platform, ACCELERATOR_WIDTH)
+    width = SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
 
-    def share(members: Any, *shared: Any) -> Any:
-        count = jax.tree.leaves(members)[0].shape[0]
-        side_by_side = min(width, count)
-        # With a batch size, lax.map vmaps even one member, which is slower than not to.
+    def on_device(members: Any, *shared: Any) -> Any:
+        side_by_side = min(width, jax.tree.leaves(members)[0].shape[0])
+        # With a batch size, lax.map vmaps even a single member, which is slower.
         batch_size = side_by_side if side_by_side > 1 else None
         return jax.lax.map(lambda member: function(member, *shared), members, batch_size=batch_size)
 
-    def spread(members: Any, *shared: Any) -> Any:
-        specs = (PartitionSpec(MEMBERS), *(PartitionSpec() for _ in shared))
-        sharded = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(MEMBERS), check_vma=False)
+    def on_all_devices(members: Any, *shared: Any) -> Any:
+        split = PartitionSpec(MEMBER_AXIS)
+        specs = (split, *(PartitionSpec() for _ in shared))
+        sharded = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
         return sharded(members, *shared)
 
-    return spread
+    return on_all_devices
 
 
 class Lowerable(NamedTuple):
-    """A population's function and the shapes of its arguments, from which it is compiled.
-
-    Attributes:
-      function: jitted.
-      arguments: their shapes, types and shardings.
-    """
+    """A jitted function and the shapes, types and shardings of its arguments, ready to be compiled."""
 
     function: Any
     arguments: tuple[Any, ...]
 
 
 def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> dict[str, Lowerable]:
-    """Functions of all members, by the names that they have in `Programs`. Arguments: see `compile_programs`."""
+    """The functions of all members, by their names in `Programs`. Arguments: see `compile_programs`."""
     shared, sharded = shardings(mesh)
 
-    def shaped(sharding: NamedSharding, make: Callable[[], Any]) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(make)
-        )
+    init = over_members(lambda member: train.init(member[0], member[1], recipe), mesh)
+    train_segment = over_members(lambda member, images: train.train_segment(member[0], member[1], images, recipe), mesh)
+    evaluate = over_members(functools.partial(evaluation.evaluate, recipe=recipe), mesh)
+    predict = over_members(functools.partial(evaluation.predict, recipe=recipe), mesh)
 
-    def init_one(member: tuple[Array, Hyperparameters]) -> TrainState:
-        return train.init(*member, recipe)
+    def of_members(dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((members,), dtype, sharding=sharded)
 
-    def train_one(member: tuple[TrainState, Hyperparameters], images: Images) -> tuple[TrainState, Metrics]:
-        return train.train_segment(*member, images, recipe)
+    def of_all(*shape: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=shared)
 
-    def evaluate_one(params: Params, images: Images, start: Array, stop: Array) -> Evaluation:
-        return evaluation.evaluate(params, images, start, stop, recipe)
-
-    def predict_one(params: Params, images: Images, indices: Array) -> Predictions:
-        return evaluation.predict(params, images, indices, recipe)
-
-    init, train_segment, evaluate, predict = (
-        over_members(function, mesh) for function in (init_one, train_one, evaluate_one, predict_one)
+    seeds, hyper = of_members(jnp.uint32), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, of_members(jnp.float32)))
+    shapes = jax.eval_shape(init, (seeds, hyper))
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded), shapes)
+    images = Images(
+        pixels=of_all(image_count, IMAGE_SIZE, IMAGE_SIZE, dtype=jnp.uint8),
+        labels=of_all(image_count, dtype=jnp.int32),
+        scale=of_all(dtype=jnp.float32),
+        shift=of_all(dtype=jnp.float32),
     )
-    numbers = shaped(sharded, lambda: jnp.zeros(members, jnp.float32))
-    hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, numbers))
-    seeds = shaped(sharded, lambda: jnp.zeros(members, jnp.uint32))
-    none = jnp.zeros(members)
-    nothing = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, none))
-    state = shaped(sharded, lambda: init((jnp.zeros(members, jnp.uint32), nothing)))
-    images = shaped(
-        shared,
-        lambda: Images(
-            pixels=jnp.zeros((image_count, *train.IMAGE_SHAPE), jnp.uint8),
-            labels=jnp.zeros(image_count, jnp.int32),
-            scale=jnp.zeros(()),
-            shift=jnp.zeros(()),
-        ),
-    )
-    index = shaped(shared, lambda: jnp.zeros((), jnp.int32))
-    indices = shaped(shared, lambda: jnp.zeros(image_count, jnp.int32))
+    index, indices = of_all(dtype=jnp.int32), of_all(image_count, dtype=jnp.int32)
     return {
         "init": Lowerable(jax.jit(lambda seeds, hyper: init((seeds, hyper))), (seeds, hyper)),
         "train_segment": Lowerable(
@@ -193,12 +170,12 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 
 @functools.lru_cache(maxsize=32)
 def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
-    """Compiles a population's programs, once for all arms that share a recipe.
+    """Compiles a population's programs, once for all arms with the same recipe.
 
     Args:
       recipe: what is trained.
-      members: a multiple of the number of devices.
-      image_count: images in the data set, of all splits.
+      members: the number of members, a multiple of the number of devices.
+      image_count: the number of images in the data set, of all splits.
       mesh: the devices.
     """
     options: dict[str, Any] = {}
@@ -212,15 +189,15 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         return compiled(function.lower(*arguments), options)
 
     return Programs(
-        init=compiled_as("init", UNOPTIMIZED),  # runs once: optimising it would take longer than running it
+        init=compiled_as("init", RUN_ONCE_OPTIONS),
         train_segment=compiled_as("train_segment", options),
-        predict=lowered["predict"].function,  # as many images as it is given
+        predict=lowered["predict"].function,  # not compiled here: the number of images varies
         evaluate=compiled_as("evaluate", options),
     )
 
 
 def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
-    """The program, compiled with these options; without them if this version of XLA doesn't know one."""
+    """The program, compiled with these options; without any if this version of XLA doesn't know one of them."""
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
@@ -230,17 +207,17 @@ def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """The devices as a mesh whose one axis members are sharded over."""
-    return Mesh(np.array(devices), (MEMBERS,))
+    """The devices as a mesh with a single axis, `MEMBER_AXIS`."""
+    return Mesh(np.array(devices), (MEMBER_AXIS,))
 
 
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """How arrays that every device needs lie, and how members' arrays do."""
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBERS))
+    """The shardings of arrays that every device needs, and of the members' arrays."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBER_AXIS))
 
 
 def predicted_memory(program: Any, mesh: Mesh) -> int:
-    """Bytes that a compiled program takes on all devices: arguments, results that don't reuse them, and temporaries."""
+    """The bytes of a compiled program on all devices: arguments, results that don't reuse them, and temporaries."""
     analysis = program.memory_analysis()
     if analysis is None:
         return 0
@@ -255,17 +232,17 @@ def create(
     recipe: Recipe,
     devices: Sequence[jax.Device] | None = None,
 ) -> Population:
-    """A new population: compiles its programs, puts everything on the devices and initializes the members.
+    """A new population: compiles its programs, copies the images to the devices and initializes the members.
 
     Args:
-      seeds: one a member.
-      hyper: fields of `Hyperparameters`, one value a member each.
-      images: of all splits.
+      seeds: the seed of each member.
+      hyper: field of `Hyperparameters` -> the value of each member.
+      images: all images of the data set.
       recipe: what is trained.
-      devices: those to use, all by default; of one process's no more than there are members are used.
+      devices: the devices to use, all by default; in a run of one process, at most as many as members.
     """
     devices = list(devices or jax.devices())
-    if jax.process_count() == 1:  # others would wait for results that aren't theirs
+    if jax.process_count() == 1:  # with several processes, each must take part in collective operations
         devices = devices[: len(seeds)]
     mesh = mesh_of(devices)
     padding = -len(seeds) % len(devices)
@@ -287,10 +264,10 @@ def create(
 
 
 def train_segment(population: Population) -> Metrics:
-    """Trains every member for a segment of an epoch, in index; waits for it. See `train.train_segment`.
+    """Trains every member for a segment of an epoch, updating the population; see `train.train_segment`.
 
     Returns:
-      its metrics as NumPy arrays [members].
+      The metrics as NumPy arrays [members].
     """
     state, metrics = population.programs.train_segment(population.state, population.hyper, population.images)
     population.state = state
@@ -298,14 +275,14 @@ def train_segment(population: Population) -> Metrics:
 
 
 def evaluate(population: Population, split: range) -> Evaluation:
-    """What is measured of every member over a range of the images, as NumPy arrays [members]."""
+    """Evaluates every member on a range of the images; returns NumPy arrays [members]."""
     shared = population.images.scale.sharding
     bounds = [distributed.put(np.array(bound, np.int32), shared) for bound in (split.start, split.stop)]
     return to_host(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
 
 def predict(population: Population, split: range) -> Predictions:
-    """What every member makes of a range of the images, as NumPy arrays [members, images]."""
+    """Classifies a range of the images by every member; returns NumPy arrays [members, images]."""
     indices = distributed.put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
     return to_host(population.programs.predict(population.state.params, population.images, indices), population.size)
 
@@ -314,24 +291,24 @@ Measured = TypeVar("Measured", Metrics, Evaluation, Predictions, Snapshot)
 
 
 def to_host(measured: Measured, size: int) -> Measured:
-    """Copies what was measured of members from the devices, without the padding."""
+    """The members' arrays as NumPy arrays, without the padding."""
     copied: Measured = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], distributed.gather(measured))
     return copied
 
 
 def snapshot(population: Population) -> Snapshot:
-    """The state of every member, as NumPy arrays [members, ...] by their path in `TrainState`.
+    """The state of every member, for `restore`: NumPy arrays [members, ...] by their path in `TrainState`.
 
-    Random keys are given as their data, uint32. What comes from here goes back with `restore`.
+    Random keys are stored as their data, uint32.
     """
     return to_host({name: key_data_of(leaf) for name, leaf in leaves_of(population.state)}, population.size)
 
 
 def restore(population: Population, saved: Snapshot) -> None:
-    """Takes up a state that `snapshot` gave, of as many members and of the same recipe.
+    """Sets the state of every member to that of a `snapshot`.
 
     Raises:
-      ValueError: it is another recipe's, or of another number of members.
+      ValueError: the snapshot belongs to another recipe, or to another number of members.
     """
     if {len(array) for array in saved.values()} != {population.size}:
         raise ValueError(f"the arrays are not those of {population.size} members")
@@ -353,12 +330,12 @@ def restore(population: Population, saved: Snapshot) -> None:
 
 def leaves_of(tree: Any) -> list[tuple[str, Any]]:
     """The arrays of a tree with their paths, such as ``params/c1/kernel``."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
 def is_key(leaf: Array) -> bool:
-    """Whether an array holds random keys."""
+    """Whether an array consists of random keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 

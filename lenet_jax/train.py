@@ -1,7 +1,8 @@
-"""Training and evaluating one member: pure functions of its state."""
+"""Training a single network: pure functions of its state."""
 
 import dataclasses
 import enum
+import functools
 
 import flax.struct
 import jax
@@ -14,17 +15,14 @@ from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, Distortion, distort, draw
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
-from lenet_jax.optim import Hyperparameters
-
-IMAGE_SHAPE = (model.IMAGE_SIZE, model.IMAGE_SIZE)
-
+from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 
 MICROBATCH = 64
-"""Samples whose activations stay in a core's cache. Larger batches train faster in microbatches than as a whole."""
+"""Samples whose activations fit in a core's cache. Larger batches train faster in microbatches than as a whole."""
 
 
 def microbatches_for(batch_size: int) -> int:
-    """Number of equal microbatches that each fit a core's cache; 1 if splitting the batch doesn't pay."""
+    """The number of equal microbatches that each fit in a core's cache; 1 if splitting the batch doesn't pay."""
     counts = (count for count in range(1, batch_size + 1) if batch_size % count == 0)
     count = next(count for count in counts if batch_size // count <= MICROBATCH)
     return count if batch_size // count >= MICROBATCH // 4 else 1
@@ -35,24 +33,24 @@ MAX_CALL_SAMPLES = 1_000_000
 20 s on two cores."""
 
 MAX_SEGMENTS = 16
-"""Upper limit of segments per epoch: every segment redraws the order of the whole epoch."""
+"""Upper limit of segments per epoch: each segment redraws the order of the whole epoch."""
 
 
 def divides_epoch(recipe: "Recipe", segments: int) -> bool:
     """Whether an epoch splits into this number of equal segments of whole steps, each with its curvature estimates."""
-    estimates = recipe.curvature_estimates if recipe.optimizer == "sdlm" else 1
+    estimates = recipe.curvature_estimates if recipe.uses_curvature else 1
     return recipe.epoch_steps % segments == 0 and (estimates % segments == 0 or segments % estimates == 0)
 
 
 def segments_for(recipe: "Recipe", members: int) -> int:
-    """Number of equal segments in which a population trains an epoch; 1 if the epoch is short or can't be split."""
+    """The number of equal segments in which a population trains an epoch; 1 if it is short or can't be split."""
     allowed = [segments for segments in range(1, MAX_SEGMENTS + 1) if divides_epoch(recipe, segments)]
     wanted = members * recipe.epoch_steps * recipe.batch_size / MAX_CALL_SAMPLES
     return next((segments for segments in allowed if segments >= wanted), allowed[-1])
 
 
 class Stream(enum.IntEnum):
-    """Constants that a member's key is folded with: one stream of randomness for each use."""
+    """Constants that a network's key is folded with: one random stream for each use."""
 
     INIT = 0
     ORDER = 1
@@ -61,27 +59,38 @@ class Stream(enum.IntEnum):
 
 
 ORDERS = ("fresh", "constant", "stored")
-"""Presentation orders: a random one each epoch, a random one for all epochs, as in 1998, or that of the data set."""
-
+"""Orders of presentation: random for each epoch, random once for all epochs (as in 1998), or that of the data set."""
 
 NO_AUGMENTATION = Augmentation()
 
 
+@functools.cache
+def uses_curvature(optimizer: optim.Optimizer) -> bool:
+    """Whether an entry of `optim.OPTIMIZERS` divides by the curvature, which training then has to measure."""
+    hyper = jax.eval_shape(lambda: Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), Architecture()))
+    state = jax.eval_shape(lambda hyper, params: optimizer(hyper).init(params), hyper, params)
+    return optim.curvature_of(state) is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that is fixed when a training is compiled. Hashable.
+    """Everything that is fixed when training is compiled. Hashable.
 
     Attributes:
-      microbatches: of a batch, computed one after the other; divides `batch_size`. Results differ by rounding only.
-      segments: of an epoch, each a call of `train_segment`; `divides_epoch` must hold.
-      train_size: training images.
-      augmentation: see `distortions`.
-      order: of `ORDERS`.
-      curvature_patterns: images that ``sdlm`` measures the curvature on.
-      curvature_estimates: how often it does so an epoch, at equal distances from its start on; divides `epoch_steps`.
-      curvature_memory: share of the last estimate in the next one: above 0, a running mean.
-      curvature_start: of `curvature.STARTS`.
-      architecture, loss, optimizer, schedule, batch_size, epochs: as in the config.
+      architecture, loss: the network and what it minimizes.
+      optimizer, schedule: keys of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
+      batch_size: samples per step.
+      epochs: the length of the training, which the schedule depends on.
+      train_size: the number of training images.
+      microbatches: parts of a batch, computed one after the other; divides `batch_size`. Only rounding depends on it.
+      segments: parts of an epoch, one call of `train_segment` each; `divides_epoch` must hold.
+      augmentation: distortions of the training images.
+      order: an element of `ORDERS`.
+      curvature_patterns: the number of training images that the curvature of ``sdlm`` is measured on.
+      curvature_estimates: estimates per epoch, at equal intervals from its start on; divides `epoch_steps`.
+      curvature_memory: the weight of the previous estimate in the next one; above 0, a running mean.
+      curvature_start: a key of `curvature.STARTS`.
     """
 
     architecture: Architecture
@@ -102,14 +111,19 @@ class Recipe:
 
     @property
     def epoch_steps(self) -> int:
-        """Updates an epoch. An incomplete last batch is left out: other samples each epoch if the order is fresh."""
+        """Steps per epoch. The samples of an incomplete last batch are skipped: others each epoch in a fresh order."""
         return self.train_size // self.batch_size
 
     def optimizer_of(self, hyper: Hyperparameters) -> optax.GradientTransformation:
-        """The member's optimizer."""
+        """The optimizer of a network with these hyperparameters."""
         return optim.transformation(
             self.optimizer, self.schedule, self.epochs * self.epoch_steps, self.epoch_steps, hyper
         )
+
+    @property
+    def uses_curvature(self) -> bool:
+        """Whether the optimizer needs the curvature, as ``sdlm`` does."""
+        return uses_curvature(optim.OPTIMIZERS[self.optimizer])
 
 
 @flax.struct.dataclass
@@ -117,8 +131,8 @@ class Images:
     """All images of a data set: training, then validation, then test.
 
     Attributes:
-      pixels: as stored, padded to 32 x 32.
-      labels: right classes.
+      pixels: the stored values, padded to 32 x 32.
+      labels: the correct classes.
       scale, shift: normalized pixel = pixel * scale + shift.
     """
 
@@ -133,12 +147,12 @@ class Images:
 
 
 Batch = tuple[Float[Array, "1 4 8 16 2 batch"], Int[Array, " batch"]]
-"""Images that `blocked.to_grid` has cut, and their labels."""
+"""Images in the layout of `blocked.to_grid`, and their labels."""
 
 
 @flax.struct.dataclass
 class Metrics:
-    """Means over samples: the training loss, and the fraction classified wrong."""
+    """Means over samples: the training loss, and the fraction of misclassified samples."""
 
     loss: Float[Array, ""]
     error: Float[Array, ""]
@@ -146,14 +160,14 @@ class Metrics:
 
 @flax.struct.dataclass
 class TrainState:
-    """One member in training.
+    """The state of a network in training.
 
     Attributes:
-      params: its network.
+      params: the parameters.
       optimizer: the optax state.
-      key: its random stream, `jax.random.key(seed)`.
-      step: number of steps done.
-      running: sums over the steps of the current epoch.
+      key: `jax.random.key(seed)`, from which all random streams derive.
+      step: the number of steps done.
+      running: sums of the metrics over the steps of the current epoch.
     """
 
     params: Params
@@ -164,7 +178,7 @@ class TrainState:
 
 
 def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
-    """The state of member `seed` before training."""
+    """The state of network `seed` before training; for an example, see `train_epoch`."""
     key = jax.random.key(seed)
     params = model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture)
     zero = jnp.zeros(())
@@ -172,7 +186,7 @@ def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> Tra
 
 
 def misclassified(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], recipe: Recipe) -> Array:
-    """Whether each sample is classified wrong [batch]. A network at NaN or infinity classifies none right."""
+    """Whether each sample is misclassified [batch]. Outputs that are not finite count as misclassified."""
     scores = model.predict_scores(outputs, recipe.architecture)
     return (scores.argmax(axis=-1) != labels) | ~jnp.isfinite(outputs).all(axis=-1)
 
@@ -180,7 +194,7 @@ def misclassified(outputs: Float[Array, "batch classes"], labels: Int[Array, " b
 def gradient_of(
     params: Params, grid: Float[Array, "1 4 8 16 2 batch"], labels: Int[Array, " batch"], recipe: Recipe
 ) -> tuple[Params, Metrics]:
-    """The gradient of the loss, and the metrics, from images that `blocked.to_grid` has cut."""
+    """The gradient of the loss, and the metrics, for images in the layout of `blocked.to_grid`."""
 
     def objective(params: Params) -> tuple[Array, Metrics]:
         outputs = blocked.forward_grid(params, grid, recipe.architecture)
@@ -192,16 +206,16 @@ def gradient_of(
 
 
 BatchIndices = tuple[Int[Array, "*batch"], Distortion | None]
-"""Places of images to be presented, and how each is distorted."""
+"""Indices of images to present, and the distortion of each."""
 
 
-def gather_batch(images: Images, presentation: BatchIndices) -> Batch:
-    """The images, ready for `gradient_of`."""
-    indices, distortion = presentation
-    pictures, labels = images.take(indices)
+def gather_batch(images: Images, batch_indices: BatchIndices) -> Batch:
+    """The normalized and distorted images, as `gradient_of` takes them."""
+    indices, distortion = batch_indices
+    inputs, labels = images.take(indices)
     if distortion is not None:
-        pictures = jax.vmap(distort, in_axes=(0, 0, None))(pictures, distortion, images.shift)
-    return blocked.to_grid(pictures), labels
+        inputs = jax.vmap(distort, in_axes=(0, 0, None))(inputs, distortion, images.shift)
+    return blocked.to_grid(inputs), labels
 
 
 def train_step(
@@ -215,39 +229,48 @@ def train_step(
     """One optimizer step.
 
     Args:
-      state: before it.
-      batch: the first microbatch of the batch, loaded.
+      state: the state before the step.
+      batch: the first microbatch of the batch, already gathered.
       next_indices: the microbatches that follow it, [microbatches, samples of a microbatch]: the rest of the batch, and
         the first microbatch of the next batch.
-      hyper: the member's.
-      images: of all splits.
+      hyper: the network's hyperparameters.
+      images: all images of the data set.
       recipe: what is trained.
 
     Returns:
-      the state after the step, the first microbatch of the next batch, and the metrics of the network before the step.
+      The state after the step, the first microbatch of the next batch, and the metrics of the network before the step.
     """
 
-    # Every microbatch loads the next one. As part of the carry it is written to memory once; if it were loaded where it
-    # is used, XLA would gather every pixel again for each tile that reads it.
+    # Each iteration gathers the next microbatch. As part of the carry, it is written to memory once; if it were
+    # gathered where it is used, XLA would gather every pixel again for each tile that reads it.
     def add_microbatch(
-        carry: tuple[tuple[Params, Metrics], Batch], presentation: BatchIndices
+        carry: tuple[tuple[Params, Metrics], Batch], indices: BatchIndices
     ) -> tuple[tuple[tuple[Params, Metrics], Batch], None]:
         total, batch = carry
-        loaded = gather_batch(images, presentation)
-        return (jax.tree.map(jnp.add, total, gradient_of(state.params, *batch, recipe)), loaded), None
+        next_batch = gather_batch(images, indices)
+        return (jax.tree.map(jnp.add, total, gradient_of(state.params, *batch, recipe)), next_batch), None
 
-    nothing = jax.tree.map(jnp.zeros_like, (state.params, Metrics(images.scale, images.scale)))
-    (total, batch), _ = jax.lax.scan(add_microbatch, (nothing, batch), next_indices, unroll=recipe.microbatches == 1)
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, Metrics(images.scale, images.scale)))
+    (total, batch), _ = jax.lax.scan(add_microbatch, (zeros, batch), next_indices, unroll=recipe.microbatches == 1)
     gradient, metrics = jax.tree.map(lambda leaf: leaf / recipe.microbatches, total)
-    change, optimizer = recipe.optimizer_of(hyper).update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, change)
+    updates, optimizer = recipe.optimizer_of(hyper).update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
     return dataclasses.replace(state, params=params, optimizer=optimizer), batch, metrics
 
 
 def train_epoch(
     state: TrainState, hyper: Hyperparameters, images: Images, recipe: Recipe
 ) -> tuple[TrainState, Metrics]:
-    """One epoch. The metrics are means over the epoch, measured while training."""
+    """Trains one epoch. The metrics are means over its steps, each measured before the step.
+
+    >>> recipe = Recipe(Architecture(), Loss(), "sgd", "constant", batch_size=2, epochs=1, train_size=4)
+    >>> hyper = Hyperparameters(*jnp.array([0.03, 0.9, 0.0, 0.02]))
+    >>> images = Images(jnp.zeros((4, 32, 32), jnp.uint8), jnp.arange(4), jnp.float32(1 / 255), jnp.float32(0))
+    >>> state = init(jnp.uint32(0), hyper, recipe)
+    >>> state, metrics = train_epoch(state, hyper, images, recipe)
+    >>> int(state.step), bool(jnp.isfinite(metrics.loss))
+    (2, True)
+    """
     for _ in range(recipe.segments - 1):
         state, _ = train_segment(state, hyper, images, recipe)
     return train_segment(state, hyper, images, recipe)
@@ -256,28 +279,30 @@ def train_epoch(
 def train_segment(
     state: TrainState, hyper: Hyperparameters, images: Images, recipe: Recipe
 ) -> tuple[TrainState, Metrics]:
-    """Trains the next of an epoch's `recipe.segments`. The metrics are means over the epoch so far."""
+    """Trains the next of the epoch's segments. The metrics are means over the epoch so far."""
 
     def step(carry: tuple[TrainState, Batch], next_indices: BatchIndices) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch, metrics = train_step(*carry, next_indices, hyper, images, recipe)
         return (state, batch), metrics
 
+    # The steps between two estimates of the curvature; without estimates, the whole segment.
     def stretch(carry: tuple[TrainState, Batch], steps: BatchIndices) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch = carry
-        if recipe.optimizer == "sdlm":
+        if recipe.uses_curvature:
             state = with_curvature(state, images, recipe)
         (state, batch), metrics = jax.lax.scan(step, (state, batch), steps)
         return (dataclasses.replace(state, step=state.step + len(metrics.loss)), batch), metrics
 
-    count = max(recipe.curvature_estimates // recipe.segments, 1) if recipe.optimizer == "sdlm" else 1
+    stretches = max(recipe.curvature_estimates // recipe.segments, 1) if recipe.uses_curvature else 1
 
+    # Each step is given the microbatches that follow its first one. What follows the last one of all is never used.
     def by_step(leaf: Array) -> Array:
-        return jnp.roll(leaf, -1, axis=0).reshape(count, -1, recipe.microbatches, *leaf.shape[1:])
+        return jnp.roll(leaf, -1, axis=0).reshape(stretches, -1, recipe.microbatches, *leaf.shape[1:])
 
     done = state.step % recipe.epoch_steps
-    microbatches = batch_indices(state, recipe)
-    first = gather_batch(images, jax.tree.map(lambda leaf: leaf[0], microbatches))
-    (state, _), metrics = jax.lax.scan(stretch, (state, first), jax.tree.map(by_step, microbatches), unroll=count == 1)
+    indices = batch_indices(state, recipe)
+    first = gather_batch(images, jax.tree.map(lambda leaf: leaf[0], indices))
+    (state, _), metrics = jax.lax.scan(stretch, (state, first), jax.tree.map(by_step, indices), unroll=stretches == 1)
     before = jax.tree.map(lambda total: jnp.where(done == 0, 0, total), state.running)
     running: Metrics = jax.tree.map(lambda total, new: total + new.sum(), before, metrics)
     done = done + recipe.epoch_steps // recipe.segments
@@ -285,7 +310,10 @@ def train_segment(
 
 
 def batch_indices(state: TrainState, recipe: Recipe) -> BatchIndices:
-    """Indices of the images that a member sees in the next segment, [microbatches, samples of a microbatch]."""
+    """The images that the network sees in the next segment, [microbatches, samples of a microbatch].
+
+    They depend only on the key and the step, so that a run resumes with the same images.
+    """
     epoch, done = jnp.divmod(state.step, recipe.epoch_steps)
     epoch_of_order = epoch if recipe.order == "fresh" else 0
     order_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.ORDER), epoch_of_order)
@@ -308,9 +336,9 @@ def batch_indices(state: TrainState, recipe: Recipe) -> BatchIndices:
 
 
 def with_curvature(state: TrainState, images: Images, recipe: Recipe) -> TrainState:
-    """The state with the curvature of its network, if it is time for a new estimate.
+    """The state with a new estimate of the curvature, if one is due.
 
-    Each is measured on training images that are drawn for it.
+    Each estimate draws its own training images.
     """
     interval = recipe.epoch_steps // recipe.curvature_estimates
 
@@ -318,27 +346,27 @@ def with_curvature(state: TrainState, images: Images, recipe: Recipe) -> TrainSt
         estimate = state.step // interval
         key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.CURVATURE), estimate)
         indices = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
-        found = curvature(state.params, images, indices, recipe)
+        new = curvature(state.params, images, indices, recipe)
         if recipe.curvature_memory:
-            kept = jnp.where(estimate == 0, 0, recipe.curvature_memory)
-            before = optim.curvature_of(state.optimizer)
-            found = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before, found)
-        return dataclasses.replace(state, optimizer=optax.tree.set(state.optimizer, curvature=found))
+            weight = jnp.where(estimate == 0, 0, recipe.curvature_memory)  # there is nothing before the first estimate
+            old = optim.curvature_of(state.optimizer)
+            new = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, old, new)
+        return dataclasses.replace(state, optimizer=optax.tree.set(state.optimizer, curvature=new))
 
-    if recipe.curvature_estimates >= recipe.segments:  # every stretch starts with one
+    if recipe.curvature_estimates >= recipe.segments:  # every stretch starts with an estimate
         return estimated(state)
     due: TrainState = jax.lax.cond(state.step % interval == 0, estimated, lambda state: state, state)
     return due
 
 
 def curvature(params: Params, images: Images, indices: Int[Array, " patterns"], recipe: Recipe) -> Params:
-    """h_kk of every parameter, the mean over the images at these indices; see `lenet_jax.curvature`."""
+    """h_kk of every parameter, averaged over the images at these indices; see `lenet_jax.curvature`."""
     microbatches = indices.reshape(microbatches_for(len(indices)), -1)
 
     def add_microbatch(total: Params, indices: Int[Array, " microbatch"]) -> tuple[Params, None]:
         grid, labels = gather_batch(images, (indices, None))
-        found = diagonal(params, grid, labels, recipe.architecture, recipe.loss, recipe.curvature_start)
-        return jax.tree.map(jnp.add, total, found), None
+        mean = diagonal(params, grid, labels, recipe.architecture, recipe.loss, recipe.curvature_start)
+        return jax.tree.map(jnp.add, total, mean), None
 
     total, _ = jax.lax.scan(add_microbatch, jax.tree.map(jnp.zeros_like, params), microbatches)
     mean: Params = jax.tree.map(lambda leaf: leaf / len(microbatches), total)

@@ -24,7 +24,7 @@ def pairwise(*axes):
 
 
 def pairs_of(combination):
-    """Each two of its values, with their places."""
+    """Each two of its values, with their indices."""
     return set(itertools.combinations(enumerate(combination), 2))
 
 

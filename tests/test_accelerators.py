@@ -1,4 +1,4 @@
-"""The path of accelerators, without one: programs are lowered for them, and members trained side by side as they do."""
+"""The code path of accelerators, without one: programs are lowered for them, and members trained side by side."""
 
 import jax
 import numpy as np
@@ -14,8 +14,8 @@ MEMBERS, IMAGES = 4, 10_000
 
 @pytest.fixture
 def side_by_side(monkeypatch):
-    """Devices train as many members side by side as accelerators do."""
-    monkeypatch.setattr(population, "WIDTHS", {})
+    """CPU devices train the same number of members side by side as accelerators."""
+    monkeypatch.setattr(population, "SIDE_BY_SIDE", {})
 
 
 def arm_of(**fields):
@@ -53,7 +53,7 @@ SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in FIELDS}
 
 @pytest.mark.parametrize("name", [SLOW["the defaults"], "1998", "today"])
 def test_programs_are_lowered_for_accelerators(side_by_side, name):
-    """Everything that a run calls; what a platform can't do is an error there."""
+    """All programs of a run; lowering fails for operations that a platform lacks."""
     arm = arm_of(**FIELDS[name])
     recipe = plan.make([arm]).arms[0].test.recipe
     mesh = population.mesh_of(jax.devices()[:1])
@@ -65,7 +65,7 @@ def test_programs_are_lowered_for_accelerators(side_by_side, name):
 
 @pytest.mark.parametrize("name", ["the defaults", SLOW["1998"]])
 def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, assert_close, name):
-    """The width that accelerators use, on the CPU: the same networks, up to the order in which sums are taken."""
+    """With the width of accelerators, the CPU trains the same networks, up to rounding."""
     arm = arm_of(**FIELDS[name] | {"train_size": 64, "batch_size": 8, "curvature_patterns": 50})
     phase = plan.make([arm]).arms[0].test
     recipe, images = phase.recipe, plan.images_of(phase.dataset, phase.images)
@@ -83,7 +83,7 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
         return population.snapshot(members), metrics, *found
 
     alone, *measured = trained(jax.devices()[:1])
-    monkeypatch.setattr(population, "WIDTHS", {})
+    monkeypatch.setattr(population, "SIDE_BY_SIDE", {})
     together, *measured_together = trained(jax.devices()[:1])
     population.compile_programs.cache_clear()
     assert not np.array_equal(alone["params/c1/kernel"][0], alone["params/c1/kernel"][1])

@@ -1,4 +1,4 @@
-"""The fast forward pass and its gradients against those of `model.forward`."""
+"""The fast forward function and its gradients against those of `model.forward`."""
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ ARCHITECTURES = st.builds(
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(architecture=ARCHITECTURES, batch=st.sampled_from([2, 5]), seed=st.integers(0, 2**32 - 1))
 def test_equals_the_model_for_any_network(architecture, batch, seed, assert_close):
-    # In float64 alone: with glorot_centered the sums cancel, which costs float32 a digit in both forms.
+    # Only in float64: with glorot_centered, preactivations cancel, which costs both forms a digit in float32.
     with jax.enable_x64(True):
         params = model.init(jax.random.key(seed), architecture)
         images, weights = draw(architecture, batch, seed)

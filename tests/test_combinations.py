@@ -1,10 +1,11 @@
-"""Every part of 1998 with every other one, and with today's: random arms of a sweep, one step each."""
+"""Components of 1998 and modern ones in random combinations, and a user's own: two steps each."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -64,7 +65,7 @@ def arm_of(combination):
 
 
 def check(combination):
-    """Two updates: parameters move and stay finite."""
+    """Trains two steps: parameters change and stay finite; returns the state after them."""
     arm = arm_of(combination)
     phase = plan.make([arm]).arms[0].test
     images, recipe = jax.tree.map(jnp.asarray, plan.images_of(phase.dataset, phase.images)), phase.recipe
@@ -75,6 +76,40 @@ def check(combination):
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), after.params, start.params)
     assert any(jax.tree.leaves(moved))
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((after.params, after.optimizer)))
+    return after
+
+
+def margin_loss(logits, labels, loss):
+    """The mean over samples of the squared multiclass hinge loss."""
+    correct = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    return jnp.square(jax.nn.relu(1 + logits - correct)).sum(axis=1).mean()
+
+
+OWN_PARTS = {
+    "activation": (ACTIVATIONS, jax.nn.gelu),
+    "initializer": (initializers.INITIALIZERS, lambda fan_in, fan_out, activation: initializers.Start(0.05, 0.0)),
+    "loss": (losses.LOSSES, margin_loss),
+    "optimizer": (optim.OPTIMIZERS, lambda hyper: optax.scale_by_lion(hyper.momentum)),
+    "schedule": (optim.SCHEDULES, lambda step, steps, epoch_steps: 0.5 ** (step / steps)),
+    "connectivity": (model.CONNECTIVITIES, tuple((i, (i + 1) % 6) for i in range(6))),
+}
+
+
+@pytest.mark.parametrize("field", OWN_PARTS)
+def test_a_users_own_part(field, monkeypatch):
+    """An entry in its table is all that a new part needs, with 1998's optimizer as with others."""
+    table, part = OWN_PARTS[field]
+    monkeypatch.setitem(table, f"own_{field}", part)
+    check({"optimizer": "sdlm", "batch_size": 4} | {field: f"own_{field}"})
+
+
+def test_the_curvature_is_measured_for_every_optimizer_that_uses_it(monkeypatch):
+    def with_momentum(hyper):
+        return optax.chain(optim.scale_by_curvature(hyper.mu), optax.trace(hyper.momentum))
+
+    monkeypatch.setitem(optim.OPTIMIZERS, "own_sdlm", with_momentum)
+    measured = optim.curvature_of(check({"optimizer": "own_sdlm", "batch_size": 4}).optimizer)
+    assert all((leaf > 0).any() for leaf in jax.tree.leaves(measured))
 
 
 def test_all_named_choices_take_part():

@@ -32,17 +32,17 @@ activations = jax.jit(model.activations, static_argnames="architecture")
 
 def of_convolution(inputs, kernel, of_sums, table):
     """Eq. 25 and 27 over every connection of C1 or C3: of kernels, biases and inputs."""
-    of_kernel, of_inputs, place = np.zeros(kernel.shape), np.zeros(inputs.shape), 0
+    of_kernel, of_inputs, index = np.zeros(kernel.shape), np.zeros(inputs.shape), 0
     for i, sources in enumerate(table):
         for j in sources:
             for m in range(of_sums.shape[1]):
                 for n in range(of_sums.shape[2]):
                     for row in range(5):
                         for column in range(5):
-                            u, x = kernel[place, row, column], inputs[j, m + row, n + column]
-                            of_kernel[place, row, column] += of_sums[i, m, n] * x**2
+                            u, x = kernel[index, row, column], inputs[j, m + row, n + column]
+                            of_kernel[index, row, column] += of_sums[i, m, n] * x**2
                             of_inputs[j, m + row, n + column] += of_sums[i, m, n] * u**2
-            place += 1
+            index += 1
     return of_kernel, of_sums.sum(axis=(1, 2)), of_inputs
 
 

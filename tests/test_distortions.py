@@ -94,8 +94,8 @@ def test_elastic_fields_are_smoothed_white_noise():
 def test_elastic_distortions_move_every_pixel_by_their_field():
     image = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
     drawn = draw(jax.random.key(1), 4, Augmentation("elastic", distorted_share=1.0))
-    for place in range(4):
-        one = jax.tree.map(lambda leaf, place=place: leaf[place], drawn)
+    for index in range(4):
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], drawn)
         down, across = elastic_fields(jax.random.key(one.elastic.seed), 32, 32)
         at = np.indices((32, 32)) - 15.5
         source = np.einsum("ij,jrc->irc", one.matrix, at) + 15.5 + np.asarray(one.shift)[:, None, None]

@@ -83,7 +83,7 @@ def test_schedule_ends_at_zero(schedule):
 
 
 def test_the_rates_of_1998():
-    """PAPER_1998.md: 5e-4 for 2 passes, 2e-4 for 3, 1e-4 for 3, 5e-5 for 4, 1e-5 from then on."""
+    """PAPER_1998.md: 5e-4 for 2 epochs, 2e-4 for 3, 1e-4 for 3, 5e-5 for 4, 1e-5 from then on."""
     rates = [5e-4 * float(SCHEDULES["lecun1998"](jnp.array(3 * epoch + 2), 60, 3)) for epoch in range(20)]
     np.testing.assert_allclose(rates, [5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8, rtol=1e-6)
 

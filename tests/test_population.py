@@ -57,7 +57,7 @@ def run(people):
 
 @dataclasses.dataclass
 class Crowd:
-    """The five members on two devices, trained, and what was noticed on the way."""
+    """The five members on two devices after training, and what was counted meanwhile."""
 
     result: object
     memory: int
@@ -104,7 +104,7 @@ def test_a_diverging_member_is_counted_as_all_wrong(crowd):
 
 @pytest.mark.parametrize("member", range(5))
 def test_member_equals_a_lone_run(member, crowd, images):
-    """Bit for bit, alone on one device: no effect of other members, padding, the number of devices or a divergence."""
+    """Bit for bit, alone on one device: other members, padding, devices and a divergence have no effect."""
     lone = run(create(images, [member], devices=jax.devices()[1:]))
     jax.tree.map(np.testing.assert_array_equal, lone, members_of(crowd.result, [member]))
 
@@ -121,8 +121,8 @@ def test_member_equals_the_pure_functions(crowd, images):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, moved)
 
 
-def test_a_snapshot_goes_on_where_it_was_taken(crowd, images):
-    """On as many devices, in another population: bit for bit. Without the padding, and with plain numbers for keys."""
+def test_a_snapshot_resumes_where_it_was_taken(crowd, images):
+    """In another population on the same devices, bit for bit; without the padding, and with numbers for keys."""
     people = create(images, range(5))
     population.train_segment(people)
     saved = population.snapshot(people)
@@ -175,7 +175,7 @@ def test_memory_is_what_the_tightest_control_group_leaves(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_members_side_by_side_give_the_same(crowd, images, monkeypatch):
-    monkeypatch.setattr(population, "WIDTHS", {"cpu": 4})
+    monkeypatch.setattr(population, "SIDE_BY_SIDE", {"cpu": 4})
     # Not from the cache, which holds the programs of one width.
     monkeypatch.setattr(population, "compile_programs", population.compile_programs.__wrapped__)
     result = run(create(images, range(5)))

@@ -1,4 +1,4 @@
-"""Training and evaluating one member."""
+"""Training and evaluating a single network."""
 
 import dataclasses
 
@@ -12,6 +12,7 @@ from lenet_jax import blocked, model, optim, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, distort, draw
+from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import Hyperparameters
@@ -30,7 +31,7 @@ RECIPE = Recipe(
 )
 HYPER = Hyperparameters(*jnp.array([0.05, 0.9, 0.0, 0.02]))
 
-# One update of seed 0 on the first 20 digits: its loss and error before it, and how far all parameters moved.
+# One step of seed 0 on the first 20 digits: loss and error before it, and the norm of the change of all parameters.
 GOLDEN = {"loss": 2.305263, "error": 0.95, "moved": 0.02067186}
 
 
@@ -64,6 +65,19 @@ def check_golden_step(recipe, start, images):
     assert {name: float(value) for name, value in step.items()} == pytest.approx(GOLDEN, rel=1e-5)
 
 
+def test_defaults_are_those_of_the_config():
+    """Fields of dataclasses that are config fields too: what a notebook builds is what a config trains."""
+    config, compared = base.get_config(), 0
+    for kind in (Architecture, Loss, Augmentation, Recipe):
+        for field in dataclasses.fields(kind):
+            name = "loss" if (kind, field.name) == (Loss, "name") else field.name
+            if name in config and field.default is not dataclasses.MISSING:
+                default = field.default
+                assert (default.augmentation if name == "augmentation" and kind is Recipe else default) == config[name]
+                compared += 1
+    assert compared == 25
+
+
 def test_golden_step(start, images):
     check_golden_step(RECIPE, start, images)
 
@@ -94,17 +108,17 @@ def test_training_learns(start, images):
 
 
 def plain_epoch(start, images, recipe):
-    """`train.train_epoch` as anybody would write it: `model.forward`, whole batches, a Python loop."""
+    """`train.train_epoch` written plainly: `model.forward`, whole batches, a Python loop."""
     key = jax.random.fold_in(jax.random.fold_in(start.key, train.Stream.ORDER), 0)
     order = jax.random.permutation(key, recipe.train_size)
     optimizer = optax.chain(optax.trace(decay=HYPER.momentum), optax.scale(-HYPER.learning_rate))
 
     @jax.jit
-    def step(params, state, places):
-        pictures, labels = images.pixels[places] * images.scale + images.shift, images.labels[places]
+    def step(params, state, indices):
+        inputs, labels = images.pixels[indices] * images.scale + images.shift, images.labels[indices]
 
         def objective(params):
-            outputs = jax.vmap(lambda picture: model.forward(params, picture, recipe.architecture))(pictures)
+            outputs = jax.vmap(lambda image: model.forward(params, image, recipe.architecture))(inputs)
             return recipe.loss(outputs, labels)
 
         loss, gradient = jax.value_and_grad(objective)(params)
@@ -112,8 +126,8 @@ def plain_epoch(start, images, recipe):
         return optax.apply_updates(params, change), state, loss
 
     params, state, losses = start.params, optimizer.init(start.params), []
-    for places in order.reshape(-1, recipe.batch_size):
-        params, state, loss = step(params, state, places)
+    for indices in order.reshape(-1, recipe.batch_size):
+        params, state, loss = step(params, state, indices)
         losses.append(loss)
     return params, np.mean(losses)
 
@@ -131,7 +145,7 @@ def test_an_epoch_equals_plain_training(batch_size, microbatches, start, images,
     ("batch_size", "microbatches"),
     [(1, 1), (64, 1), (65, 1), (100, 2), (128, 2), (192, 3), (127, 1), (512, 8), (1000, 20)],
 )
-def test_pieces_of_a_batch(batch_size, microbatches):
+def test_microbatches_of_a_batch(batch_size, microbatches):
     assert train.microbatches_for(batch_size) == microbatches
 
 
@@ -142,7 +156,7 @@ def evaluate():
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 250), (20, 320), (100, 110)], ids=str)
 def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
-    assert evaluation.EVALUATION_CHUNK == 250, "the ranges shall hold a whole chunk, one and a piece, and a piece"
+    assert evaluation.EVALUATION_BATCH_SIZE == 250, "the ranges hold one batch, one and a part, and a part"
     metrics = evaluate(start.params, images, jnp.int32(begin), jnp.int32(end), recipe=RECIPE)
     pixels, labels = np.asarray(images.pixels[begin:end]) / np.float32(255), np.asarray(images.labels[begin:end])
     forward = jax.jit(jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture)))
@@ -153,11 +167,11 @@ def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
 
 
 def calibration_error(probabilities, labels):
-    """Expected calibration error with 15 bins (k / 15, (k + 1) / 15], one after the other."""
+    """Expected calibration error with the 15 bins (k / 15, (k + 1) / 15]."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     total, filled = 0.0, 0
-    for place in range(15):
-        inside = (confidence > place / 15) & (confidence <= (place + 1) / 15)
+    for index in range(15):
+        inside = (confidence > index / 15) & (confidence <= (index + 1) / 15)
         if inside.any():
             filled += 1
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
@@ -171,13 +185,13 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
         RECIPE, architecture=Architecture("tanh", output=output, initializer="glorot"), loss=Loss(loss)
     )
     params = init(jnp.uint32(0), HYPER, recipe=recipe).params
-    # Larger weights of the last layer that has some make the network surer.
+    # Larger weights in the last layer with weights make the network more confident.
     last = "output" if output == "softmax" else "f6"
     params = params.replace(**{last: jax.tree.map(lambda leaf: spread * leaf, getattr(params, last))})
     forward = jax.jit(jax.vmap(lambda image: model.forward(params, image, recipe.architecture)))
     outputs = sign * np.float64(forward(np.asarray(images.pixels[17:380]) / np.float32(255)))
     metrics = evaluate(params, images, jnp.int32(17), jnp.int32(380), recipe=recipe)
-    assert 363 % evaluation.EVALUATION_CHUNK, "the last chunk isn't full"
+    assert 363 % evaluation.EVALUATION_BATCH_SIZE, "the last batch isn't full"
     weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels[17:380])
     of_right = probabilities[np.arange(363), labels]
@@ -189,7 +203,7 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
 
 
 @pytest.mark.parametrize("output", ["linear", "squashed"])
-def test_scores_that_are_no_probabilities_are_not_measured_as_such(output):
+def test_scores_that_are_not_probabilities_have_no_measures_of_calibration(output):
     recipe = dataclasses.replace(
         RECIPE, architecture=Architecture("tanh", output=output), loss=Loss("mse", mse_point="linear")
     )
@@ -229,12 +243,12 @@ def test_a_diverged_network_classifies_none_right(value, start, images, evaluate
 
 @pytest.fixture(scope="module")
 def presented():
-    """(seed, epochs) -> the places of the images in the order of presentation, for 4 batches of 5 out of 23 images."""
+    """(seed, epochs) -> the indices of the images in the order of presentation, for 4 batches of 5 out of 23 images."""
     images = Images(jnp.zeros((40, 32, 32), jnp.uint8), jnp.arange(40), jnp.float32(1), jnp.float32(0))
     seen = []
 
     def note(params, grid, labels, recipe):
-        jax.debug.callback(lambda places: seen.append(np.array(places)), labels, ordered=True)
+        jax.debug.callback(lambda indices: seen.append(np.array(indices)), labels, ordered=True)
         return jax.tree.map(jnp.zeros_like, params), train.Metrics(jnp.float32(0), jnp.float32(0))
 
     def run(seed, epochs, order="fresh"):
@@ -292,12 +306,12 @@ SDLM_HYPER = dataclasses.replace(HYPER, learning_rate=jnp.float32(2.5e-4))
 
 
 def test_curvature_is_the_mean_over_patterns(images):
-    """Pieces of a batch, their loading and the mean: against one sweep over all patterns at once."""
+    """Microbatches, gathering and the mean, against one sweep over all patterns together."""
     params = init(jnp.uint32(0), SDLM_HYPER, recipe=SDLM).params
-    places = jnp.arange(100)
-    pictures, labels = images.take(places)
-    whole = quick_diagonal(params, blocked.to_grid(pictures), labels, SDLM.architecture, SDLM.loss, "target")
-    found = jax.jit(train.curvature, static_argnames="recipe")(params, images, places, recipe=SDLM)
+    indices = jnp.arange(100)
+    inputs, labels = images.take(indices)
+    whole = quick_diagonal(params, blocked.to_grid(inputs), labels, SDLM.architecture, SDLM.loss, "target")
+    found = jax.jit(train.curvature, static_argnames="recipe")(params, images, indices, recipe=SDLM)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4), found, whole)
 
 
@@ -316,7 +330,7 @@ def test_sdlm_measures_the_curvature_before_each_pass(images):
 
 
 def test_a_running_mean_of_curvatures(images):
-    """Two estimates in a pass: the second one is mixed with the first, which is taken as it is."""
+    """Two estimates per epoch: the first is used unchanged, the second is averaged with it."""
     recipe = dataclasses.replace(SDLM, curvature_estimates=2, curvature_memory=0.75)
     state = init(jnp.uint32(0), SDLM_HYPER, recipe=recipe)
     first = with_curvature(state, images, recipe=recipe)
@@ -336,11 +350,11 @@ def test_a_running_mean_of_curvatures(images):
     [(0, 4), pytest.param(1, 4, marks=pytest.mark.slow), pytest.param(8, 4, marks=pytest.mark.slow)],
     ids=["momentum", "fewer estimates than segments", "more estimates"],
 )
-def test_a_pass_in_parts_is_the_same_pass(estimates, segments, images):
-    """Parameters, optimizer state and metrics, with distortions: two passes in one call each, or in segments."""
-    base = dataclasses.replace(SDLM, curvature_estimates=estimates, curvature_memory=0.5) if estimates else RECIPE
+def test_an_epoch_in_segments_is_the_same_epoch(estimates, segments, images):
+    """Parameters, optimizer state and metrics, with distortions: two epochs in one call each, or in segments."""
+    recipe = dataclasses.replace(SDLM, curvature_estimates=estimates, curvature_memory=0.5) if estimates else RECIPE
     augmentation = Augmentation("affine", distorted_share=0.5)
-    whole = dataclasses.replace(base, batch_size=10, augmentation=augmentation)
+    whole = dataclasses.replace(recipe, batch_size=10, augmentation=augmentation)
     cut = dataclasses.replace(whole, segments=segments)
     assert whole.epoch_steps % 8 == 0
     hyper = SDLM_HYPER if estimates else HYPER
@@ -368,7 +382,7 @@ def test_a_pass_in_parts_is_the_same_pass(estimates, segments, images):
         (1875, 50, {"optimizer": "sdlm", "curvature_estimates": 25}, 5),
     ],
 )
-def test_long_passes_are_cut(steps, members, changes, segments):
+def test_long_epochs_are_split(steps, members, changes, segments):
     recipe = dataclasses.replace(RECIPE, batch_size=32, train_size=32 * steps, **changes)
     assert train.segments_for(recipe, members) == segments
 
@@ -380,29 +394,29 @@ def plain_epoch_of_1998(start, images, recipe):
         return jax.random.fold_in(jax.random.fold_in(start.key, stream), number)
 
     @jax.jit
-    def step(params, bends, place, affine):
-        picture = images.pixels[place] * images.scale + images.shift
-        distorted = distort(picture, affine, images.shift)
+    def step(params, curvatures, index, affine):
+        image = images.pixels[index] * images.scale + images.shift
+        distorted = distort(image, affine, images.shift)
 
         def objective(params):
             penalties = model.forward(params, distorted, recipe.architecture)
-            return recipe.loss(-penalties[None], images.labels[place][None])
+            return recipe.loss(-penalties[None], images.labels[index][None])
 
         gradient = jax.grad(objective)(params)
         rate, mu = SDLM_HYPER.learning_rate, SDLM_HYPER.mu
-        return jax.tree.map(lambda w, slope, bend: w - rate / (mu + bend) * slope, params, gradient, bends)
+        return jax.tree.map(lambda w, g, h: w - rate / (mu + h) * g, params, gradient, curvatures)
 
     order = jax.random.permutation(key_of(train.Stream.ORDER, 0), recipe.train_size)
     affine = draw(key_of(train.Stream.AUGMENTATION, 0), recipe.train_size, recipe.augmentation)
     params = start.params
-    for number, places in enumerate(order.reshape(recipe.curvature_estimates, -1)):
+    for number, indices in enumerate(order.reshape(recipe.curvature_estimates, -1)):
         key = key_of(train.Stream.CURVATURE, number)
         patterns = jax.random.choice(key, recipe.train_size, (recipe.curvature_patterns,), replace=False)
-        pictures, labels = images.take(patterns)
-        bends = quick_diagonal(params, blocked.to_grid(pictures), labels, recipe.architecture, recipe.loss, "target")
-        for place in places:
-            at = int(np.flatnonzero(order == place)[0])
-            params = step(params, bends, place, jax.tree.map(lambda leaf, at=at: leaf[at], affine))
+        inputs, labels = images.take(patterns)
+        curvatures = quick_diagonal(params, blocked.to_grid(inputs), labels, recipe.architecture, recipe.loss, "target")
+        for index in indices:
+            at = int(np.flatnonzero(order == index)[0])
+            params = step(params, curvatures, index, jax.tree.map(lambda leaf, at=at: leaf[at], affine))
     return params
 
 
@@ -437,12 +451,12 @@ def test_distortions_are_drawn_for_each_presentation(images):
 def test_predict_equals_evaluate(start, images, evaluate):
     found = predict(start.params, images, jnp.arange(20, 320), recipe=RECIPE)
     assert found.predicted.shape == found.margin.shape == (300,)
-    wrong = np.mean(np.asarray(found.predicted) != np.asarray(images.labels[20:320]))
-    assert wrong == pytest.approx(
+    error = np.mean(np.asarray(found.predicted) != np.asarray(images.labels[20:320]))
+    assert error == pytest.approx(
         float(evaluate(start.params, images, jnp.int32(20), jnp.int32(320), recipe=RECIPE).error)
     )
-    pictures, _ = images.take(jnp.arange(20, 25))
-    scores = jax.vmap(lambda picture: model.forward(start.params, picture, RECIPE.architecture))(pictures)
+    inputs, _ = images.take(jnp.arange(20, 25))
+    scores = jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture))(inputs)
     best = np.sort(jax.nn.softmax(scores), axis=1)
     np.testing.assert_allclose(found.margin[:5], best[:, -1] - best[:, -2], rtol=1e-3)
 

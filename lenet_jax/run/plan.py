@@ -297,7 +297,7 @@ def recipe_of(settings: Mapping[str, Any], classes: int, train_size: int) -> Rec
     steps = recipe.epochs * recipe.epoch_steps
     if steps > MAX_STEPS:
         raise InputError(f"epochs: {recipe.epochs} make {steps} steps; allowed are up to {MAX_STEPS}")
-    if recipe.optimizer == "sdlm":
+    if recipe.uses_curvature:
         if recipe.epoch_steps % recipe.curvature_estimates:
             estimates, steps = recipe.curvature_estimates, recipe.epoch_steps
             raise InputError(f"curvature_estimates: {estimates} doesn't divide the {steps} steps of an epoch")

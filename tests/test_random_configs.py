@@ -289,14 +289,14 @@ RATES = tuple(float(number) for number in range(1, 1001))
             {"tune_seeds": 10**12},
             "tune_seeds: 1000000000000 is out of range; must be at least 1 and at most 1000000",
         ),
-        ({"epochs": 10**12}, "epochs: 1000000000000 make 156000000000000 updates; allowed are up to 2147483647"),
+        ({"epochs": 10**12}, "epochs: 1000000000000 make 156000000000000 "),
         ({"epochs": 10**400}, "epochs: 1000"),
         (
             {"epochs": 10**5000},
             "epochs: a value of type int too long to show is out of range; integers have",
         ),
         ({"learning_rate": 10**400}, "learning_rate: 1000"),
-        ({"sweep": {"learning_rate": (10**400,)}}, "learning_rate: 1000"),
+        ({"sweep": {"learning_rate": (10**400,)}}, "sweep.learning_rate: 1000"),
         (
             {"sweep": {"epochs": 10**5000}},
             "sweep.epochs: expected a sequence of values, got a value of type int too long to show",

@@ -95,13 +95,14 @@ def check_overrides(arguments: list[str]) -> None:
     for argument in arguments:
         if not argument.startswith(FIELD):
             continue
-        field, _, text = argument.removeprefix(FIELD).partition("=")
+        field, equals, text = argument.removeprefix(FIELD).partition("=")
         check_field(field, fields)
         if field in MAPPINGS:
             raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')
         kind = type(fields[field])
+        parse = flags.BooleanParser().parse if kind is bool else kind
         try:
-            kind(text)
+            parse(text if equals else "true")
         except ValueError as error:
             raise InputError(f"{field}: expected {kind.__name__}, got {short_repr(text)}") from error
 

@@ -182,6 +182,8 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
         (["--config.loss=hinge"], ["loss: 'hinge'", "'mse', 'cross_entropy'"]),
         (["--config.epochs=ten"], ["epochs: expected int, got 'ten'"]),
         (["--config.learning_rate=fast"], ["learning_rate: expected float, got 'fast'"]),
+        (["--config.refit=x"], ["refit: expected bool, got 'x'"]),
+        (["--config.refit"], ["refit: True requires a field in tune"]),
         (["--config.epochs=0"], ["epochs: 0", "at least 1"]),
         (["--config.seeds=-1"], ["seeds: -1", "at least 1"]),
         (["--config.epoch=1"], ["unknown config field 'epoch'; did you mean 'epochs'?"]),

@@ -1,11 +1,11 @@
-"""lenet_jax: LeNet-5 as a laboratory.
+"""LeNet-5 in pure JAX functions: populations of networks trained in one compiled program, compared with statistics.
 
-The science is here: `layers`, `initializers`, `model`, `blocked`, `losses`, `optim`, `train`, `evaluate`, `population`,
-`stats`. `data` loads data sets, `run` runs experiments, `analysis` reads what they leave. Import the modules you use;
-this package imports none of them by itself, so that the command line answers at once.
+The science is at the top: `layers`, `initializers`, `model`, `blocked`, `losses`, `optim`, `train`, `evaluate`,
+`population`, `stats`. `data` loads data sets, `run` runs experiments, `analysis` reads their results. Import the
+modules you use; this package imports none of them by itself, so that the command line starts fast.
 
-For notebooks there are `load_run` and `classify`, a finished run and its networks, and `read_image` and `to_mnist`,
-photos of digits for them.
+Notebooks use `load_run` and `classify` (a finished run and its networks) and `read_image` and `to_mnist` (photos of
+digits).
 """
 
 import importlib
@@ -27,11 +27,11 @@ _HOMES = {
 }
 
 _FORMER = {"prepare": "to_mnist", "read": "read_image"}
-"""Names of version 0.1.0's first notebooks, which still work."""
+"""Former names, which still work."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used."""
+    """Imports a public name on first use."""
     name = _FORMER.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
-"""The command line's flags: absl and ml_collections, and what their messages mean."""
+"""Command-line arguments of `lenet-jax run`: its flags, and overrides of config fields."""
 
 import ast
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,62 +10,68 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from lenet_jax.errors import InputError, listed, wrong_type
+from lenet_jax.errors import InputError, check_field, short_repr
 from lenet_jax.experiments import base
 
 FIELD, MAPPINGS = "--config.", ("sweep", "tune")
-"""How arguments start that set a field, and the fields that are mappings: their keys are set one by one."""
+"""Prefix of arguments that set a field, and the fields that are mappings, whose keys are set one by one."""
 
-
-SPELLINGS = {"--only_arm": "--only-arm", "--save-every": "--save_every"}
-"""Flags as they may be written, too."""
+SPELLINGS = {"--only_arm": "--only-arm", "--save_every": "--save-every"}
+"""Former spellings of flags, which still work."""
 
 
 def with_shipped(argument: str) -> str:
-    """``--config=lenet_jax:NAME`` with the file of the experiment that comes with the package under this name."""
-    given, _, rest = argument.partition("=lenet_jax:")
-    if given != "--config" or not rest:
+    """Replaces ``lenet_jax:NAME`` in ``--config=lenet_jax:NAME`` by the file of that experiment in the package."""
+    flag, _, rest = argument.partition("=lenet_jax:")
+    if flag != "--config" or not rest:
         return argument
     name, colon, more = rest.partition(":")
     folder = Path(base.__file__).parent
     known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if name not in known:
-        raise InputError(f"config: {name!r} is no experiment of lenet_jax; allowed are {', '.join(known)}")
-    return f"{given}={folder / name}.py{colon}{more}"
+        raise InputError(f"config: {name!r} is not an experiment of lenet_jax; allowed are {', '.join(known)}")
+    return f"{flag}={folder / name}.py{colon}{more}"
 
 
-def define_ways(values: flags.FlagValues) -> None:
-    """The flags of `lenet-jax run` that say how it runs; none of them changes a result."""
+def define_run_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `lenet-jax run` other than the config; none of them changes a result."""
+    flags.DEFINE_string("workdir", None, "run folder; default: runs/NAME for the config NAME.py", flag_values=values)
+    flags.DEFINE_string(
+        "tracker",
+        "tensorboard",
+        "logger of learning curves during training: tensorboard (files in the run folder), wandb, mlflow or none",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "only-arm",
         "",
-        "run this arm alone, by its name or its number from 1; the others are other jobs'",
+        "run a single arm, given by its name or its number from 1; other jobs run the others",
         flag_values=values,
     )
-    flags.DEFINE_bool("fresh", False, "start anew; what the run folder holds is moved aside", flag_values=values)
+    flags.DEFINE_bool("fresh", False, "move an existing run folder aside and start again", flag_values=values)
     flags.DEFINE_float(
-        "save_every",
+        "save-every",
         10.0,
-        "seconds after which networks in training are saved, at the end of a part of a pass (some 20 s); 0: after each "
-        "part",
+        "seconds between checkpoints, which are written at the end of a segment of an epoch (about 20 s); 0: after "
+        "every segment",
         lower_bound=0.0,
         flag_values=values,
     )
-    flags.DEFINE_integer("devices", 0, "cores of a CPU to use; 0: all", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("devices", 0, "number of CPU cores to use; 0: all", lower_bound=0, flag_values=values)
     flags.DEFINE_bool(
         "distributed",
         False,
-        "be one of several processes, which share the networks; on Slurm, Open MPI, Kubernetes and TPU pods this flag "
-        "is enough",
+        "run as one of several processes that share the networks; on Slurm, Open MPI, Kubernetes and TPU pods no other "
+        "flag is needed",
         flag_values=values,
     )
     flags.DEFINE_string("coordinator", "", "with --distributed: HOST:PORT of process 0", flag_values=values)
-    flags.DEFINE_integer("processes", 0, "with --distributed: how many there are", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("process", -1, "with --distributed: this one's number, from 0", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "with --distributed: number of processes", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("process", -1, "with --distributed: index of this process, from 0", flag_values=values)
 
 
 def joined(arguments: list[str]) -> list[str]:
-    """Flags written ``--name value`` or ``-name=value`` as ``--name=value``."""
+    """Flags written ``--name value`` or ``-name=value`` as ``--name=value``, in their present spelling."""
     result: list[str] = []
     for given in arguments:
         flag, equals, value = given.partition("=")
@@ -79,29 +86,31 @@ def joined(arguments: list[str]) -> list[str]:
     return result
 
 
-def check_fields(arguments: list[str]) -> None:
-    """Refuses arguments that set a field which doesn't exist, or one to something of another type."""
+def check_overrides(arguments: list[str]) -> None:
+    """Checks the names and types of fields set by arguments.
+
+    config_flags would check them, too, but its messages don't say which fields and types exist.
+    """
     fields = base.get_config()
     for argument in arguments:
-        if argument.startswith(FIELD):
-            field, _, text = argument.removeprefix(FIELD).partition("=")
-            if field not in fields:
-                raise InputError(
-                    f"{field if field.strip() else repr(argument)}: is no field; allowed are {listed(fields, field)}"
-                )
-            if field in MAPPINGS:
-                raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')
-            kind = type(fields[field])
-            try:
-                kind(text)
-            except ValueError as error:
-                raise InputError(f"{field}: {text!r} is not of type {kind.__name__}") from error
+        if not argument.startswith(FIELD):
+            continue
+        field, equals, text = argument.removeprefix(FIELD).partition("=")
+        check_field(field, fields)
+        if field in MAPPINGS:
+            raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')
+        kind = type(fields[field])
+        parse = flags.BooleanParser().parse if kind is bool else kind
+        try:
+            parse(text if equals else "true")
+        except ValueError as error:
+            raise InputError(f"{field}: expected {kind.__name__}, got {short_repr(text)}") from error
 
 
 def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
-    """Parses flags; what is wrong with the config file is said in one line."""
-    if file and not os.path.isfile(file):  # Path.is_file raises what it can't look at
-        raise InputError(f"config: {file!r} is no file")
+    """Parses flags with `parse_flags`, which executes the config file, and reports errors of the file in one line."""
+    if file and not os.path.isfile(file):  # Path.is_file raises for some names
+        raise InputError(f"config: {file!r} is not a file")
     try:
         return parse_flags()
     except (flags.UnrecognizedFlagError, BrokenPipeError):
@@ -109,40 +118,56 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
     except Exception as error:  # whatever the user's Python file raises
         if isinstance(error, AttributeError) and "get_config" in str(error):
             raise InputError(f"config: {file!r} has no function get_config()") from error
-        # config_flags packs some errors into a whole traceback, whose last line says what happened.
+        # config_flags puts the traceback of some errors into the message; its last line is the error itself.
         text = (
             str(error).strip().splitlines()[-1]
             if isinstance(error, flags.Error)
             else f"{type(error).__name__}: {error}"
         )
         if text.startswith(("flag --", "Missing value for flag --")) and not text.startswith("flag --config="):
-            raise InputError(text) from error  # the file can't help it
+            raise InputError(text) from error  # another flag is wrong, not the file
         ours = f"{InputError.__module__}.{InputError.__name__}: "
         if text.startswith(ours):
             raise InputError(text.removeprefix(ours)) from error
-        if said := wrong_type(text):
-            raise InputError(f"{said} (in {file!r})") from error
-        raise InputError(f"config: {file!r} can't be used: {text}") from error
+        raise InputError(wrong_type(text, file) or f"config: {file!r} fails with {text}") from error
+
+
+def wrong_type(text: str, file: str) -> str | None:
+    """Our words for ml_collections' error about a field's type; None if `text` is another error."""
+    found = re.search(
+        r"field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> and .* <class '(\w+)'>", text, re.S
+    )
+    if not found:
+        return None
+    field, value, given, allowed = found.groups()
+    return f"{field}: expected {allowed}, got {short_repr(value) if given == 'str' else value} (in {file!r})"
 
 
 def with_keys(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """The config with keys of `MAPPINGS` from arguments like ``--config.sweep.loss=('mse',)``, new ones too."""
+    """The config with keys of `MAPPINGS` set by arguments like ``--config.sweep.loss=('mse',)``; keys may be new.
+
+    config_flags could add keys by itself (``accept_new_attributes``), but not keys with a comma; and it would append
+    to a tuple when a flag is repeated, keep only the keys of a dict that replaces a tuple, and read ``('mse'`` as text.
+    """
     changed = ConfigDict(config, sort_keys=False)
     for argument in arguments:
         path, _, text = argument.removeprefix(FIELD).partition("=")
         name, _, key = path.partition(".")
         mapping: Any = changed.get(name, ConfigDict())
         if not isinstance(mapping, ConfigDict):
-            raise InputError(f"{name}: {mapping!r} is no mapping; write config.{name}.FIELD = (first, second)")
+            raise InputError(f"{name}: expected a mapping of fields to values, got {short_repr(mapping)}")
         if "." in key:
-            raise InputError(f"{path}: is no field")
-        # As they were written; iterating a ConfigDict sorts them.
+            raise InputError(f"{path}: unknown key {key!r}; write {FIELD}{name}.FIELD=(first,second)")
+        # In the order written; iterating a ConfigDict sorts the keys.
         ordered = {known: mapping[known] for known in mapping._fields}
         try:
             values = ConfigDict(ordered | {key: ast.literal_eval(text)}, sort_keys=False)
-        # TypeError: a key that can't be one; the last two: brackets or signs by the thousand
+        # TypeError: a key that is not hashable; the last two: thousands of nested brackets or signs
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise InputError(f"{path}: {text!r} is no Python tuple, as in \"{FIELD}sweep.loss=('mse',)\"") from error
+            example = f"\"{FIELD}sweep.loss=('mse',)\""
+            raise InputError(
+                f"{path}: {short_repr(text)} is not a Python literal; write a tuple, as in {example}"
+            ) from error
         with changed.unlocked():
             changed[name] = values
     return changed

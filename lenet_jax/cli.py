@@ -1,6 +1,6 @@
-"""The command line: flags and subcommands, nothing else.
+"""The command line: subcommands and their flags.
 
-JAX is imported only once a command really runs, so that help and refusals come at once.
+JAX is imported only when a command runs, so that help and errors appear at once.
 """
 
 import math
@@ -9,14 +9,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
-from lenet_jax.errors import InputError, Interrupted, RunError
+from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
     from lenet_jax.analysis.networks import Classification
 
-HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 as a laboratory
+HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 experiments in JAX
 
   lenet-jax run --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
-      Trains every arm of an experiment over its seeds and writes a run folder. The same command goes on with a run
-      that was stopped.
+      Trains every arm of an experiment with each of its seeds and writes a run folder. Rerun the same command to
+      resume.
   lenet-jax compare RUN [RUN ...] [--metric=test_error] [--baseline=ARM] [--out=DIR]
       Compares the arms of finished runs: statistics, figures, and a report.html.
   lenet-jax classify RUN IMAGE [IMAGE ...] [--arm=ARM] [--seed=SEED]
-      Says which digit image files show, with a run's trained networks.
+      Classifies images of digits with the trained networks of a run.
 
 Examples:
   lenet-jax run --config=experiments/quickstart.py
-  lenet-jax run --config=lenet_jax:quickstart          (the same, from anywhere: experiments come with the package)
+  lenet-jax run --config=lenet_jax:quickstart          (the same from any folder)
   lenet-jax run --config=experiments/ablation.py --config.epochs=2 --config.sweep.loss="('mse',)"
   lenet-jax compare runs/quickstart
   lenet-jax classify runs/quickstart mine.png
@@ -47,48 +47,29 @@ Examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
-    The exit code is 0, 2 for a refusal, 1 if a run can't go on, or 130 after Ctrl-C and 143 after SIGTERM.
+    The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C or 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         dispatch(argv)
     except (InputError, flags.Error) as error:
-        given = [argument.partition("=")[0] for argument in arguments.joined(argv)]
-        if "--distributed" in given:  # JAX would wait minutes for the other processes
-            end(2, one_line(error))
-        print(f"lenet-jax: {one_line(error)}", file=sys.stderr)
+        message = one_line(error, MAX_MESSAGE)
+        if "--distributed" in [argument.partition("=")[0] for argument in arguments.joined(argv)]:
+            signals.exit_now(2, message)  # in a normal exit JAX waits minutes for the other processes
+        print(f"lenet-jax: {message}", file=sys.stderr)
         sys.exit(2)
-    except RunError as error:
-        end(1, f"{one_line(error)}; the same command goes on")
-    except Interrupted as error:
-        end(128 + error.signal, f"{one_line(error)}; the same command goes on")
-    except BrokenPipeError:  # the reader of our output, head or less, has gone
+    except (RunError, Interrupted) as error:
+        code = 128 + error.signal if isinstance(error, Interrupted) else 1
+        signals.exit_now(code, f"{one_line(error, MAX_MESSAGE)}; rerun the same command to resume")
+    except BrokenPipeError:  # the reader of stdout, for example head or less, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        end(130, "stopped")
-
-
-def end(code: int, message: str) -> NoReturn:
-    """Ends the program with one line.
-
-    Not sys.exit: computations may still run in XLA's threads, and tearing Python down under them crashes.
-    """
-    try:
-        print(f"lenet-jax: {message}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-    finally:  # nobody may be left to read it
-        os._exit(code)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, and with other control characters written out."""
-    text = " ".join(str(error).split())
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+        signals.exit_now(130, "stopped")
 
 
 def dispatch(argv: list[str]) -> None:
-    """Calls the command that the first argument names."""
+    """Runs the command named by the first argument."""
     if not argv or argv[0] in ("--help", "-h", "help", "--helpfull"):
         print(HELP)
     elif argv[0] == "--version":
@@ -100,7 +81,7 @@ def dispatch(argv: list[str]) -> None:
 
 
 def parse(command: str, values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Parses a command's flags, prints their help if asked, and returns the other arguments."""
+    """Parses a command's flags and returns the other arguments; with ``--help``, prints help and exits."""
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     rest = list(values([command, *argv])[1:])
     if values.help:
@@ -113,7 +94,7 @@ def parse(command: str, values: flags.FlagValues, argv: list[str]) -> list[str]:
 def run_command(argv: list[str]) -> None:
     """`lenet-jax run`."""
     argv = arguments.joined(argv)
-    # A key that the config file's sweep or tune doesn't have can be added: config_flags would refuse it as unknown.
+    # Keys of sweep and tune may be new, which config_flags would refuse: `arguments.with_keys` sets them afterwards.
     keys = [
         argument
         for argument in argv
@@ -124,32 +105,26 @@ def run_command(argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
     )
-    flags.DEFINE_string(
-        "tracker",
-        "tensorboard",
-        "where curves go while it runs: tensorboard (files in the run folder), wandb, mlflow or none",
-        flag_values=values,
-    )
-    flags.DEFINE_string("workdir", None, "run folder; default: runs/ and the config file's name", flag_values=values)
-    arguments.define_ways(values)
+    arguments.define_run_flags(values)
     files = [argument.partition("=")[2] for argument in others if argument.startswith("--config=")]
     file = files[-1] if files else ""
     if not file and not {"--help", "-h"} & set(others):
         file = next((argument for argument in others if argument.endswith(".py")), "experiments/quickstart.py")
-        raise InputError(f"config: none is given; write --config=FILE, as in --config={file}")
-    arguments.check_fields(others)
+        raise InputError(f"config: missing; write --config=FILE, for example --config={file}")
+    arguments.check_overrides(others)
     rest = arguments.parse_config(file.partition(":")[0], lambda: parse("run", values, others))
     if rest:
-        raise InputError(f"argument: {rest[0]!r} is not expected; flags are written --name=value")
+        raise InputError(f"argument: unexpected {rest[0]!r}; write flags as --name=value")
     config = values.config
     if not isinstance(config, ConfigDict):
-        raise InputError(f"config: get_config() of {file!r} returns {type(config).__name__}; allowed is ConfigDict")
+        raise InputError(f"config: get_config() of {file!r} returns {type(config).__name__}; expected ConfigDict")
     config = arguments.with_keys(config, keys)
 
     workdir = Path(values.workdir or Path("runs") / Path(file.partition(":")[0]).stem)
-    if not math.isfinite(values.save_every):
-        raise InputError(f"save_every: {values.save_every} is no number of seconds")
-    with signals.Stop():  # imports take seconds, in which an exception can get lost
+    save_every: Any = values["save-every"].value
+    if not math.isfinite(save_every):
+        raise InputError(f"save-every: expected a number of seconds, got {save_every}")
+    with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
         from rich.console import Console
 
         from lenet_jax import distributed
@@ -158,7 +133,7 @@ def run_command(argv: list[str]) -> None:
 
         if values.distributed:
             distributed.join(values.coordinator, values.processes, values.process)
-        with signals.Stop() as stop:  # anew: joining leaves JAX with SIGTERM
+        with signals.Stop() as stop:  # again: joining installs JAX's handler of SIGTERM
             run = runner.run(
                 config,
                 workdir,
@@ -166,7 +141,7 @@ def run_command(argv: list[str]) -> None:
                 values.tracker,
                 only_arm=values["only-arm"].value or "",
                 fresh=values.fresh,
-                save_every=values.save_every,
+                save_every=save_every,
                 devices=values.devices,
                 stop=stop,
             )
@@ -174,7 +149,7 @@ def run_command(argv: list[str]) -> None:
         return
     Console().print(tables.table(compare.arm_statistics([run]), "test_error"))
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    print(f"run folder: {workdir}\ndraw it:    {program} compare {workdir}")
+    print(f"run folder: {workdir}\nnext:       {program} compare {workdir}")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -183,40 +158,37 @@ def compare_command(argv: list[str]) -> None:
     flags.DEFINE_string(
         "metric",
         "test_error",
-        "what is compared: a split and what was measured, as in test_error, validation_nll or train_loss; or "
+        "metric to compare: a split and a measurement, for example test_error, validation_nll or train_loss; or "
         "test_error_class_3, epochs_to_0.02, seconds, samples_per_second",
         flag_values=values,
     )
     flags.DEFINE_string(
         "out",
         None,
-        "folder for tables, figures and report.html; default: RUN/plots (RUN/plots/METRIC for others than the test "
-        "error), or compare-A-B beside the runs",
+        "folder for tables, figures and report.html; default: RUN/plots (RUN/plots/METRIC for metrics other than the "
+        "test error), or compare-A-B beside the runs",
         flag_values=values,
     )
     flags.DEFINE_string(
         "baseline",
         "",
-        "arm that the others are taken against, or 'all' for every pair; default: the first arm, or with several runs "
+        "arm that the others are compared with, or 'all' for every pair; default: the first arm, or with several runs "
         "each arm's counterpart in the first run",
         flag_values=values,
     )
     flags.DEFINE_float(
         "difference",
         None,
-        "difference, in the metric's unit (errors are fractions), for which the seeds needed are told; default: the "
-        "measured ones",
+        "difference, in the metric's unit (errors are fractions), for which the required number of seeds is estimated; "
+        "default: the measured differences",
         lower_bound=0.0,
         flag_values=values,
     )
     folders = [Path(folder) for folder in parse("compare", values, argv)]
     if not folders:
-        raise InputError(
-            "run: none is given; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart"
-        )
-
+        raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"run: a folder is named twice in {', '.join(map(str, folders))}")
+        raise InputError(f"run: duplicate folder in {', '.join(map(str, folders))}")
 
     from rich.console import Console
 
@@ -237,12 +209,12 @@ def classify_command(argv: list[str]) -> None:
     """`lenet-jax classify`."""
     values = flags.FlagValues()
     flags.DEFINE_string(
-        "arm", "", "whose networks; default: the arm with the smallest mean test error", flag_values=values
+        "arm", "", "arm of the networks; default: the arm with the lowest mean test error", flag_values=values
     )
-    flags.DEFINE_integer("seed", None, "one network, by its seed; default: all of the arm", flag_values=values)
+    flags.DEFINE_integer("seed", None, "seed of a single network; default: all networks of the arm", flag_values=values)
     folder, *files = parse("classify", values, argv) or [""]
     if not folder or not files:
-        raise InputError("image: none is given; write lenet-jax classify RUN IMAGE, as in runs/quickstart mine.png")
+        raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
 
     import numpy as np
     from rich.console import Console
@@ -254,18 +226,18 @@ def classify_command(argv: list[str]) -> None:
     digits = np.stack([photos.to_mnist(photos.read_image(file), file) for file in files])
     found = networks.classify(run, digits, values.arm, values.seed)
     name, count = run.row(values.arm)["name"], int(found.votes[0].sum())
-    which = f"seed {values.seed}" if values.seed is not None else f"{count} networks, their mean score"
+    which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
-        which += f" ({diverged} more diverged)"
+        which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
     Console().print(classification(files, found, f"{name}: {which}", probabilities))
 
 
 def default_out(folders: Sequence[Path], metric: str) -> Path:
-    """Where a comparison goes: into the run if it is of one alone."""
+    """The default folder of a comparison: inside the run, or beside several runs."""
     together = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
-    place = folders[0] / "plots" if len(folders) == 1 else together
-    return place if metric == "test_error" else place / metric
+    out = folders[0] / "plots" if len(folders) == 1 else together
+    return out if metric == "test_error" else out / metric
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -276,13 +248,13 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def classification(names: Sequence[str], found: "Classification", title: str, probabilities: bool) -> "Table":
-    """What networks make of images, a row an image.
+    """A table of classified images, one row per image.
 
     Args:
-      names: of the images.
-      found: of each.
-      title: of the table.
-      probabilities: whether scores are.
+      names: the images' names.
+      found: their classification.
+      title: the table's title.
+      probabilities: whether the scores are probabilities.
     """
     import numpy as np
     from rich import box

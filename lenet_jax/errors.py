@@ -1,13 +1,18 @@
-"""Refusals: what a user can mend, said in one line."""
+"""Errors the user can fix, reported in one line."""
 
 import difflib
-import re
 from collections.abc import Collection
 from typing import Any
 
+MAX_MESSAGE, MAX_REASON, MAX_VALUE = 2000, 500, 200
+"""Characters of a message, of another error's message within it, and of a value; longer ones lose their middle."""
+
+MAX_LISTED, MAX_SUGGESTED = 200, 4
+"""Characters of allowed names that are listed completely; the number of similar ones listed otherwise."""
+
 
 class InputError(ValueError):
-    """A config, data set, flag, path or file that can't be used.
+    """An invalid config, data set, flag, path or file.
 
     The message is one line that names the field or file, its value and what is allowed. The command line prints it and
     exits with 2.
@@ -15,17 +20,17 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that can't go on, through no fault of its config; what it saved is kept.
+    """A run that cannot continue although its config is valid; its checkpoints are kept.
 
-    The message is one line. The command line prints it, says how to go on, and exits with 1.
+    The message is one line. The command line prints it, says how to resume, and exits with 1.
     """
 
 
 class WorkerError(RunError):
-    """A worker process ended by itself.
+    """A worker process ended unexpectedly.
 
     Attributes:
-      killed: by SIGKILL, which is what Linux sends when memory runs out.
+      killed: by SIGKILL, which Linux sends when memory runs out.
     """
 
     def __init__(self, message: str, killed: bool = False) -> None:
@@ -34,18 +39,18 @@ class WorkerError(RunError):
 
 
 class ProcessError(RunError):
-    """Another process of a distributed run ended, or can't be reached."""
+    """Another process of a distributed run ended or is unreachable."""
 
 
 class StorageError(RunError):
-    """A file of the run folder can't be written."""
+    """A file of the run folder cannot be written."""
 
 
 class Interrupted(BaseException):
-    """The user or the system asked the run to stop, and it has saved what it had.
+    """A signal stopped the run, after a checkpoint.
 
     Attributes:
-      signal: number of the signal; the command line exits with 128 more.
+      signal: the signal's number; the command line exits with 128 + signal.
     """
 
     def __init__(self, signal: int, message: str) -> None:
@@ -53,18 +58,24 @@ class Interrupted(BaseException):
         self.signal = signal
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message in one line that isn't too long."""
-    return " ".join(str(error).split())[:200]
+def one_line(error: BaseException, limit: int = MAX_REASON) -> str:
+    """An error's message in one printable line of about `limit` characters; the error's type if it has no message."""
+    return shortened(str(error).strip() or type(error).__name__, limit)
 
 
-def wrong_type(text: str) -> str | None:
-    """What ml_collections says of a value of another type than its field's, in our words; None for any other text."""
-    said = re.search(r"field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> and .* <class '(\w+)'>", text, re.S)
-    if not said:
-        return None
-    field, value, given, allowed = said.groups()
-    return f"{field}: {repr(value) if given == 'str' else value} is not of type {allowed}"
+def short_repr(value: Any) -> str:
+    """The repr of a value in one printable line of about `MAX_VALUE` characters."""
+    try:
+        return shortened(repr(value), MAX_VALUE)
+    except ValueError:  # an integer of thousands of digits
+        return f"a value of type {type(value).__name__} too long to show"
+
+
+def shortened(text: str, limit: int) -> str:
+    """Text in one line, with control characters escaped, and without its middle if it is long."""
+    line = " ".join(text.split())
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 
 def check_choice(field: str, value: object, allowed: Collection[str]) -> None:
@@ -73,24 +84,19 @@ def check_choice(field: str, value: object, allowed: Collection[str]) -> None:
         raise InputError(f"{field}: {value!r} is not one of {listed(allowed, value)}")
 
 
-LONGEST, NEAREST = 200, 4
-"""Characters of names that are all listed; of more, the names that come nearest to what was given, so many."""
+def check_field(name: object, fields: Collection[str], where: str = "") -> None:
+    """Raises InputError unless `name` is one of the config's fields; `where` names the key that contains it."""
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1) if isinstance(name, str) else []
+        hint = f"did you mean {near[0]!r}?" if near else "experiments/base.py documents every field"
+        raise InputError(f"{where}unknown config field {short_repr(name)}; {hint}")
 
 
 def listed(allowed: Collection[str], value: object) -> str:
-    """What is allowed instead of a value, for a message of one line."""
+    """The allowed values for a message: all of them if they are few, otherwise those most similar to `value`."""
     names = list(map(repr, allowed))
-    if len(", ".join(names)) <= LONGEST or len(names) <= NEAREST:
+    if len(", ".join(names)) <= MAX_LISTED or len(names) <= MAX_SUGGESTED:
         return ", ".join(names)
-    given = repr(value)[:LONGEST]
-    alike = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, given, name).ratio())
-    return f"{', '.join(alike[:NEAREST])} and {len(names) - NEAREST} more"
-
-
-def short_repr(value: Any) -> str:
-    """A value as messages have it: in one line, and not too long."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of thousands of digits
-        text = f"a value of type {type(value).__name__} that is too long to show"
-    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"
+    given = repr(value)[:MAX_LISTED]
+    similar = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, given, name).ratio())
+    return f"{', '.join(similar[:MAX_SUGGESTED])} and {len(names) - MAX_SUGGESTED} more"

@@ -82,14 +82,15 @@ def test_help_answers_within_a_second_and_without_jax(tmp_path):
 def test_help_of_a_command_lists_its_flags(tmp_path, command):
     result = lenet_jax(tmp_path, command, "--help")
     assert result.returncode == 0
-    flags, _, general = result.stdout.partition("LeNet-5 as a laboratory")
+    flags, _, general = result.stdout.partition("LeNet-5 experiments in JAX")
     assert general
     expected = {
-        "run": ("--save_every", "--only-arm", "--tracker"),
+        "run": ("--save-every", "--only-arm", "--tracker"),
         "compare": ("--difference",),
         "classify": ("--seed",),
     }
-    assert [flag for flag in expected[command] if flag.replace("_", "").lstrip("-") not in flags.replace("_", "")] == []
+    assert [flag for flag in expected[command] if flag not in flags.replace("--[no]", "--")] == []
+    assert re.findall(r"--[a-z]+_\w+", flags) == [], "flags are spelled with hyphens"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,11 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
         assert f"{arm['name']}: learning_rate {arm['chosen']['learning_rate']:g} of 2 tried" in result.stderr
 
 
+def test_former_spellings_of_flags_are_replaced():
+    given = ["--save_every=0", "--only_arm", "2", "--save-every", "5", "-config.epochs=1"]
+    assert arguments.joined(given) == ["--save-every=0", "--only-arm=2", "--save-every=5", "--config.epochs=1"]
+
+
 def with_keys(*given):
     """The arms of a config with a sweep and a tune of its own, changed by arguments."""
     config = base.get_config()
@@ -174,14 +180,16 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
     ("arguments", "parts"),
     [
         (["--config.loss=hinge"], ["loss: 'hinge'", "'mse', 'cross_entropy'"]),
-        (["--config.epochs=ten"], ["epochs: 'ten' is not of type int"]),
-        (["--config.learning_rate=fast"], ["learning_rate: 'fast' is not of type float"]),
+        (["--config.epochs=ten"], ["epochs: expected int, got 'ten'"]),
+        (["--config.learning_rate=fast"], ["learning_rate: expected float, got 'fast'"]),
+        (["--config.refit=x"], ["refit: expected bool, got 'x'"]),
+        (["--config.refit"], ["refit: True requires a field in tune"]),
         (["--config.epochs=0"], ["epochs: 0", "at least 1"]),
         (["--config.seeds=-1"], ["seeds: -1", "at least 1"]),
-        (["--config.epoch=1"], ["epoch: is no field", "epochs"]),
-        (["--config.sweep.hinge=(1,)"], ["sweep.hinge: 'hinge' is no field"]),
+        (["--config.epoch=1"], ["unknown config field 'epoch'; did you mean 'epochs'?"]),
+        (["--config.sweep.hinge=(1,)"], ["sweep.hinge: unknown config field 'hinge'"]),
         (["--config.tune_seeds=0"], ["tune_seeds: 0", "at least 1"]),
-        (["--config.sweep.loss=mse"], ["sweep.loss: 'mse' is no Python tuple"]),
+        (["--config.sweep.loss=mse"], ["sweep.loss: 'mse' is not a Python literal"]),
         (["--config.sweep.loss=('hinge',)"], ["loss: 'hinge'"]),
         (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist10k'"]),
         (["--config.dataset=idx:nowhere"], ["nowhere", "train-images-idx3-ubyte"]),
@@ -190,7 +198,9 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
         (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run/checkpoints' can't be written"]),
         (["--nosuch=1"], ["nosuch"]),
         (["--tracker=visdom"], ["tracker: 'visdom' is not one of"]),
-        (["stray"], ["argument: 'stray'"]),
+        (["stray"], ["argument: unexpected 'stray'"]),
+        (["--save_every=nan"], ["save-every: expected a number of seconds, got nan"]),
+        (["--save-every=-1"], ["flag --save-every=-1"]),
         (["--config.sweep=x"], ["sweep: set one key at a time"]),
         (["--config.loss", "hinge"], ["loss: 'hinge'"]),
     ],
@@ -204,16 +214,19 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(main, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--config.sweep.loss,seeds=(('mse',1),('map',))", "sweep.loss,seeds: ('map',) is no list of 2 values"),
-        ("--config.sweep.arm={'a': {}}", "sweep.arm: named arms stand alone"),
+        (
+            "--config.sweep.loss,seeds=(('mse',1),('map',))",
+            "sweep.loss,seeds: expected 2 values, one for each field, got ('map',)",
+        ),
+        ("--config.sweep.arm={'a': {}}", "sweep.arm: named arms allow no other axis"),
         (
             "--config.validation_size=0 --config.tune.learning_rate=(0.01,0.1)",
-            "validation_size: 0 leaves nothing to tune on",
+            "validation_size: 0 leaves no images for tuning",
         ),
-        ("--config.tune.batch_size=(16,32)", "tune.batch_size: can't be tuned; allowed are learning_rate"),
-        ("--config.tune.mu={'low': 1}", "tune.mu: a random set needs low, high, count"),
-        ("--config.tune.mu={[1]: 1}", "tune.mu: '{[1]: 1}' is no Python tuple"),
-        ("--config.tune.mu={'a.b': 1}", "tune.mu: \"{'a.b': 1}\" is no Python tuple"),
+        ("--config.tune.batch_size=(16,32)", "tune.batch_size: not a tunable field; allowed are learning_rate"),
+        ("--config.tune.mu={'low': 1}", "tune.mu: a random set needs the keys low, high, count"),
+        ("--config.tune.mu={[1]: 1}", "tune.mu: '{[1]: 1}' is not a Python literal"),
+        ("--config.tune.mu={'a.b': 1}", "tune.mu: \"{'a.b': 1}\" is not a Python literal"),
         ("--config.tune=(0.1,)", "tune: set one key at a time"),
     ],
 )
@@ -228,18 +241,18 @@ def test_bad_keys_are_refused_in_one_line(main, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (None, ["config: 'mine.py' is no file"]),
+        (None, ["config: 'mine.py' is not a file"]),
         ("x = 1", ["config: 'mine.py' has no function get_config()"]),
         ("def get_config(): return 3", ["config: get_config() of 'mine.py' returns int"]),
-        ("def get_config(:", ["config: 'mine.py' can't be used: SyntaxError", "line 1"]),
-        ("import nothing_like_this", ["config: 'mine.py' can't be used: ModuleNotFoundError"]),
+        ("def get_config(:", ["config: 'mine.py' fails with SyntaxError", "line 1"]),
+        ("import nothing_like_this", ["config: 'mine.py' fails with ModuleNotFoundError"]),
         (
             "from lenet_jax.experiments import base\ndef get_config():\n  c = base.get_config()\n  c.epochs = 'ten'",
-            ["epochs: 'ten' is not of type int (in 'mine.py')"],
+            ["epochs: expected int, got 'ten' (in 'mine.py')"],
         ),
         (
             "from lenet_jax.experiments import base\ndef get_config():\n  c = base.get_config()\n  c.seeds = 4.0",
-            ["seeds: 4.0 is not of type int (in 'mine.py')"],
+            ["seeds: expected int, got 4.0 (in 'mine.py')"],
         ),
     ],
 )
@@ -251,8 +264,8 @@ def test_a_bad_config_file_is_refused(main, tmp_path, content, parts):
 
 
 def test_without_a_config_the_flag_is_named(main, tmp_path):
-    assert_refused(main(tmp_path, "run"), "config: none is given", "--config=")
-    assert_refused(main(tmp_path, "run", "mine.py"), "config: none is given", "--config=mine.py")
+    assert_refused(main(tmp_path, "run"), "config: missing", "--config=")
+    assert_refused(main(tmp_path, "run", "mine.py"), "config: missing", "--config=mine.py")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -275,7 +288,7 @@ def test_the_same_command_again_does_nothing_and_shows_the_table(finished):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["run: none is given"]),
+        ([], ["run: missing"]),
         (["nowhere"], ["run: 'nowhere' is not a folder"]),
         (["."], ["config.json' is missing"]),
         (["runs/quick", "--metric=accuracy"], ["metric: 'accuracy'", "test_error"]),

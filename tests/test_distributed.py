@@ -112,7 +112,7 @@ def test_any_number_of_devices_gives_the_same(runs, devices, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_a_single_process_resumes(runs, tmp_path, victim):
-    arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
+    arguments = [*TINY, "--workdir=run", "--save-every=0", "--config.epochs=400"]
     processes = start_all(tmp_path, *arguments)
     wait_for(lambda: list(tmp_path.glob("run/checkpoints/*/tested-*/states/[0-9]*/commit_success.txt")), processes)
     processes[victim].kill()
@@ -125,7 +125,7 @@ def test_a_killed_process_ends_the_others_and_a_single_process_resumes(runs, tmp
     else:
         assert code == 1, output
         assert "another process of this run has ended" in output
-        assert output.strip().endswith("the same command goes on")
+        assert output.strip().endswith("rerun the same command to resume")
     before = saved_steps(tmp_path / "run")
     assert before
     # One process resumes the run, and stops when it gets a signal.
@@ -134,7 +134,7 @@ def test_a_killed_process_ends_the_others_and_a_single_process_resumes(runs, tmp
     alone.send_signal(signal.SIGTERM)
     code, output = ended(alone)
     assert code == 143, output
-    assert output.strip().endswith("the same command goes on")
+    assert output.strip().endswith("rerun the same command to resume")
 
 
 def wait_for(condition, processes):
@@ -154,7 +154,7 @@ def saved_steps(run):
 @pytest.mark.slow
 def test_a_hanging_process_ends_the_others(tmp_path):
     """JAX aborts them when a heartbeat is missing."""
-    processes = start_all(tmp_path, *TINY, "--workdir=run", "--save_every=0", "--config.epochs=4000")
+    processes = start_all(tmp_path, *TINY, "--workdir=run", "--save-every=0", "--config.epochs=4000")
     wait_for(lambda: saved_steps(tmp_path / "run"), processes)
     processes[1].send_signal(signal.SIGSTOP)
     try:
@@ -168,14 +168,14 @@ def test_a_hanging_process_ends_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(tmp_path):
-    arguments = [*TINY, "--workdir=run", "--save_every=0", "--config.epochs=400"]
+    arguments = [*TINY, "--workdir=run", "--save-every=0", "--config.epochs=400"]
     processes = start_all(tmp_path, *arguments)
     wait_for(lambda: saved_steps(tmp_path / "run"), processes)
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         code, output = ended(process)
         assert code == 143, output
-        assert "the same command goes on" in output
+        assert "rerun the same command to resume" in output
 
 
 def test_processes_must_agree(tmp_path):

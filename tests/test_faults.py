@@ -219,12 +219,12 @@ def test_kill(small, tmp_path):
     """Kills a run in the middle of each arm; `make test-slow` kills at random moments."""
     run = tmp_path / "run"
     for arms in (0, 1):
-        running = Running(run, SMALL, "--save_every=0", start_new_session=True)
+        running = Running(run, SMALL, "--save-every=0", start_new_session=True)
         running.wait_for(
             lambda arms=arms: len(list(run.glob("checkpoints/*/arm.json"))) == arms and states_of_unfinished(run)
         )
         assert_killed(running)
-    result = lenet_jax(run, SMALL, "--save_every=0")
+    result = lenet_jax(run, SMALL, "--save-every=0")
     assert result.returncode == 0, result.stderr
     assert_same(run, small)
     assert len(json.loads((run / run_folder.PROVENANCE).read_text())["later_attempts"]) == 2
@@ -237,12 +237,12 @@ def test_twenty_kills(name, arguments, longest, request, tmp_path):
     run, whole = tmp_path / "run", request.getfixturevalue(name)
     rng = random.Random(0)
     for number in range(20):
-        running = Running(run, arguments, "--save_every=0", start_new_session=True)
+        running = Running(run, arguments, "--save-every=0", start_new_session=True)
         # Short enough that twenty attempts don't finish the run: half of each is spent on starting and compiling.
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.process.wait(rng.uniform(2, longest))
         assert_killed(running, f"{number} kills")
-    result = lenet_jax(run, arguments, "--save_every=0")
+    result = lenet_jax(run, arguments, "--save-every=0")
     assert result.returncode == 0, result.stderr
     assert_same(run, whole)
 
@@ -299,7 +299,7 @@ def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
     run = tmp_path / "run"
     environment = watched(tmp_path, run, KILL)
     for kills in range(1000):
-        result = lenet_jax(run, TUNED, "--save_every=0", env=environment)
+        result = lenet_jax(run, TUNED, "--save-every=0", env=environment)
         assert "Traceback" not in result.stderr
         assert "corrupt" not in result.stderr
         if not result.returncode:
@@ -319,7 +319,7 @@ def test_a_kill_before_every_kind_of_change(tuned, tmp_path):
 def cut(tmp_path_factory):
     """A run that was killed in its second arm, after two saved states."""
     folder = tmp_path_factory.mktemp("faults") / "cut"
-    run = Running(folder, [*SMALL], "--save_every=0")
+    run = Running(folder, [*SMALL], "--save-every=0")
     run.wait_for(lambda: list(folder.glob("checkpoints/*/arm.json")) and len(states_of_unfinished(folder)) == 2)
     run.process.kill()
     run.ended()
@@ -473,12 +473,12 @@ def test_a_signal_saves_and_the_same_command_resumes(number, arguments, stage, r
     """The signal goes to all processes of the session, as a terminal and Slurm send it."""
     whole = request.getfixturevalue(arguments)
     run, arguments = tmp_path / "run", {"small": SMALL, "tuned": TUNED}[arguments]
-    running = Running(run, arguments, "--save_every=0", start_new_session=True)
+    running = Running(run, arguments, "--save-every=0", start_new_session=True)
     running.wait_for(functools.partial(exists, run, f"checkpoints/*/{stage}-*/states/*"))
     os.killpg(running.process.pid, number)
     code, output = running.ended()
     assert code == 128 + number, output
-    assert output.strip().endswith("the same command goes on")
+    assert output.strip().endswith("rerun the same command to resume")
     assert "Traceback" not in output
     result = lenet_jax(run, arguments)
     assert result.returncode == 0, result.stderr
@@ -497,7 +497,7 @@ def test_the_first_signal_finishes_the_segment_and_the_second_ends_at_once(tmp_p
     workers = running.children()
     assert workers
     running.process.send_signal(signal.SIGINT)
-    running.wait_for(lambda: "then saving; once more stops at once" in running.output.read_text())
+    running.wait_for(lambda: "and saving; a second signal stops at once" in running.output.read_text())
     running.process.send_signal(signal.SIGINT)
     started = time.monotonic()
     code, output = running.ended()
@@ -517,7 +517,7 @@ def test_ctrl_c_while_workers_start(tmp_path):
     code, output = running.ended()
     assert time.monotonic() - started < 5
     assert code == 130
-    assert output == "lenet-jax: stopped; the same command goes on\n"
+    assert output == "lenet-jax: stopped; rerun the same command to resume\n"
     assert_gone(running.process.pid)
 
 
@@ -533,14 +533,14 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(number, tmp_p
         assert time.monotonic() - started < 8
         assert code == 128 + number, (wait, output)
         assert "Traceback" not in output
-        assert output.strip().endswith("the same command goes on"), (wait, output)
+        assert output.strip().endswith("rerun the same command to resume"), (wait, output)
         assert_gone(running.process.pid)
 
 
 @pytest.mark.slow
 def test_signals_work_when_nothing_reads_the_output(tmp_path):
     read, write = os.pipe()
-    arguments = command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save_every=0")
+    arguments = command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save-every=0")
     process = subprocess.Popen([programs.SCRIPT, *arguments], stderr=write)
     os.close(write)
     deadline = time.monotonic() + 120
@@ -560,13 +560,13 @@ def test_a_signal_before_anything_is_trained_ends_at_once(tmp_path):
     code, output = running.ended()
     assert time.monotonic() - started < 15
     assert code == 143, output
-    assert output.strip().endswith("the same command goes on")
+    assert output.strip().endswith("rerun the same command to resume")
 
 
 @pytest.mark.slow
 def test_a_folder_has_one_owner(tmp_path):
     run = tmp_path / "run"
-    first = Running(run, SMALL, "--save_every=1000", "--config.epochs=2000")
+    first = Running(run, SMALL, "--save-every=1000", "--config.epochs=2000")
     first.wait_for(functools.partial(exists, run, "tensorboard/*/*"))
     config = (run / run_folder.CONFIG).read_bytes()
     others = [
@@ -589,16 +589,19 @@ def test_a_folder_has_one_owner(tmp_path):
     assert code == 143, "the owner was not disturbed"
     (state,) = saved(run)
     first, last = output.strip().splitlines()
-    assert first == "lenet-jax: SIGTERM: finishing this segment of an epoch, then saving; once more stops at once"
+    assert (
+        first
+        == "lenet-jax: SIGTERM: finishing the current segment of the epoch and saving; a second signal stops at once"
+    )
     assert re.search(
-        f"stopped in epoch .* of 2000 of .*; saved in {str(state.parents[1])!r}; the same command goes on", last
+        f"stopped in epoch .* of 2000 of .*; saved in {str(state.parents[1])!r}; rerun the same command to resume", last
     )
 
 
 @pytest.mark.slow
 def test_a_killed_owner_owns_nothing(cut, tmp_path):
     run = copied(cut, tmp_path)
-    first = Running(run, SMALL, "--save_every=0")
+    first = Running(run, SMALL, "--save-every=0")
     first.wait_for(lambda: f"process {first.process.pid} " in (run / "checkpoints" / "lock").read_text())
     first.process.kill()
     first.ended()
@@ -694,7 +697,7 @@ def test_two_jobs_that_finish_together(small, tmp_path):
 @pytest.mark.slow
 def test_an_arm_has_one_job(cut, tmp_path):
     run = copied(cut, tmp_path)
-    job = Running(run, SMALL, "--only-arm=2", "--save_every=0")
+    job = Running(run, SMALL, "--only-arm=2", "--save-every=0")
     arm = run / "checkpoints" / SECOND
     job.wait_for((arm / "lock").exists)
     refused = lenet_jax(run, SMALL, "--only-arm=2")
@@ -722,13 +725,13 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk(small, small_disk):
     disk = small_disk("size=2500k")
-    result = lenet_jax(disk / "run", SMALL, "--save_every=0")
+    result = lenet_jax(disk / "run", SMALL, "--save-every=0")
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert str(disk) in last
     assert last.endswith(
-        "can't be written (No space left on device); everything saved before is kept; the same command goes on"
+        "can't be written (No space left on device); everything saved before is kept; rerun the same command to resume"
     )
     before = saved(disk / "run")
     assert before
@@ -745,7 +748,9 @@ def test_a_file_that_cannot_be_written_whole(small, tmp_path):
     refused = lenet_jax(run, SMALL, limit="-f 600")  # of 512 bytes
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
-    assert line.endswith("can't be written (File too large); everything saved before is kept; the same command goes on")
+    assert line.endswith(
+        "can't be written (File too large); everything saved before is kept; rerun the same command to resume"
+    )
     result = lenet_jax(run, SMALL)
     assert result.returncode == 0, result.stderr
     assert_same(run, small)
@@ -757,7 +762,7 @@ def test_a_disk_that_is_full_at_each_of_the_files(small, small_disk):
     disk = small_disk("size=50m,nr_inodes=2")
     for files_allowed in [*range(2, 15), *range(15, 160, 8)]:
         subprocess.run(["mount", "-o", f"remount,nr_inodes={files_allowed}", disk], check=True)
-        result = lenet_jax(disk / "run", SMALL, "--save_every=0")
+        result = lenet_jax(disk / "run", SMALL, "--save-every=0")
         if not result.returncode:
             break
         lines = result.stderr.splitlines()
@@ -773,7 +778,7 @@ def test_a_disk_that_is_full_at_each_of_the_files(small, small_disk):
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_curves_are_written(small_disk):
     disk = small_disk("size=20m")
-    running = Running(disk / "run", SMALL, "--config.epochs=200", "--save_every=1000", folder=disk.parent)
+    running = Running(disk / "run", SMALL, "--config.epochs=200", "--save-every=1000", folder=disk.parent)
     running.wait_for(lambda: list((disk / "run").glob("tensorboard/*/*")))
     with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as full:
         while True:
@@ -834,7 +839,7 @@ def test_members_that_diverge_do_not_affect_the_others(tmp_path):
 def test_a_worker_that_runs_out_of_memory(pair, tmp_path):
     """Linux sends SIGKILL then. The run resumes from the last checkpoint, with fewer members at a time."""
     run = tmp_path / "run"
-    running = Running(run, PAIR, "--save_every=0")
+    running = Running(run, PAIR, "--save-every=0")
     running.wait_for(functools.partial(exists, run, "checkpoints/*/*/states/*"))
     running.worker().kill()
     code, output = running.ended()
@@ -847,7 +852,7 @@ def test_a_worker_that_runs_out_of_memory(pair, tmp_path):
 def test_workers_that_always_run_out_of_memory(tmp_path):
     """They are killed as soon as they train, until a single member is left."""
     run = tmp_path / "run"
-    running = Running(run, CROWD, "--save_every=0", "--devices=1", start_new_session=True)
+    running = Running(run, CROWD, "--save-every=0", "--devices=1", start_new_session=True)
     last = [0]
 
     def step():
@@ -865,7 +870,7 @@ def test_workers_that_always_run_out_of_memory(tmp_path):
     lines = output.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == [f"{n} networks don't fit in memory together" for n in (4, 2)]
     assert "memory ran out with 1 networks of" in lines[2]
-    assert lines[2].endswith("the same command goes on")
+    assert lines[2].endswith("rerun the same command to resume")
     assert len(lines) == 3
     assert_gone(running.process.pid)
 

@@ -193,7 +193,7 @@ def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
     result = lenet_jax_classify(tmp_path, folder, *(f"{place}.png" for place in range(4)))
     assert result.returncode == 0, result.stderr
     assert not result.stderr
-    assert "tanh: 3 networks, their mean score" in result.stdout
+    assert "tanh: mean score of 3 networks" in result.stdout
     for row, (place, digit) in zip(
         [line.split() for line in result.stdout.splitlines() if ".png" in line], enumerate(expected.digits), strict=True
     ):
@@ -208,7 +208,7 @@ def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "image: none is given; write lenet-jax classify RUN IMAGE"),
+        ([], "image: missing; write lenet-jax classify RUN IMAGE"),
         (["no.png"], "is no picture; PNG, JPEG, "),
         (["none.png"], "none.png' can't be read (No such file or directory)"),
         (["grey.png"], "grey.png': it is all of one grey; a digit is needed"),

@@ -72,7 +72,7 @@ def test_the_constants_of_the_model_are_those_of_the_code():
         (2 + memory.SAVE_MEMORY_FACTOR) * cost.STATE, rel=1e-3
     )
     assert states.MAX_TO_KEEP + 1 == cost.KEPT
-    assert cost.MEMBERS[-1] == arms.MOST_MEMBERS
+    assert cost.MEMBERS[-1] == arms.MAX_MEMBERS
     assert (train.MAX_CALL_SAMPLES, train.MAX_SEGMENTS) == (1_000_000, 16)
 
 

@@ -1,10 +1,11 @@
-"""Arms: a config becomes the trainings that it asks for, every field checked.
+"""Arms: checks every field of a config and expands it into the arms that it compares.
 
-The only place that reads fields from a ConfigDict.
+The only module that reads fields from a ConfigDict.
 """
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -13,27 +14,26 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, distortions, errors, initializers, layers, losses, model, optim, train
+from lenet_jax import curvature, optim, train
 from lenet_jax.data import preprocess
-from lenet_jax.errors import InputError, check_choice, listed
+from lenet_jax.distortions import Augmentation
+from lenet_jax.errors import InputError, check_choice, check_field, short_repr
 from lenet_jax.experiments import base
+from lenet_jax.losses import Loss
+from lenet_jax.model import OUTPUTS, Architecture
 from lenet_jax.run import folder, tuning
 from lenet_jax.run.tuning import Tuning
 
-Check = Callable[[str, Any], None]
+Check = Callable[[str, Any], object]
+"""Raises InputError if the value of a field is not allowed; the arguments are the field and the value."""
 
 DEFAULTS = base.get_config()
 
-MOST_ARMS = 10_000
+MAX_ARMS = 10_000
 """Arms of a config."""
 
-MOST_MEMBERS = 1_000_000
-"""Members of an arm that are tested, and members that tune it: lists that fit in memory. More is a slip of the hand."""
-
-
-def plain(name: Any) -> str:
-    """A name as messages have it: bare, if it is one line of text."""
-    return name if isinstance(name, str) and name.strip() and name.isprintable() else errors.short_repr(name)
+MAX_MEMBERS = 1_000_000
+"""Tested members of an arm, and members that tune it: lists fit in memory. Larger values are assumed to be typos."""
 
 
 def choice(allowed: Collection[str]) -> Check:
@@ -42,7 +42,7 @@ def choice(allowed: Collection[str]) -> Check:
 
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
-    """A check that a value is finite and in a range; an open end isn't part of it."""
+    """A check that a value is finite and in a range; open ends are excluded."""
     wanted = f"{'more than' if open_low else 'at least'} {low:.15g}"
     if high < math.inf:
         wanted += f" and {'less than' if open_high else 'at most'} {high:.15g}"
@@ -51,33 +51,31 @@ def number(low: float, high: float = math.inf, *, open_low: bool = False, open_h
         low_enough = value < high if open_high else value <= high
         high_enough = value > low if open_low else value >= low
         if not (math.isfinite(value) and low_enough and high_enough):
-            raise InputError(f"{field}: {value!r} is out of range; allowed is {wanted}")
+            raise InputError(f"{field}: {value!r} is out of range; must be {wanted}")
 
     return check
 
 
 def anything(field: str, value: Any) -> None:
-    """No check here: the value is checked where it is used, before anything is compiled."""
+    """No check: the value is checked where it is used, before anything is compiled."""
+
+
+def accepted_by(kind: type) -> dict[str, Check]:
+    """Checks of the config fields that are fields of a dataclass, which validates them itself."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in DEFAULTS]
+    return dict.fromkeys(names, lambda field, value: kind(**{field: value}))
 
 
 FIELDS: Mapping[str, Check] = {
-    "dataset": anything,
-    "data_dir": anything,
+    **dict.fromkeys(["dataset", "data_dir", "store_predictions", "test_curve", "refit"], anything),
     "padding": choice(preprocess.PADDINGS),
     "normalization": choice(preprocess.NORMALIZATIONS),
     "validation_size": number(0),
     "train_size": number(0),
     "label_noise": number(0, 1),
-    "activation": choice(layers.ACTIVATIONS),
-    "connectivity": choice(model.CONNECTIVITIES),
-    "subsampling": choice(model.SUBSAMPLINGS),
-    "subsampling_window": choice(model.WINDOWS),
-    "output": choice(model.OUTPUTS),
-    "initializer": choice(initializers.INITIALIZERS),
-    "loss": choice(losses.LOSSES),
-    "mse_point": choice(losses.MSE_POINTS),
-    "target_code": choice(losses.TARGET_CODES),
-    "mse_reduction": choice(losses.MSE_REDUCTIONS),
+    **accepted_by(Architecture),
+    "loss": lambda field, value: Loss(value),
+    **accepted_by(Loss),
     "mse_factor": number(0, open_low=True),
     "map_constant": number(0, open_low=True),
     "optimizer": choice(optim.OPTIMIZERS),
@@ -92,28 +90,35 @@ FIELDS: Mapping[str, Check] = {
     "schedule": choice(optim.SCHEDULES),
     "batch_size": number(1),
     "order": choice(train.ORDERS),
-    "augmentation": choice(distortions.AUGMENTATIONS),
+    **accepted_by(Augmentation),
     "distorted_share": number(0, 1),
-    "max_translation": number(0),
-    "max_scaling": number(0),
-    "max_squeezing": number(0),
-    "max_shear": number(0),
+    **dict.fromkeys(["max_translation", "max_scaling", "max_squeezing", "max_shear"], number(0)),
     "elastic_displacement": number(0, 10),
     "epochs": number(1),
-    "seeds": number(1, MOST_MEMBERS),
+    "seeds": number(1, MAX_MEMBERS),
     "first_seed": number(0, 2**32, open_high=True),
-    "store_predictions": anything,
-    "test_curve": anything,
-    "tune_seeds": number(1, MOST_MEMBERS),
+    "tune_seeds": number(1, MAX_MEMBERS),
     "tune_first_seed": number(0, 2**32, open_high=True),
     "tune_widenings": number(0),
-    "refit": anything,
 }
-"""Every field of a config but `sweep` and `tune`, with the check of its value; types are those of the defaults."""
-
+"""Every field of a config except `sweep` and `tune`, with the check of its value; types are those of the defaults."""
 
 MEASURED = ("arm", "seed", "epoch", "split", "metric", "value", "image", "label", "predicted", "margin")
-"""Columns of the tables in a run folder, which stand beside those of the sweep's axes."""
+"""Columns of the tables in a run folder, which an axis of named groups must not repeat."""
+
+ALLOWED_OUTPUTS = {
+    ("loss", "cross_entropy"): ("softmax", "rbf"),
+    ("loss", "correct_penalty"): ("rbf",),
+    ("mse_point", "softmax"): ("softmax", "rbf"),
+    ("mse_point", "linear"): ("softmax", "linear", "squashed"),
+}
+"""Outputs with which a value of a field can be combined; other values go with all outputs."""
+
+NAMED_ARMS = "arm"
+"""The axis whose groups define the arms directly; they are named after the groups alone."""
+
+RANDOM_SET = ("low", "high", "count")
+"""Keys of a random set of values in `tune`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +127,9 @@ class Arm:
 
     Attributes:
       name: ``loss=mse,activation=tanh``; ``all`` without a sweep.
-      axes: the values that make this arm.
-      settings: every field; those that are tuned, before that.
-      tuning: what is tried for the fields that are tuned; None if none is.
+      axes: the values of the sweep's axes.
+      settings: the value of every field; tuned fields have the value before tuning.
+      tuning: the values to try for tuned fields; None without tuning.
     """
 
     name: str
@@ -133,67 +138,74 @@ class Arm:
     tuning: Tuning | None = None
 
 
+class Choice(NamedTuple):
+    """One value of a sweep axis.
+
+    Attributes:
+      shown: columns and values that identify the choice in names and tables.
+      settings: the fields that it sets.
+    """
+
+    shown: dict[str, Any]
+    settings: dict[str, Any]
+
+
 def expand(config: ConfigDict) -> list[Arm]:
     """The arms of a config: the product of its sweep's axes.
 
     Raises:
       InputError: a field or a value is not allowed; the message names it.
     """
-    unknown = [name for name in keys(config) if name not in DEFAULTS]
-    if unknown:
-        raise InputError(f"{plain(unknown[0])}: is no field; allowed are {listed(DEFAULTS, unknown[0])}")
-    fields = {field: check_value(field, config.get(field, DEFAULTS[field])) for field in FIELDS}
+    for name in keys(config):
+        check_field(name, DEFAULTS)
+    defaults = {field: check_value(field, config.get(field, DEFAULTS[field])) for field in FIELDS}
     sweep, tune = (config.get(name, {}) for name in ("sweep", "tune"))
-    for name, mapping in (("sweep", sweep), ("tune", tune)):
-        if not isinstance(mapping, Mapping | ConfigDict):
-            raise InputError(
-                f"{name}: {errors.short_repr(mapping)} is no mapping; write config.{name}.FIELD = (first, second)"
-            )
-    axes = {axis: check_axis(axis, sweep[axis]) for axis in in_order("sweep", sweep)}
+    axes = {axis: check_axis(axis, sweep[axis]) for axis in names_of("sweep", sweep)}
     if NAMED_ARMS in axes and len(axes) > 1:
-        raise InputError(f"sweep.{NAMED_ARMS}: named arms stand alone; for a product give that axis another name")
+        raise InputError(f"sweep.{NAMED_ARMS}: named arms allow no other axis; for a product, rename this axis")
     tuned = check_tune(tune)
     check_settings_once(axes, tuned.names if tuned else [])
     count = math.prod(map(len, axes.values()))
-    if count > MOST_ARMS:
-        raise InputError(f"sweep: its axes make {count} arms; allowed are up to {MOST_ARMS}")
-    arms = []
-    for combination in itertools.product(*axes.values()):
-        shown = {name: value for choice in combination for name, value in choice.shown.items()}
-        name = ",".join(f"{axis}={folder.format_value(value)}" for axis, value in shown.items()) or folder.ONLY_ARM
-        if NAMED_ARMS in axes:
-            name, shown = shown[NAMED_ARMS], {}
-        settings = dict(fields)
-        for choice in combination:
-            settings |= choice.settings
-        arms.append(Arm(name, shown, settings, tuned))
+    if count > MAX_ARMS:
+        raise InputError(f"sweep: its axes make {count} arms; at most {MAX_ARMS} are allowed")
+    arms = [combine(defaults, choices, tuned) for choices in itertools.product(*axes.values())]
     names = collections.Counter(arm.name for arm in arms)
     for arm in arms:
-        check_name(arm.name, names[arm.name])
-        check_together(arm)
+        if not arm.name.strip() or not arm.name.isprintable():
+            raise InputError(f"sweep: invalid arm name {arm.name!r}; a name is one line of text")
+        if names[arm.name] > 1:
+            raise InputError(f"sweep: two arms have the name {arm.name!r}; rename their groups")
+        try:
+            check_together(arm.settings, arm.tuning)
+        except InputError as error:
+            raise InputError(f"{error} (arm {arm.name})" if len(arms) > 1 else str(error)) from error
     return arms
 
 
-def check_name(name: str, arms: int) -> None:
-    """Refuses an arm's name that isn't one line of text, or that several arms have."""
-    if not name.strip() or not name.isprintable():
-        raise InputError(f"sweep: {name!r} is no name for an arm; needed is one line of text")
-    if arms > 1:
-        raise InputError(f"sweep: {name!r} is the name of two arms; give their groups other names")
+def combine(defaults: Mapping[str, Any], choices: Collection[Choice], tuned: Tuning | None) -> Arm:
+    """The arm with one choice of each axis."""
+    shown = {name: value for choice in choices for name, value in choice.shown.items()}
+    settings = {name: value for choice in choices for name, value in choice.settings.items()}
+    name = ",".join(f"{axis}={folder.format_value(value)}" for axis, value in shown.items()) or folder.ONLY_ARM
+    if NAMED_ARMS in shown:
+        name, shown = shown[NAMED_ARMS], {}
+    return Arm(name, shown, {**defaults, **settings}, tuned)
 
 
-def check_value(field: str, value: Any) -> Any:
-    """The value with the type of the field's default, if it is allowed."""
+def check_value(field: str, value: Any, where: str = "") -> Any:
+    """The value with the type of the field's default, if it is allowed; `where` precedes the field in messages."""
     wanted = type(DEFAULTS[field])
-    if type(value) is int and abs(value) >= 2**63:  # more than arrays hold, and some more than a float does
-        raise InputError(f"{field}: {errors.short_repr(value)} is out of range; allowed are integers of 64 bits")
+    if type(value) is int and abs(value) >= 2**63:  # exceeds arrays' integers, and may exceed floats
+        raise InputError(f"{where}{field}: {short_repr(value)} is out of range; integers have at most 64 bits")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise InputError(
-            f"{field}: {errors.short_repr(value)} is of type {type(value).__name__}; allowed is {wanted.__name__}"
-        )
-    FIELDS[field](field, value)
+        given = type(value).__name__
+        raise InputError(f"{where}{field}: expected {wanted.__name__}, got {short_repr(value)} ({given})")
+    try:
+        FIELDS[field](field, value)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
     return value
 
 
@@ -206,94 +218,68 @@ def in_range(field: str, value: Any) -> bool:
     return True
 
 
-class Choice(NamedTuple):
-    """One value of a sweep axis.
-
-    Attributes:
-      shown: columns and values by which the arms are told apart.
-      settings: the fields that it sets.
-    """
-
-    shown: dict[str, Any]
-    settings: dict[str, Any]
-
-
-NAMED_ARMS = "arm"
-"""The axis whose groups of fields are the arms themselves, under their bare names."""
-
-
 def check_axis(axis: str, values: Any) -> list[Choice]:
-    """A sweep axis, if it is allowed: a field with values, fields that change together, or named groups of fields."""
+    """The choices of a sweep axis: a field, several fields that change together, or named groups of fields."""
     if isinstance(values, Mapping | ConfigDict):
         return check_groups(axis, values)
-    names = axis.split(",")
+    path, names = f"sweep.{axis}", axis.split(",")
     for name in names:
-        if name not in FIELDS:
-            raise InputError(f"sweep.{axis}: {name!r} is no field; allowed are {listed(FIELDS, name)}")
+        check_field(name, FIELDS, f"{path}: ")
     if len(set(names)) < len(names):
-        raise InputError(f"sweep.{axis}: names a field twice")
-    if not isinstance(values, tuple | list) or not values:
-        raise InputError(
-            f"sweep.{axis}: {errors.short_repr(values)} is no list of values; write sweep.{axis}=(first, second)"
-        )
-    rows: list[Any] = [(value,) for value in values] if len(names) == 1 else list(values)
-    for row in rows:
+        raise InputError(f"{path}: contains a field twice")
+
+    def check_row(row: Any) -> tuple[Any, ...]:
+        row = row if len(names) > 1 else (row,)
         if not isinstance(row, tuple | list) or len(row) != len(names):
-            raise InputError(
-                f"sweep.{axis}: {errors.short_repr(row)} is no list of {len(names)} values, one for each field"
-            )
-    checked = [{name: check_value(name, value) for name, value in zip(names, row, strict=True)} for row in rows]
-    if len({tuple(row.values()) for row in checked}) < len(checked):
-        raise InputError(f"sweep.{axis}: {errors.short_repr(tuple(values))} names a value twice; every arm must differ")
-    return [Choice(row, row) for row in checked]
+            raise InputError(f"{path}: expected {len(names)} values, one for each field, got {short_repr(row)}")
+        return tuple(check_value(name, value, "sweep.") for name, value in zip(names, row, strict=True))
+
+    rows = [dict(zip(names, row, strict=True)) for row in check_sequence(path, values, check_row)]
+    return [Choice(row, row) for row in rows]
 
 
-def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> list[Choice]:
-    """A sweep axis whose values each set several fields."""
-    if axis != NAMED_ARMS and (axis in FIELDS or axis in MEASURED):
-        raise InputError(f"sweep.{axis}: named groups of fields need an axis name that is neither a field nor a column")
-    checked = []
-    for name in in_order(f"sweep.{axis}", groups):
-        fields = groups[name]
-        if not isinstance(fields, Mapping | ConfigDict):
-            raise InputError(f"sweep.{axis}.{name}: {errors.short_repr(fields)} is no mapping of fields to values")
-        names = in_order(f"sweep.{axis}.{name}", fields)
-        unknown = [field for field in names if field not in FIELDS]
-        if unknown:
-            raise InputError(
-                f"sweep.{axis}.{name}: {unknown[0]!r} is no field; allowed are {listed(FIELDS, unknown[0])}"
-            )
-        checked.append(Choice({axis: name}, {field: check_value(field, fields[field]) for field in names}))
-    if not checked:
-        raise InputError(f"sweep.{axis}: is empty; write sweep.{axis} = {{'name': {{'field': value}}}}")
+def check_sequence(path: str, values: Any, check: Callable[[Any], Any]) -> list[Any]:
+    """The checked values of a sequence that is neither empty nor contains a value twice."""
+    if not isinstance(values, tuple | list) or not values:
+        example = f"{short_repr(values)}," if isinstance(values, str | int | float) else "first, second"
+        raise InputError(f"{path}: expected a sequence of values, got {short_repr(values)}; write {path}=({example})")
+    checked = [check(value) for value in values]
+    if len(set(checked)) < len(checked):
+        raise InputError(f"{path}: {short_repr(tuple(values))} contains a value twice; values must differ")
     return checked
 
 
-RANDOM_SET = ("low", "high", "count")
-"""Keys of a random set of values in `tune`."""
+def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> list[Choice]:
+    """The choices of a sweep axis that consists of named groups of fields."""
+    path = f"sweep.{axis}"
+    if axis != NAMED_ARMS and (axis in FIELDS or axis in MEASURED):
+        raise InputError(f"{path}: the name of an axis of named groups must be neither a field nor a column of results")
+    choices = []
+    for group in names_of(path, groups):
+        fields, where = groups[group], f"{path}.{group}"
+        names = names_of(where, fields)
+        for name in names:
+            check_field(name, FIELDS, f"{where}: ")
+        choices.append(Choice({axis: group}, {name: check_value(name, fields[name], f"{where}.") for name in names}))
+    if not choices:
+        raise InputError(f"{path}: no groups; write {path} = {{'name': {{'field': value}}}}")
+    return choices
 
 
-def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
-    """What `tune` asks for, if it is allowed."""
+def check_tune(tune: Any) -> Tuning | None:
+    """The values to try for tuned fields; None without any."""
     grid, drawn = {}, {}
-    for name in in_order("tune", tune):
-        values = tune[name]
+    for name in names_of("tune", tune):
+        values, path = tune[name], f"tune.{name}"
         if name not in optim.HYPERPARAMETERS:
-            raise InputError(f"tune.{name}: can't be tuned; allowed are {', '.join(optim.HYPERPARAMETERS)}")
+            raise InputError(f"{path}: not a tunable field; allowed are {', '.join(optim.HYPERPARAMETERS)}")
         if isinstance(values, Mapping | ConfigDict):
             drawn[name] = check_random_set(name, values)
-        elif isinstance(values, tuple | list) and values:
-            checked = [check_value(name, value) for value in values]
-            if len(set(checked)) < len(checked):
-                raise InputError(f"tune.{name}: {errors.short_repr(tuple(values))} names a value twice")
-            grid[name] = tuple(sorted(checked))
         else:
-            raise InputError(
-                f"tune.{name}: {errors.short_repr(values)} is no list of values; "
-                f"write tune.{name}=(first, second) or tune.{name}={{'low': 0.001, 'high': 1.0, 'count': 8}}"
-            )
+            check = functools.partial(check_value, name, where="tune.")
+            grid[name] = tuple(sorted(check_sequence(path, values, check)))
     if len({len(values) for values in drawn.values()}) > 1:
-        raise InputError(f"tune: {', '.join(drawn)} are drawn together; count must be the same")
+        raise InputError(f"tune: {', '.join(drawn)} are sampled jointly; their counts must be equal")
     if not grid and not drawn:
         return None
     points = [dict(zip(drawn, point, strict=True)) for point in zip(*drawn.values(), strict=True)]
@@ -301,42 +287,37 @@ def check_tune(tune: Mapping[str, Any] | ConfigDict) -> Tuning | None:
 
 
 def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[float]:
-    """Values drawn for a hyperparameter, see `tuning.log_uniform`."""
+    """Random values of a hyperparameter, see `tuning.log_uniform`."""
     given = keys(values)
     if set(given) != set(RANDOM_SET):
-        raise InputError(
-            f"tune.{name}: a random set needs {', '.join(RANDOM_SET)}, "
-            f"but has {', '.join(sorted(map(plain, given))) or 'none'}"
-        )
-    low, high = (check_value(name, values[end]) for end in ("low", "high"))
+        listed = ", ".join(sorted(map(short_repr, given))) or "none"
+        raise InputError(f"tune.{name}: a random set needs the keys {', '.join(RANDOM_SET)}; got {listed}")
+    low, high = (check_value(name, values[end], "tune.") for end in ("low", "high"))
     count = values["count"]
     if not 0 < low < high:
-        raise InputError(f"tune.{name}: low {low!r} and high {high!r}; needed is 0 < low < high")
-    if type(count) is not int or not 1 <= count <= MOST_MEMBERS:
-        raise InputError(
-            f"tune.{name}: count {errors.short_repr(count)}; allowed is a whole number from 1 on, to {MOST_MEMBERS}"
-        )
+        raise InputError(f"tune.{name}: expected 0 < low < high, got low {low!r} and high {high!r}")
+    if type(count) is not int or not 1 <= count <= MAX_MEMBERS:
+        raise InputError(f"tune.{name}: count must be an integer from 1 to {MAX_MEMBERS}, got {short_repr(count)}")
     return tuning.log_uniform(name, low, high, count)
 
 
 def keys(mapping: Mapping[str, Any] | ConfigDict) -> list[Any]:
-    """The keys as they were written; iterating a ConfigDict made from a dict sorts them, and fails on mixed types."""
+    """The keys in the order written; iterating a ConfigDict made from a dict sorts them, and fails on mixed types."""
     return list(mapping._fields if isinstance(mapping, ConfigDict) else mapping)
 
 
-def in_order(path: str, mapping: Mapping[str, Any] | ConfigDict) -> list[str]:
-    """The keys as they were written, if they are names."""
-    names = keys(mapping)
-    for name in names:
-        if not isinstance(name, str):
-            raise InputError(f"{path}.{plain(name)}: names are text; write {plain(name)!r}")
-        if plain(name) != name:
-            raise InputError(f"{path}: {errors.short_repr(name)} is no name; needed is one line of text")
-    return names
+def names_of(path: str, mapping: Any) -> list[str]:
+    """The keys of a mapping in the order written, if they are names."""
+    if not isinstance(mapping, Mapping | ConfigDict):
+        raise InputError(f"{path}: expected a mapping of names to values, got {short_repr(mapping)}")
+    for name in keys(mapping):
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise InputError(f"{path}: names must be strings of one line, got {short_repr(name)}")
+    return keys(mapping)
 
 
 def check_settings_once(axes: Mapping[str, list[Choice]], tuned: Collection[str]) -> None:
-    """Refuses two axes that set the same field, or one that sets what is tuned: the second would undo the first."""
+    """Checks that no field is set by two axes, or by an axis and by tuning: the second would overwrite the first."""
     setters = {field: f"tune.{field}" for field in tuned}
     for axis, choices in axes.items():
         for field in sorted({field for choice in choices for field in choice.settings}):
@@ -345,53 +326,44 @@ def check_settings_once(axes: Mapping[str, list[Choice]], tuned: Collection[str]
             setters[field] = f"sweep.{axis}"
 
 
-def check_together(arm: Arm) -> None:
-    """Refuses fields that don't go together."""
-    settings = arm.settings
-    output = settings["output"]
-    if output == "rbf" and settings["loss"] == "mse" and settings["mse_point"] == "linear":
-        raise InputError(f"mse_point: 'linear' has no meaning for the penalties of output 'rbf' (arm {arm.name})")
-    if output != "rbf" and settings["loss"] == "correct_penalty":
-        raise InputError(f"loss: 'correct_penalty' needs output 'rbf', but output is {output!r} (arm {arm.name})")
-    if output in ("linear", "squashed"):
-        if settings["loss"] == "cross_entropy":
-            raise InputError(f"loss: 'cross_entropy' needs output 'softmax', but output is {output!r} (arm {arm.name})")
-        if settings["loss"] == "mse" and settings["mse_point"] == "softmax":
-            raise InputError(f"mse_point: 'softmax' needs output 'softmax', but output is {output!r} (arm {arm.name})")
-    if settings["first_seed"] + settings["seeds"] > 2**32:
-        raise InputError(f"seeds: {settings['seeds']} from first_seed {settings['first_seed']} on pass 2**32 - 1")
-    if arm.tuning:
-        check_tuned(settings, arm.tuning)
-    elif settings["refit"]:
-        raise InputError("refit: True needs fields to tune; name some in tune, or set validation_size to 0")
-
-
-def check_tuned(settings: dict[str, Any], tried: Tuning) -> None:
-    """Refuses fields that don't go together with tuning."""
-    seeds, tune_seeds = (
-        range(settings[first], settings[first] + settings[count])
-        for first, count in (("first_seed", "seeds"), ("tune_first_seed", "tune_seeds"))
-    )
+def check_together(settings: Mapping[str, Any], tuned: Tuning | None) -> None:
+    """Checks that the fields of an arm are compatible."""
+    field = "mse_point" if settings["loss"] == "mse" else "loss"
+    allowed = ALLOWED_OUTPUTS.get((field, settings[field]), OUTPUTS)
+    if settings["output"] not in allowed:
+        wanted = " or ".join(map(repr, allowed))
+        raise InputError(f"{field}: {settings[field]!r} requires output {wanted}, got output {settings['output']!r}")
+    seeds = seed_range(settings, "seeds", "first_seed")
+    if tuned is None:
+        if settings["refit"]:
+            raise InputError("refit: True requires a field in tune; add one, or set validation_size to 0 instead")
+        return
     if not settings["validation_size"]:
-        raise InputError("validation_size: 0 leaves nothing to tune on; set it to a number of training images")
-    if tune_seeds.stop > 2**32:
-        raise InputError(f"tune_seeds: {len(tune_seeds)} from tune_first_seed {tune_seeds.start} on pass 2**32 - 1")
+        raise InputError("validation_size: 0 leaves no images for tuning; set it to a number of training images")
+    tune_seeds = seed_range(settings, "tune_seeds", "tune_first_seed")
     if max(seeds.start, tune_seeds.start) < min(seeds.stop, tune_seeds.stop):
         raise InputError(
-            f"tune_first_seed: seeds {tune_seeds.start} to {tune_seeds[-1]} meet the arms' own, {seeds.start} to "
-            f"{seeds[-1]}; tuning needs other seeds than testing"
+            f"tune_first_seed: seeds {tune_seeds.start} to {tune_seeds[-1]} overlap the arms' own, {seeds.start} to "
+            f"{seeds[-1]}; tuning and testing need different seeds"
         )
-    combinations = math.prod(map(len, tried.grid.values())) * len(tried.drawn)
-    if combinations * len(tune_seeds) > MOST_MEMBERS:
+    candidates = math.prod(map(len, tuned.grid.values())) * len(tuned.drawn)
+    if candidates * len(tune_seeds) > MAX_MEMBERS:
         raise InputError(
-            f"tune: {combinations} combinations with {len(tune_seeds)} seeds (tune_seeds) each make more than "
-            f"{MOST_MEMBERS} members"
+            f"tune: {candidates} combinations with {len(tune_seeds)} tune_seeds each exceed {MAX_MEMBERS} members"
         )
     if settings["refit"] and settings["train_size"]:
-        raise InputError(f"refit: True needs train_size 0, but it is {settings['train_size']}")
+        raise InputError(f"refit: True requires train_size 0, got {settings['train_size']}")
+
+
+def seed_range(settings: Mapping[str, Any], count: str, first: str) -> range:
+    """The seeds given by the fields `count` and `first`, if they fit in 32 bits."""
+    seeds = range(settings[first], settings[first] + settings[count])
+    if seeds.stop > 2**32:
+        raise InputError(f"{count}: {len(seeds)} seeds from {first} {seeds.start} exceed 2**32 - 1")
+    return seeds
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """The resolved config as JSON has it, every field included."""
+    """The resolved config with all its fields, as in config.json."""
     content: dict[str, Any] = json.loads(DEFAULTS.to_json()) | json.loads(config.to_json())
     return content

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks a run to stop once it has saved, the second one ends it."""
+"""Ctrl-C and SIGTERM: the first signal stops a run after a checkpoint, the second ends it at once."""
 
 import contextlib
 import multiprocessing
@@ -8,22 +8,23 @@ import socket
 import sys
 import threading
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 SHOW_CURSOR = "\x1b[?25h"
-"""What a terminal is told after a progress bar that had no time to clean up."""
+"""The terminal's code for showing the cursor, which a progress bar hides."""
 
 
 class Stop:
-    """Notices the signals while it is entered.
+    """Context manager that receives the signals.
 
-    A thread waits for them: Python itself would call a handler only once XLA comes back from what it computes, which
-    can take minutes, and nobody could end the program before.
+    A thread waits for them: Python calls a signal handler only after XLA returns from a computation, which can take
+    minutes.
 
     Attributes:
-      signal: the number of the first one that came; 0 until then.
-      unsaved: whether there is something to save. If not, the first signal already ends the program.
+      signal: the number of the first signal received; 0 before.
+      unsaved: whether there is progress to save. If not, the first signal ends the program.
     """
 
     def __init__(self) -> None:
@@ -52,32 +53,30 @@ class Stop:
             if number not in STOPPING:
                 continue
             if self.signal or not self.unsaved:
-                exit_now(number, "stopped at once" if self.signal else "stopped; the same command goes on")
+                message = "stopped at once" if self.signal else "stopped; rerun the same command to resume"
+                exit_now(128 + number, message)
             self.signal = number
-            with contextlib.suppress(OSError):  # nobody may be left to read it
-                print(
-                    f"\nlenet-jax: {signal.Signals(number).name}: finishing this segment of an epoch, then saving; "
-                    "once more stops at once",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            with contextlib.suppress(OSError):  # stderr may be closed
+                message = "finishing the current segment of the epoch and saving; a second signal stops at once"
+                print(f"\nlenet-jax: {signal.Signals(number).name}: {message}", file=sys.stderr, flush=True)
         self._reader.close()
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
-    """Python's part of a handler: the thread does all."""
+    """Python's signal handler: does nothing, as the thread does the work."""
 
 
-def exit_now(number: int, message: str) -> None:
-    """Ends the program as a signal does, with one line.
+def exit_now(code: int, message: str) -> NoReturn:
+    """Prints one line and ends the program and its worker processes.
 
-    Not sys.exit: computations still run in XLA's threads, and tearing Python down under them crashes.
+    Not sys.exit: computations may still run in XLA's threads, and tearing Python down under them crashes.
     """
     try:
         if sys.stderr.isatty():
             sys.stderr.write(SHOW_CURSOR)
         print(f"lenet-jax: {message}", file=sys.stderr, flush=True)
-    finally:  # nobody may be left to read it
+        sys.stdout.flush()
+    finally:  # even if stderr or stdout is closed
         for process in multiprocessing.active_children():
-            process.kill()  # it ends by itself, but perhaps after seconds
-        os._exit(128 + number)
+            process.kill()  # it would end by itself, but perhaps after seconds
+        os._exit(code)

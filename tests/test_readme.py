@@ -362,7 +362,7 @@ def test_the_python_of_the_pages_runs(started, monkeypatch):
         shown = block.replace("run.metrics.query", "errors = run.metrics.query").replace("epoch == 10", "epoch == 1")
         exec(compile(shown, page, "exec"), names)
         if "run" in names:
-            assert set(names["errors"].index) == set(names["run"].arms)
+            assert set(names["errors"].index) == {arm.name for arm in names["run"].arms}
         if "get_config" in names:
             assert arms.expand(names["get_config"]())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import predictions, write_run
+from made_runs import predictions, summary_row, write_run
 
 from lenet_jax.analysis import compare, report
 from lenet_jax.data import datasets
@@ -47,7 +47,7 @@ def full_run(folder, names=None):
     chosen = {values: ({"learning_rate": 0.1}, ["learning_rate"]) for values in ERRORS}
     config = {"dataset": "mnist10k", "data_dir": "", "tune": {"learning_rate": [0.01, 0.1]}}
     write_run(folder, ERRORS, chosen=chosen, config=config, fingerprint=dataset.fingerprint, names=names)
-    arms = [arm["name"] for arm in run_folder.load(folder).summary["arms"]]
+    arms = [arm.name for arm in run_folder.load(folder).arms]
     tables = []
     for place, arm in enumerate(arms):
         for seed in range(8):
@@ -280,6 +280,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
     """5 losses x 10 learning rates."""
     rng = np.random.default_rng(0)
     tables, rows = [], []
+    data = {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}
     for arm in range(arms):
         axes = {"loss": f"loss{arm // 10}", "learning_rate": float(arm % 10)}
         name = ",".join(f"{axis}={run_folder.format_value(value)}" for axis, value in axes.items())
@@ -292,13 +293,10 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
                 tables.append(
                     pd.DataFrame({"arm": name, **axes, **places, "split": split, "metric": metric, "value": value})
                 )
-        rows.append(
-            {"name": name, "axes": axes, "diverged": 0, "chosen": {}, "seconds": 1.0, "samples_per_second": 1.0}
-        )
+        rows.append(summary_row(name, data, axes=axes))
     folder.mkdir()
     run_files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
-    summary = {"dataset": {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}, "arms": rows}
-    run_files.write_json(folder / run_folder.SUMMARY, summary)
+    run_files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": rows})
     for name in (run_folder.CONFIG, run_folder.PROVENANCE):
         run_files.write_json(folder / name, {})
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lenet_jax import stats
 from lenet_jax.errors import InputError
 from lenet_jax.run.folder import Run
 
@@ -168,9 +169,7 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
       InputError: the run has no such metric.
     """
     if metric in OF_ARM:
-        if not all(metric in arm for arm in run.summary["arms"]):
-            raise InputError(f"metric: {metric!r} is not in the summary of run {str(run.folder)!r}")
-        return {arm["name"]: pd.Series([float(arm[metric])]) for arm in run.summary["arms"]}
+        return {arm.name: pd.Series([float(getattr(arm, metric))]) for arm in run.arms}
     if metric.startswith(EPOCHS_TO):
         curve = rows(run, measured(run, metric))
         curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
@@ -184,13 +183,9 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     else:
         values = rows(at_end(run), metric).groupby(["arm", "seed"]).value.first(skipna=False)
         if is_percent(metric):
-            values = values.round(7)  # fractions of a count, measured in single precision: equal ones shall be equal
+            values = pd.Series(stats.round_errors(values.to_numpy()), values.index)
     by_name = dict(iter(values.groupby(level="arm", sort=False)))
-    return {
-        arm["name"]: by_name[arm["name"]].droplevel("arm").sort_index()
-        for arm in run.summary["arms"]
-        if arm["name"] in by_name
-    }
+    return {arm.name: by_name[arm.name].droplevel("arm").sort_index() for arm in run.arms if arm.name in by_name}
 
 
 def predictions(run: Run, metric: str) -> pd.DataFrame:

@@ -225,7 +225,7 @@ def classify_command(argv: list[str]) -> None:
     run = networks.load_run(folder)
     digits = np.stack([photos.to_mnist(photos.read_image(file), file) for file in files])
     found = networks.classify(run, digits, values.arm, values.seed)
-    name, count = run.row(values.arm)["name"], int(found.votes[0].sum())
+    name, count = run.arm(values.arm).name, int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
         which += f" ({diverged} others diverged)"

@@ -1,9 +1,11 @@
 """Statistics over seeds: arrays in, numbers out.
 
-An arm's interval is a bootstrap's; what two arms differ by is judged seed by seed (paired), with Student's interval and
-a permutation test. `experiments/results/coverage` holds how often these intervals hold what they promise.
+The interval of an arm's mean is a bootstrap interval. The difference between two arms is paired by seed, with Student's
+interval and a permutation test. All intervals cover the variation between seeds; `experiments/results/coverage` holds
+their measured coverage.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -18,35 +20,59 @@ import scipy.stats
 CONFIDENCE = 0.95
 
 ALPHA = 1 - CONFIDENCE
-"""A difference counts as shown when its p-value, corrected if others were tested, is below."""
+"""A difference is significant when its p-value, corrected for multiple tests, is below this."""
 
 ROUNDING = 1e-12
-"""Differences below this share of the values that they are taken between are rounding."""
+"""Relative differences below this are rounding errors."""
+
+ERROR_DECIMALS = 7
+"""Precision of an error rate measured in single precision."""
 
 RESAMPLES = 9_999
-"""Of the bootstrap and of the permutation test, which is exact where there are no more permutations than this."""
+"""Number of bootstrap resamples and of random permutations; the permutation test is exact with fewer permutations."""
+
+MAX_BLOCK_VALUES = 10_000_000
+"""Values that are resampled at a time: 80 MB."""
 
 POWER = 0.8
-"""With which `seeds_needed` would show a difference."""
+"""Probability of showing a true difference that `seeds_needed` and `detectable` ask for."""
+
+MAX_SEEDS = 2**20
+"""The largest number of seeds that `seeds_needed` returns."""
 
 
 def vary(values: np.ndarray) -> bool:
-    """Whether values differ by more than rounding, as 0.3 and 0.1 + 0.2 do."""
+    """Whether values differ by more than rounding errors, such as that between 0.3 and 0.1 + 0.2."""
     return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
+def round_errors(values: np.ndarray) -> np.ndarray:
+    """Error rates without the rounding of single precision: networks with equally many errors have equal rates.
+
+    Statistics of error rates need it: ties decide permutation tests, and change bootstrap intervals.
+    """
+    return np.round(values, ERROR_DECIMALS)
+
+
 def block_size(count: int) -> int:
-    """Resamples of so many values that are drawn together: all, but at most ten million values, 80 MB."""
-    return max(1, min(RESAMPLES, 10_000_000 // count))
+    """Number of resamples, of `count` values each, that are drawn together."""
+    return max(1, min(RESAMPLES, MAX_BLOCK_VALUES // count))
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987), always with the same resamples.
+    """95 % confidence interval of the mean over seeds: BCa bootstrap (Efron 1987) with fixed resamples.
 
-    Its quantiles are expanded for few seeds, as Student's t is wider than the normal distribution (Hesterberg
-    2015, "What teachers should know about the bootstrap"): of few seeds plain BCa covers the mean too seldom.
+    Quantiles are expanded for few seeds, for which plain BCa is too narrow, by the ratio of Student's t to the normal
+    distribution (Hesterberg 2015, "What teachers should know about the bootstrap").
 
-    None for fewer than two values, where nothing can be said; both ends are the mean where all values are equal.
+    Returns:
+      None for fewer than two values or values that aren't finite; the mean twice if all values are equal.
+
+    >>> low, high = bootstrap_interval([0.010, 0.012, 0.011, 0.015, 0.013])
+    >>> print(f"{low:.4f} to {high:.4f}")
+    0.0104 to 0.0150
+    >>> bootstrap_interval([0.010]) is None
+    True
     """
     array = np.asarray(values, float)
     count = len(array)
@@ -58,36 +84,64 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
     tail = normal.cdf(math.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 - CONFIDENCE) / 2, count - 1))
     tail = max(float(tail), 0.5 / RESAMPLES)  # no resample lies further out
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of what the next lines mend
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN is handled below
         bootstrap = scipy.stats.bootstrap(
             (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, batch=block_size(count), rng=0
         )
     low, high = (float(end) for end in bootstrap.confidence_interval)
-    # BCa has no answer where the jackknife is degenerate; the percentile bootstrap always has one.
+    # BCa is undefined where the jackknife is degenerate; the percentile bootstrap never is.
     if math.isnan(low) or math.isnan(high):
         low, high = (float(end) for end in np.quantile(bootstrap.bootstrap_distribution, [tail, 1 - tail]))
     return max(low, float(array.min())), min(high, float(array.max()))  # means of equal values are rounded
 
 
-def summarize(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1), median, 95 % interval of the mean, the values; None where one isn't known."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Statistics of one metric over the seeds of an arm; None where a value isn't finite.
+
+    Attributes:
+      mean, std, median: over seeds; std with n - 1, None for a single seed.
+      ci95: see `bootstrap_interval`.
+      per_seed: the values.
+    """
+
+    mean: float | None
+    std: float | None
+    median: float | None
+    ci95: tuple[float, float] | None
+    per_seed: tuple[float | None, ...]
+
+
+def summarize(values: Sequence[float] | np.ndarray) -> Statistics:
+    """Statistics of values, one a seed.
+
+    >>> statistics = summarize([0.010, 0.012, 0.011])
+    >>> statistics.median, statistics.per_seed
+    (0.011, (0.01, 0.012, 0.011))
+    >>> f"{statistics.mean:.3f}, {statistics.std:.3f}"
+    '0.011, 0.001'
+    """
     array = np.asarray(values, float)
-    ends = bootstrap_interval(array)
 
     def known(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
 
-    return {
-        "mean": known(array.mean()),
-        "std": float(array.std(ddof=1)) if len(array) > 1 and np.isfinite(array).all() else None,
-        "median": known(float(np.median(array))),
-        "ci95": list(ends) if ends else None,
-        "per_seed": [known(value) for value in array],
-    }
+    return Statistics(
+        mean=known(array.mean()),
+        std=float(array.std(ddof=1)) if len(array) > 1 and np.isfinite(array).all() else None,
+        median=known(float(np.median(array))),
+        ci95=bootstrap_interval(array),
+        per_seed=tuple(known(value) for value in array),
+    )
 
 
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of Student's 95 % interval of the mean along the last axis; the mean itself for a single value."""
+    """Ends of Student's 95 % interval of the mean along the last axis; the mean twice for a single value.
+
+    >>> low, high = t_interval(np.array([-0.004, -0.002, -0.003]))
+    >>> print(f"{low:.4f} to {high:.4f}")
+    -0.0055 to -0.0005
+    """
     count = values.shape[-1]
     mean = np.asarray(values.mean(axis=-1))
     if count < 2:
@@ -97,13 +151,13 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Contrast(NamedTuple):
-    """What a difference between arms, taken for each seed, comes to.
+    """Statistics of a difference between arms, paired by seed.
 
     Attributes:
-      n: seeds.
+      n: number of seeds.
       mean, std: of the differences; std with n - 1.
-      low, high: Student's 95 % interval of it.
-      p: two-sided, of the sign-flip permutation test that the differences lie around 0; at least `smallest_p(n)`.
+      low, high: Student's 95 % interval of the mean over seeds.
+      p: two-sided p-value of the sign-flip permutation test for differences around 0; at least `smallest_p(n)`.
       effect_size: mean / standard deviation of the differences (Cohen's d_z); None where they don't vary.
     """
 
@@ -119,32 +173,34 @@ class Contrast(NamedTuple):
 def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
     """Tests each array of differences, [seeds] with at least two finite values, by itself; see `holm` for many."""
     found: dict[int, Contrast] = {}
-    lengths = {len(values) for values in differences}
-    for length in lengths:  # those of equal length in one call
-        places = [place for place, values in enumerate(differences) if len(values) == length]
-        values = np.array([differences[place] for place in places], float)
+    for length in {len(values) for values in differences}:  # those of equal length in one call
+        indices = [index for index, values in enumerate(differences) if len(values) == length]
+        values = np.array([differences[index] for index in indices], float)
         low, high = t_interval(values)
         p = sign_flip_test(values)
-        for row, place in enumerate(places):
+        for row, index in enumerate(indices):
             mean, std = float(values[row].mean()), float(values[row].std(ddof=1))
             size = mean / std if vary(values[row]) else None
-            found[place] = Contrast(length, mean, std, float(low[row]), float(high[row]), float(p[row]), size)
-    return [found[place] for place in range(len(differences))]
+            found[index] = Contrast(length, mean, std, float(low[row]), float(high[row]), float(p[row]), size)
+    return [found[index] for index in range(len(differences))]
 
 
 def sign_flip_test(values: np.ndarray) -> np.ndarray:
     """p-values of the two-sided permutation test that flips signs (Fisher 1935), along the last axis [..., seeds].
 
-    As `scipy.stats.permutation_test` has them, which draws signs anew for each row; here all rows share theirs, which
-    makes many rows one matrix product.
+    Equals `scipy.stats.permutation_test`, except that all rows share the same random signs: one matrix product tests
+    many rows. Exact for up to 13 seeds.
+
+    >>> sign_flip_test(np.array([[-0.004, -0.002, -0.003], [-0.004, 0.002, 0.002]])).tolist()
+    [0.25, 1.0]
     """
     count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
     scaled = np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0)
     exact = 2**count <= RESAMPLES + 1
-    # Rounded: sums that are equal in theory must be, or a permutation as extreme as the observed one isn't counted.
+    # Rounded: sums that are equal in theory must be equal, or permutations as extreme as the observed one are lost.
     observed = np.round(scaled.sum(axis=-1) * 2**30)[..., None]
-    drawn = above = below = 0 if exact else 1  # of random signs the observed ones are one more
+    drawn = above = below = 0 if exact else 1  # the observed signs count as one random permutation
     for signs in [np.array(list(itertools.product((-1.0, 1.0), repeat=count)))] if exact else random_signs(count):
         sums = np.round(scaled @ signs.T * 2**30)
         above, below = above + (sums >= observed).sum(axis=-1), below + (sums <= observed).sum(axis=-1)
@@ -154,19 +210,23 @@ def sign_flip_test(values: np.ndarray) -> np.ndarray:
 
 
 def random_signs(count: int) -> Iterator[np.ndarray]:
-    """`RESAMPLES` rows of `count` signs, the same ones always, as many at a time as memory is no matter of."""
-    rng, most = np.random.default_rng(0), block_size(count)
-    for start in range(0, RESAMPLES, most):
-        yield rng.choice((-1.0, 1.0), (min(most, RESAMPLES - start), count))
+    """`RESAMPLES` rows of `count` random signs with a fixed seed, in blocks small enough for memory."""
+    rng, size = np.random.default_rng(0), block_size(count)
+    for start in range(0, RESAMPLES, size):
+        yield rng.choice((-1.0, 1.0), (min(size, RESAMPLES - start), count))
 
 
 def smallest_p(n: int) -> float:
-    """The smallest p-value that n pairs can have: all differences of one sign."""
+    """The smallest p-value that the permutation test of n pairs can give: all differences have the same sign."""
     return float(2 / min(2 ** int(n), RESAMPLES + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for the number of tests: any below 0.05 misleads in at most 5 % of studies (Holm 1979)."""
+    """p-values corrected for the number of tests (Holm 1979): the chance of any false finding stays below the level.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -176,41 +236,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def probability_of_superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
-    """The chance that a run of one arm has a smaller value than a run of the other, ties counting half.
+    """Probability that a run of one arm has a smaller value than a run of the other; ties count half.
 
-    The Mann-Whitney statistic, as a share of all pairs; "probability of improvement" in Agarwal et al. 2021.
+    The Mann-Whitney statistic divided by the number of pairs; "probability of improvement" in Agarwal et al. 2021.
     """
     statistic = scipy.stats.mannwhitneyu(others, values, method="asymptotic").statistic
     return float(statistic) / (len(values) * len(others))
 
 
 def power(n: int, effect_size: float, level: float = ALPHA) -> float:
-    """The chance that the paired t-test of n seeds, two-sided at this level, shows a true effect of this size (d_z)."""
-    edge = float(scipy.stats.t.isf(level / 2, n - 1))
+    """Probability that the two-sided paired t-test of n seeds shows a true effect of this size (d_z)."""
+    critical = float(scipy.stats.t.isf(level / 2, n - 1))
     shift = abs(effect_size) * math.sqrt(n)
-    above = scipy.stats.nct.sf(edge, n - 1, shift)
-    below = scipy.stats.nct.cdf(-edge, n - 1, shift)
-    # Far out in a tail SciPy's noncentral t is NaN, where nothing is left of it.
+    above = scipy.stats.nct.sf(critical, n - 1, shift)
+    below = scipy.stats.nct.cdf(-critical, n - 1, shift)
+    # SciPy's noncentral t is NaN far out in a tail, where the density is 0.
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
 def min_pairs(level: float = ALPHA) -> int | None:
-    """Pairs that the permutation test needs to show anything at this level; None if no number is enough."""
+    """The least number of pairs with which the permutation test can reach this level; None if none can."""
     return next((n for n in range(2, 64) if smallest_p(n) < level), None)
 
 
 def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | None:
-    """Seeds with which a true difference would be shown in 80 % of studies.
-
-    By the t-test, but no fewer than the permutation test needs to show anything.
+    """Number of seeds with which 80 % of studies show a true difference, by the paired t-test.
 
     Args:
-      difference: finite true mean of the differences between two arms.
-      std: standard deviation of the differences between seeds.
-      level: that p must be below: 0.05 by the number of comparisons, where those are corrected for.
+      difference: the true mean of the paired differences; finite.
+      std: standard deviation of the paired differences over seeds.
+      level: significance level; 0.05 / number of comparisons, if those are corrected for.
 
     Returns:
-      at least `fewest(level)`; None where the difference is 0, or more than a million seeds would be needed.
+      At least `min_pairs(level)`; None if the difference is 0 or more than `MAX_SEEDS` seeds are needed.
     """
     least = min_pairs(level)
     if difference == 0 or least is None:
@@ -221,7 +279,7 @@ def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | N
     low, high = least, least
     while power(high, size, level) < POWER:
         low, high = high, 2 * high
-        if high > 2**20:
+        if high > MAX_SEEDS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
@@ -230,28 +288,28 @@ def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | N
 
 
 def detectable(n: int, std: float, level: float = ALPHA) -> float:
-    """The true difference that n seeds would show in 80 % of studies; arguments as of `seeds_needed`."""
+    """The true difference that 80 % of studies with n seeds show; arguments as in `seeds_needed`."""
     return std * detectable_size(n, level)
 
 
 @functools.cache
 def detectable_size(n: int, level: float) -> float:
-    """The effect size (d_z) that n seeds would show in 80 % of studies."""
+    """The effect size (d_z) that 80 % of studies with n seeds show."""
     return float(scipy.optimize.brentq(lambda size: power(n, size, level) - POWER, 1e-3, 1e4, rtol=1e-9))
 
 
 Cell = tuple[Any, ...]
-"""A combination of values, one of each axis."""
+"""One value of each axis."""
 
 
 class Effect(NamedTuple):
     """A main effect or an interaction of a factorial study.
 
     Attributes:
-      axes: the axes that change: one, or two for an interaction.
-      changes: for each, (from, to).
-      over: the axes that it is a mean over.
-      differences: one a seed.
+      axes: one axis, or two for an interaction.
+      changes: (from, to) of each axis.
+      over: the axes that the effect is averaged over.
+      differences: one for each seed.
     """
 
     axes: tuple[str, ...]
@@ -261,7 +319,7 @@ class Effect(NamedTuple):
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Values less others, 0 where they differ by rounding alone, NaN where one of the two isn't finite."""
+    """Values minus others; 0 where they differ by rounding errors only, NaN where either isn't finite."""
     finite = np.isfinite(values) & np.isfinite(others)
     values, others = np.where(finite, values, np.nan), np.where(finite, others, np.nan)
     found = values - others
@@ -271,12 +329,12 @@ def difference(values: np.ndarray, others: np.ndarray) -> np.ndarray:
 def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[Cell, np.ndarray]) -> list[Effect]:
     """Main effects and two-way interactions of a full factorial study.
 
-    A main effect is what changes with one axis' value, the mean over all combinations of the others; every value is
-    taken against the first one. An interaction is by how much one axis' main effect changes with another's value.
+    A main effect is the change when one axis goes from its first value to another one, averaged over all combinations
+    of the other axes. An interaction is the change of one axis' main effect with the value of another axis.
 
     Args:
       axes: axis -> its values, two or more.
-      cells: for each combination, values by seed [seeds]; the seeds are the same in all.
+      cells: combination -> values by seed [seeds], with the same seeds in all cells.
     """
     names = list(axes)
     table = np.empty((*(len(values) for values in axes.values()), len(next(iter(cells.values())))))
@@ -285,24 +343,19 @@ def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[Cell, np.ndarray])
 
     def effect(*changed: tuple[str, int]) -> Effect:
         part: np.ndarray = table
-        for name, place in sorted(changed, key=lambda change: -names.index(change[0])):  # later axes keep their place
-            part = part.take(place, names.index(name)) - part.take(0, names.index(name))
-        over = tuple(name for name in names if name not in dict(changed))
+        # The last axis first, so that the earlier ones keep their numbers.
+        for name, index in sorted(changed, key=lambda change: -names.index(change[0])):
+            part = part.take(index, names.index(name)) - part.take(0, names.index(name))
         differences = part.reshape(-1, part.shape[-1]).mean(axis=0)
         return Effect(
             axes=tuple(name for name, _ in changed),
-            changes=tuple((axes[name][0], axes[name][place]) for name, place in changed),
-            over=over,
+            changes=tuple((axes[name][0], axes[name][index]) for name, index in changed),
+            over=tuple(name for name in names if name not in dict(changed)),
             differences=np.where(np.abs(differences) <= ROUNDING * np.abs(table).max(), 0.0, differences),
         )
 
-    places = {name: range(1, len(values)) for name, values in axes.items()}
-    main = [effect((name, place)) for name in names for place in places[name]]
-    pairs = [(first, second) for number, first in enumerate(names) for second in names[number + 1 :]]
-    two_way = [
-        effect((first, one), (second, other))
-        for first, second in pairs
-        for one in places[first]
-        for other in places[second]
-    ]
+    changes = {name: [(name, index) for index in range(1, len(values))] for name, values in axes.items()}
+    main = [effect(change) for name in names for change in changes[name]]
+    pairs = itertools.combinations(names, 2)
+    two_way = [effect(one, other) for first, second in pairs for one in changes[first] for other in changes[second]]
     return main + two_way

@@ -360,7 +360,8 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
     made = [run.provenance[field] for run in (stored, again) for field in ("processor", "cores", "versions")]
     tolerance = 0 if made[:3] == made[3:] else 0.008
     for split in ("train_error", "test_error"):
-        assert after[split]["per_seed"] == pytest.approx(before[split]["per_seed"][seed : seed + 1], abs=tolerance)
+        error = round(before[split]["per_seed"][seed], 7)  # that run is older than the rounding of errors
+        assert after[split]["per_seed"] == pytest.approx([error], abs=tolerance)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals differ")

@@ -41,9 +41,14 @@ def test_statistics_at_the_last_epoch(tmp_path):
     assert rows[0].mean == pytest.approx(0.06)
     assert rows[0].std == pytest.approx(0.01)
     assert rows[1].median == pytest.approx(0.03)
-    assert (rows[0].best, rows[0].worst) == (0.05, 0.07)
     assert rows[0].values.to_dict() == {0: 0.05, 1: 0.07, 2: 0.06}
     assert rows[0].ci95 == stats.bootstrap_interval([0.05, 0.07, 0.06])
+
+
+def test_losses_are_defined_by_all_their_settings():
+    assert set(compare.LOSS_FIELDS) == {
+        *("loss", "output", "mse_point", "target_code", "mse_reduction", "mse_factor", "map_constant"),
+    }
 
 
 def test_differences_are_taken_seed_by_seed_against_the_first_arm(tmp_path):
@@ -56,7 +61,7 @@ def test_differences_are_taken_seed_by_seed_against_the_first_arm(tmp_path):
     expected = np.round(errors["mse", "tanh"], 7) - np.round(errors["mse", "sigmoid"], 7)
     assert found[0].contrast.mean == pytest.approx(expected.mean(), abs=1e-12)
     assert found[0].contrast == stats.contrasts([expected])[0]
-    assert found[0].improvement == 1.0
+    assert found[0].probability_of_improvement == 1.0
 
 
 def test_effects_of_a_factorial_sweep_are_told(tmp_path):
@@ -103,7 +108,7 @@ def test_seeds_needed_for_a_difference_asked_for(tmp_path):
     # At 0.05 by 6 comparisons.
     needed = TTestPower().solve_power(effect_size=0.001 / std, power=0.8, alpha=0.05 / 6, alternative="two-sided")
     assert found.seeds == math.ceil(needed) > 12
-    with pytest.raises(InputError, match="difference: nan; needed is a finite number"):
+    with pytest.raises(InputError, match="difference: nan; allowed is a finite number"):
         compare.compare_runs([run], difference=math.nan)
 
 
@@ -114,8 +119,10 @@ def test_what_is_not_paired_is_not_paired(tmp_path):
     )
     comparison = compare.compare_runs([apart])
     assert not comparison.judgements
-    assert any("are not paired: no seed is common to them" in note for note in comparison.notes)
-    with pytest.raises(InputError, match="baseline: nothing can be taken against 'loss=mse,activation=tanh'"):
+    assert any("are not paired: they have no common seed" in note for note in comparison.notes)
+    with pytest.raises(
+        InputError, match="baseline: no arm can be compared with 'loss=mse,activation=tanh'; loss=cross"
+    ):
         compare.compare_runs([apart], baseline="loss=mse,activation=tanh")
 
 
@@ -127,7 +134,7 @@ def test_common_seeds_are_paired(tmp_path):
     comparison = compare.compare_runs([run])
     contrast = comparison.judgements[0].contrast
     assert contrast.n == 3
-    assert any("have 3 seeds in common" in note for note in comparison.notes)
+    assert any("are compared on their 3 common seeds" in note for note in comparison.notes)
     assert contrast.mean == pytest.approx((0.04 - 0.06 + 0.05 - 0.07 + 0.06 - 0.09) / 3)
 
 
@@ -152,7 +159,7 @@ def test_losses_of_different_kinds_are_not_compared(tmp_path):
     run = run_folder.load(write_run(tmp_path / "run"))
     comparison = compare.compare_runs([run], "train_loss")
     assert not comparison.judgements
-    assert any("their losses are different ones" in note for note in comparison.notes)
+    assert any("they have different losses" in note for note in comparison.notes)
     assert len(compare.compare_runs([run], "train_error").judgements) == 1
 
 
@@ -163,13 +170,13 @@ def test_an_error_that_was_never_reached_is_no_difference(tmp_path):
     assert [arm.mean for arm in comparison.arms] == [1.5, None, 2.0]
     assert [judgement.contrast.mean for judgement in comparison.judgements] == [0.5]
     assert any("2 of 2 differences are not finite" in note for note in comparison.notes)
-    assert "2 of 2 seeds of loss=mse,activation=relu never had such an error" in comparison.notes
+    assert "2 of 2 seeds of loss=mse,activation=relu never reached this error" in comparison.notes
 
 
 def test_one_number_an_arm_is_not_tested(tmp_path):
     comparison = compare.compare_runs(load(write_run(tmp_path / "run")), "seconds")
     assert [arm.mean for arm in comparison.arms] == [2.0, 3.0]
-    assert any("seconds is one number for an arm" in note for note in comparison.notes)
+    assert any("seconds is a single number per arm" in note for note in comparison.notes)
 
 
 def test_arms_of_several_runs_meet_by_their_axes(tmp_path):
@@ -196,12 +203,12 @@ def test_named_arms_of_several_runs_meet_by_their_names(tmp_path):
 
 def test_too_few_seeds_for_a_claim_are_said(tmp_path):
     notes = compare.compare_runs(load(write_run(tmp_path / "run"))).notes
-    assert any(note.startswith("3 seeds are few") and "cover the mean in 75 % at most" in note for note in notes)
-    assert any(note.startswith("3 seeds are too few for a claim: with 1 comparison no") for note in notes)
+    assert any(note.startswith("3 seeds are few") and "covers at most 75 %" in note for note in notes)
+    assert any(note.startswith("3 seeds are too few for a claim: with 1 comparison, the") for note in notes)
     mixed = {("mse", "tanh"): NOISE[0], ("cross_entropy", "tanh"): NOISE[1] - 1, ("map", "tanh"): NOISE[2][:2]}
     notes = compare.compare_runs(load(write_run(tmp_path / "mixed", mixed))).notes
     assert [note for note in notes if "claim" in note] == [
-        "2 seeds are too few for a claim: with 2 comparisons no corrected p-value of theirs can be below 1"
+        "2 seeds are too few for a claim: with 2 comparisons, the smallest possible corrected p-value is 1"
     ]
     enough = compare.compare_runs([factorial(tmp_path / "many")[0]]).notes
     assert not any("few" in note for note in enough)
@@ -212,7 +219,7 @@ def test_a_choice_at_the_edge_and_a_sweep_without_tuning_are_said(tmp_path):
     config = {"tune": {"learning_rate": [0.1, 1.0]}}
     tuned = compare.compare_runs(load(write_run(tmp_path / "tuned", chosen=chosen, config=config))).notes
     assert any(
-        note.startswith("loss=mse,activation=tanh chose learning_rate 1, the edge of what was tried") for note in tuned
+        note.startswith("loss=mse,activation=tanh chose learning_rate 1, at the edge of the grid") for note in tuned
     )
     assert not any("was tuned" in note for note in tuned)
     plain = compare.compare_runs(load(write_run(tmp_path / "plain"))).notes
@@ -226,9 +233,9 @@ def test_the_summary_is_in_sentences(tmp_path):
     gain = f"{-100 * comparison.judgements[2].contrast.mean:.2f}"
     assert f"instead of loss=mse,activation=sigmoid lowers it by {gain} percentage points" in text
     assert "Averaged over loss, activation tanh instead of sigmoid lowers it by " in text
-    assert "don't show" not in text
+    assert "not significant" not in text
     one = tables.summary(compare.compare_runs(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
-    assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval 5.00 to 7.00, 2 seeds)."
+    assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval over 2 seeds 5.00 to 7.00)."
 
 
 def test_the_table_says_percent_and_fits_80_columns(tmp_path):
@@ -309,6 +316,9 @@ def test_the_frames_hold_plain_numbers(tmp_path):
     comparison = compare.compare_runs(load(write_run(tmp_path / "run", ERRORS)))
     arms = tables.frame(comparison.arms, "test_error")
     assert arms["mean"].tolist() == pytest.approx([0.06, 0.04])
+    assert (arms.best.tolist(), arms.worst.tolist()) == ([0.05, 0.03], [0.07, 0.06])
+    speeds = tables.frame(compare.arm_statistics(comparison.runs, "samples_per_second"), "samples_per_second")
+    assert (speeds.best.tolist(), speeds.worst.tolist()) == ([1000.0] * 2, [1000.0] * 2)
     assert {"arm", "n", "mean", "std", "median", "ci95_low", "ci95_high", "best", "worst", "diverged"} <= set(
         arms.columns
     )

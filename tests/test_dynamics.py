@@ -82,7 +82,7 @@ def test_layers_are_those_of_the_specification(sigmoid, batch):
         np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * 0.25).mean(), atol=1e-6)
 
 
-def test_sums_are_before_the_squashing(sigmoid, batch):
+def test_preactivations_are_before_the_activation(sigmoid, batch):
     """For F6 also in its order; for maps in any."""
     params, _ = sigmoid
     found = jax.jit(dynamics.preactivations, static_argnums=2)(params, batch[0][0], Architecture())
@@ -125,13 +125,13 @@ def test_layers_without_parameters_and_rbf_outputs(setting, batch, random_params
     assert found["c1"].gradient > 0
 
 
-def test_a_pass_is_cut_into_equal_parts(setting):
-    with pytest.raises(ValueError, match="5 updates"):
+def test_an_epoch_is_divided_into_equal_segments(setting):
+    with pytest.raises(ValueError, match="segments: 2 doesn't divide the 5 steps"):
         dynamics.record_training(setting, lambda params: params, segments=2)
     estimates = dynamics.resolve(
         config_of(optimizer="sdlm", train_size=120, curvature_estimates=3, curvature_patterns=20)
     )
-    with pytest.raises(ValueError, match="6 updates"):  # an estimate would be lost
+    with pytest.raises(ValueError, match="segments: 2 doesn't divide the 6 steps"):  # an estimate would be lost
         dynamics.record_training(estimates, lambda params: params, segments=2)
 
 
@@ -172,13 +172,13 @@ def test_a_line_ends_at_the_two_networks(setting, random_params):
             np.testing.assert_array_equal(leaf, expected)
     middle = dynamics.interpolate(first, second, 0.5)
     np.testing.assert_allclose(middle.f6.bias, (first.f6.bias + second.f6.bias) / 2, rtol=1e-6)
-    places = range(600, 700)
-    found = dynamics.along(first, second, jnp.array([0.0, 0.5, 1.0]), setting, places)
-    images, labels = setting.images.take(jnp.asarray(places))
-    for place, network in enumerate((first, middle, second)):
+    indices = range(600, 700)
+    found = dynamics.along(first, second, jnp.array([0.0, 0.5, 1.0]), setting, indices)
+    images, labels = setting.images.take(jnp.asarray(indices))
+    for index, network in enumerate((first, middle, second)):
         logits = states_of(network, images, architecture)["output"]
-        np.testing.assert_allclose(found.loss[place], setting.recipe.loss(logits, labels), rtol=1e-4)
-        np.testing.assert_allclose(found.error[place], (logits.argmax(axis=1) != labels).mean(), atol=1e-6)
+        np.testing.assert_allclose(found.loss[index], setting.recipe.loss(logits, labels), rtol=1e-4)
+        np.testing.assert_allclose(found.error[index], (logits.argmax(axis=1) != labels).mean(), atol=1e-6)
 
 
 def test_barriers():
@@ -234,7 +234,7 @@ def test_figures_of_paths_and_rates(setting, random_params):
     assert axes.get_xscale() == "log"
 
 
-def test_a_run_is_made_once_and_has_the_networks_that_one_follows(tmp_path, monkeypatch, assert_close):
+def test_a_run_is_made_once_and_has_the_networks_that_are_recorded(tmp_path, monkeypatch, assert_close):
     monkeypatch.setattr(dynamics, "RUNS", tmp_path / "notebooks")
     config = config_of(train_size=40, store_predictions=False)
     made = dynamics.run(config, "one")
@@ -243,11 +243,11 @@ def test_a_run_is_made_once_and_has_the_networks_that_one_follows(tmp_path, monk
     assert dynamics.run(config, "one").folder == made.folder
     assert (made.folder / folder.SUMMARY).stat().st_mtime_ns == before
     setting = dynamics.resolve(config)
-    followed = dynamics.record_training(setting, lambda params: params, segments=2)
-    assert {leaf.shape[:2] for leaf in jax.tree.leaves(followed)} == {(3, 2)}
-    assert_close(jax.tree.map(lambda leaf: leaf[-1], followed), made.params(), 1e-4)
+    recorded = dynamics.record_training(setting, lambda params: params, segments=2)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(recorded)} == {(3, 2)}
+    assert_close(jax.tree.map(lambda leaf: leaf[-1], recorded), made.params(), 1e-4)
     for seed in setting.seeds:
-        network = jax.tree.map(lambda leaf, seed=seed: leaf[0, seed], followed)
+        network = jax.tree.map(lambda leaf, seed=seed: leaf[0, seed], recorded)
         assert_close(network, dynamics.initial_params(setting, seed), 1e-6)
 
 

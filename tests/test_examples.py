@@ -1,28 +1,70 @@
-"""The examples in docstrings (`>>>`) run, and show what the code returns."""
+"""Tests of the examples (``>>>``) in docstrings."""
 
 import doctest
 import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
 
+import lenet_jax
+
 ROOT = Path(__file__).parent.parent
-EXAMPLES = {path: path.read_text().count(">>> ") for path in sorted((ROOT / "lenet_jax").rglob("*.py"))}
+MODULES = sorted(info.name for info in pkgutil.walk_packages(lenet_jax.__path__, "lenet_jax."))
+SHOWN = {
+    "lenet_jax.layers": ["convolve"],
+    "lenet_jax.stats": ["bootstrap_interval", "holm", "sign_flip_test", "summarize", "t_interval"],
+    "lenet_jax.analysis.compare": ["compare_runs"],
+    "lenet_jax.analysis.networks": ["classify", "load_run"],
+}
+"""Functions that notebooks call, which carry an example."""
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("path", [path for path, count in EXAMPLES.items() if count], ids=lambda path: path.stem)
-def test_examples(path):
-    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
-    # Unwrapped, because conftest.py wraps every function to check shapes.
-    things = [inspect.unwrap(thing) for thing in vars(module).values() if inspect.isroutine(thing)]
-    things += [thing for thing in vars(module).values() if inspect.isclass(thing)]
-    for thing in things:
-        if thing.__module__ == module.__name__:
-            for example in finder.find(thing, globs=dict(vars(module))):
-                runner.run(example)
-    assert runner.tries == EXAMPLES[path]
-    assert not runner.failures
+def examples_of(module):
+    """The examples of a module and of what it defines: name -> doctest."""
+    named = {"": module} | {
+        name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+    }
+    found = {}
+    for name, value in named.items():
+        # Without a module, doctest also looks into functions that jaxtyping or JAX have wrapped.
+        finder = doctest.DocTestFinder(recurse=inspect.isclass(value))
+        for test in finder.find(value, name or module.__name__, module=False, globs=vars(module).copy()):
+            found[test.name] = test
+    return {name: test for name, test in found.items() if test.examples}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_are_true(name, monkeypatch):
+    """Their paths are relative to the root of the repository."""
+    monkeypatch.chdir(ROOT)
+    said, module = [], importlib.import_module(name)
+    found = examples_of(module)
+    for test in found.values():
+        doctest.DocTestRunner().run(test, out=said.append)
+    assert not said, "".join(said)
+    written = Path(module.__file__).read_text().count(">>> ")
+    assert sum(len(test.examples) for test in found.values()) >= written  # enumerations inherit those of int
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_functions_that_notebooks_call_have_examples(name):
+    found = examples_of(importlib.import_module(name))
+    without = [
+        function
+        for function in SHOWN[name]
+        if function not in found or all(doctest.SKIP in one.options for one in found[function].examples)
+    ]
+    assert not without
+
+
+def test_an_example_that_is_false_is_found():
+    """Also in a function that is wrapped, as all of lenet_jax are in the tests."""
+    test = examples_of(importlib.import_module("lenet_jax.stats"))["holm"]
+    test.examples[0].want = "[0.5]\n"
+    said = []
+    doctest.DocTestRunner().run(test, out=said.append)
+    assert "Expected:\n    [0.5]" in "".join(said)

@@ -56,7 +56,7 @@ def test_digits_are_drawn_with_captions():
 
 def test_many_arms_leave_their_seeds_out():
     curve = pd.DataFrame({0: [0.9, 0.5], 1: [0.9, 0.6]}, index=[0, 1])
-    arms = {str(arm): curve for arm in range(figures.MANY + 1)}
+    arms = {str(arm): curve for arm in range(figures.MAX_DETAILED_ARMS + 1)}
     axes = figures.learning_curves(arms, "test_error", Figure().add_subplot())
     assert len(axes.get_lines()) == len(arms)
     assert "every seed" not in axes.get_title(loc="left") + axes.get_title()

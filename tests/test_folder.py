@@ -1,13 +1,19 @@
 """Tests of the run folder."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_runs import summary_row
 
+from lenet_jax import stats
 from lenet_jax.errors import InputError
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
+
+STORED = Path(__file__).parents[1] / "experiments" / "results"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -19,7 +25,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
-ARMS = [{"name": "all", "axes": {}, "diverged": 0}]
+ARMS = [summary_row("all", {})]
 
 
 def make_run_folder(folder):
@@ -38,20 +44,75 @@ def test_what_was_written_is_read(tmp_path):
     run = run_folder.load(make_run_folder(tmp_path))
     assert run.summary == {"dataset": {}, "arms": ARMS}
     assert run.metrics.value.tolist() == [0.25]
+    assert [arm.name for arm in run.arms] == ["all"]
+
+
+def test_a_row_of_the_summary_is_written_as_it_is_read():
+    statistics = stats.summarize([0.01, 0.02])
+    row = run_folder.ArmSummary(
+        name="activation=tanh",
+        axes={"activation": "tanh"},
+        seeds=2,
+        diverged=0,
+        chosen={"learning_rate": 0.1},
+        chosen_at_edge=("learning_rate",),
+        settings={"activation": "tanh", "order_seed": None},
+        parameters=60850,
+        classes=10,
+        dataset={"name": "mnist10k"},
+        scaling={"scale": 1.0, "shift": 0.0},
+        train_error=statistics,
+        test_error=statistics,
+        seconds=1.0,
+        samples_per_second=1000.0,
+        predicted_memory=2**20,
+    )
+    written = json.loads(json.dumps(row.to_json()))
+    assert list(written) == [field.name for field in dataclasses.fields(row) if field.name != "validation_error"]
+    assert list(written["test_error"]) == ["mean", "std", "median", "ci95", "per_seed"]
+    assert run_folder.ArmSummary.from_json(written | {"of_a_later_version": 1}) == row
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*/summary.json")), ids=lambda path: path.parent.name)
+def test_every_stored_row_is_read_and_written_back(path):
+    """Those that lack fields, too."""
+    rows = json.loads(path.read_text())["arms"]
+    for row in rows:
+        again = json.loads(json.dumps(run_folder.ArmSummary.from_json(row).to_json()))
+        assert again == {"chosen_at_edge": []} | row
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / run_folder.SUMMARY).unlink(), r"is not finished; the command that began it"),
+        (
+            lambda folder: (folder / run_folder.SUMMARY).unlink(),
+            r"is not finished; rerun the command that started it to resume",
+        ),
         (lambda folder: (folder / run_folder.PROVENANCE).unlink(), r"provenance\.json' is missing"),
         (lambda folder: (folder / run_folder.CONFIG).write_text("{"), r"config\.json' can't be read as JSON"),
         (lambda folder: (folder / run_folder.CONFIG).write_text("[]"), r"config\.json' does not contain a JSON object"),
         (lambda folder: (folder / run_folder.METRICS).write_bytes(b"PAR1"), r"metrics\.parquet' can't be read"),
-        (lambda folder: (folder / run_folder.SUMMARY).write_text("{}"), r"is damaged: summary\.json or metrics"),
+        (
+            lambda folder: (folder / run_folder.SUMMARY).write_text("{}"),
+            r"is damaged: a field is missing in summary\.json or metrics\.parquet",
+        ),
+        *(
+            (
+                lambda folder, arms=arms: files.write_json(folder / run_folder.SUMMARY, {"dataset": {}, "arms": arms}),
+                r"is damaged: a field is missing in summary\.json or metrics\.parquet",
+            )
+            for arms in (
+                [{name: value for name, value in ARMS[0].items() if name != "seeds"}],
+                [ARMS[0] | {"test_error": {"mean": 0.5}}],
+                [ARMS[0] | {"test_error": None}],
+                ["all"],
+                None,
+            )
+        ),
         (
             lambda folder: files.write_json(folder / run_folder.SUMMARY, {"dataset": {}, "arms": []}),
-            r"is damaged: summary\.json or metrics",
+            r"is damaged: a field is missing in summary\.json or metrics\.parquet",
         ),
         (lambda folder: (folder / run_folder.METRICS).unlink(), r"metrics\.parquet' can't be read"),
     ],

@@ -113,7 +113,7 @@ def test_the_curve_that_is_shown_is_one_that_all_runs_have(tmp_path):
 
 @pytest.mark.parametrize("metric", ["epochs_to_", "epochs_to_2", "epochs_to_0", "epochs_to_x", "epochs_to_-0.1"])
 def test_an_error_that_is_no_fraction_is_refused(run, metric):
-    with pytest.raises(InputError, match=f"metric: '{metric}'; needed is an error between 0 and 1"):
+    with pytest.raises(InputError, match=f"metric: '{metric}'; allowed is an error between 0 and 1"):
         metrics.by_arm(run, metric)
 
 
@@ -171,10 +171,10 @@ def test_confusion_is_a_share_of_the_class():
     assert found.loc[1].to_dict() == {-1: 0.5, 0: 0.0, 1: 0.5}
 
 
-def test_share_wrong_by_image():
+def test_the_fraction_of_networks_that_misclassify_an_image():
     first = pd.concat([predictions([1, 1], [1, 0], seed) for seed in (0, 1)])
     second = pd.concat([predictions([1, 1], [seed, 0], seed) for seed in (0, 1)])
-    np.testing.assert_allclose(metrics.share_wrong([first, second]), [[1.0, 0.5], [0.0, 0.0]])
+    np.testing.assert_allclose(metrics.misclassified_fraction([first, second]), [[1.0, 0.5], [0.0, 0.0]])
 
 
 def test_the_least_sure_are_rejected_first():

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import lenet_jax
-from lenet_jax import cli, model
+from lenet_jax import cli, model, stats
+from lenet_jax.analysis import compare
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
@@ -76,15 +77,25 @@ def test_predictions_say_what_every_network_makes_of_every_test_image(folder, te
 
 
 def test_a_run_tells_of_its_arms(run):
-    assert run.arms == [TANH, RBF]
+    assert [arm.name for arm in run.arms] == [TANH, RBF]
     assert repr(run) == f"TrainedRun({str(run.folder)!r}, arms=2)"
     assert run.seeds(TANH) == [5, 6, 7]
-    assert run.row()["name"] == TANH, "the one with the smallest error"
+    assert run.arm().name == TANH, "the one with the smallest error"
     assert run.architecture(RBF).output == "rbf"
     assert set(run.metrics.arm) == {RBF, TANH}
     assert run.config["train_size"] == 500
     assert run.params().c1.kernel.shape == (3, 6, 5, 5)
     assert sum(leaf.size for leaf in jax.tree.leaves(run.params(RBF, 6))) == 60_000
+
+
+@pytest.mark.parametrize("metric", ["train_error", "test_error"])
+def test_the_summary_and_a_comparison_have_the_same_statistics(run, metric):
+    rows = compare.arm_statistics([run], metric)
+    assert [row.arm for row in rows] == [TANH, RBF]
+    for row in rows:
+        stored = getattr(run.arm(row.arm), metric)
+        for field in dataclasses.fields(stats.Statistics):
+            assert getattr(row, field.name) == getattr(stored, field.name), field.name
 
 
 @pytest.mark.parametrize("arm", [RBF, TANH])
@@ -145,11 +156,11 @@ def refused(function, *arguments, **named):
 def test_what_is_not_there_is_refused(run, tmp_path):
     image = np.zeros((28, 28), np.uint8)
     assert refused(lenet_jax.classify, run, image, "relu") == f"arm: 'relu' is not one of '{TANH}', '{RBF}'"
-    assert refused(lenet_jax.classify, run, image, seed=4) == "seed: 4 is none of 'tanh'; allowed are 5 to 7"
-    assert "their shape is [30, 30]; allowed is [..., 28, 28]" in refused(lenet_jax.classify, run, np.zeros((30, 30)))
-    assert "their shape is [1, 2, 32, 32]" in refused(lenet_jax.classify, run, np.zeros((1, 2, 28, 28)))
+    assert refused(lenet_jax.classify, run, image, seed=4) == "seed: 4 is not a seed of arm 'tanh'; allowed are 5 to 7"
+    assert "images: shape [30, 30]; allowed is [..., 28, 28]" in refused(lenet_jax.classify, run, np.zeros((30, 30)))
+    assert "images: shape [1, 2, 32, 32]; allowed is one" in refused(lenet_jax.classify, run, np.zeros((1, 2, 28, 28)))
     assert "not finite" in refused(lenet_jax.classify, run, np.full((28, 28), np.nan))
-    assert "of type <U9; allowed are numbers" in refused(lenet_jax.classify, run, np.array("seven.png"))
+    assert "images: type <U9; allowed are numbers" in refused(lenet_jax.classify, run, np.array("seven.png"))
     assert "is not a folder" in refused(lenet_jax.load_run, tmp_path / "none")
     stored = lenet_jax.load_run(Path(__file__).parent.parent / "experiments" / "results" / "lenet5_1998")
     assert "holds no trained networks; train them again with --config=experiments/stored.py:" in refused(
@@ -213,7 +224,7 @@ def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
         (["none.png"], "none.png' can't be read (No such file or directory)"),
         (["grey.png"], "grey.png': it is all of one grey; a digit is needed"),
         (["--arm=relu", "fine.png"], "arm: 'relu' is not one of"),
-        (["--seed=1", "fine.png"], "seed: 1 is none of 'tanh'; allowed are 5 to 7"),
+        (["--seed=1", "fine.png"], "seed: 1 is not a seed of arm 'tanh'; allowed are 5 to 7"),
     ],
 )
 def test_the_command_refuses_in_one_line(folder, tmp_path, monkeypatch, capsys, arguments, message):
@@ -240,13 +251,13 @@ def test_scores_are_those_of_the_specification(run, test_digits):
 
 def test_networks_that_diverged_are_left_out(run, test_digits):
     """Of three, one; or all."""
-    lost = dataclasses.replace(run, _read={})
+    lost = dataclasses.replace(run, _networks={})
     kernel = run.params(TANH).c1.kernel
-    for places, votes in (([1], 2), ([0, 1, 2], None)):
-        broken = run.params(TANH).c1.replace(kernel=kernel.at[jnp.array(places)].set(jnp.nan))
-        lost._read[TANH] = run.params(TANH).replace(c1=broken)
+    for indices, votes in (([1], 2), ([0, 1, 2], None)):
+        broken = run.params(TANH).c1.replace(kernel=kernel.at[jnp.array(indices)].set(jnp.nan))
+        lost._networks[TANH] = run.params(TANH).replace(c1=broken)
         if votes is None:
-            assert "'tanh' has diverged" in refused(lenet_jax.classify, lost, test_digits[0][:5], TANH)
+            assert "all networks of 'tanh' diverged" in refused(lenet_jax.classify, lost, test_digits[0][:5], TANH)
             continue
         found = lenet_jax.classify(lost, test_digits[0][:5], TANH)
         assert (found.votes.sum(axis=-1) == votes).all()

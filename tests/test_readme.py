@@ -243,7 +243,7 @@ def test_what_a_study_says_in_its_docstring_is_stored(name):
     """Every number with two digits, with its sign turned where a difference is told from its other end."""
     run = run_folder.load(ROOT / "experiments" / "results" / name)
     stored = (run.folder / "plots" / "comparison.md").read_text()
-    assert stored == report.markdown(compare.compare_runs([run], baseline="all"))
+    assert stored == report.markdown_page(compare.compare_runs([run], baseline="all"))
     result = (ROOT / "experiments" / f"{name}.py").read_text().split('"""')[1].partition("Result: ")[2]
     assert result.startswith(f"experiments/results/{name}.")
     said = set(re.findall(r"\d+\.\d\d", result))
@@ -362,7 +362,7 @@ def test_the_python_of_the_pages_runs(started, monkeypatch):
         shown = block.replace("run.metrics.query", "errors = run.metrics.query").replace("epoch == 10", "epoch == 1")
         exec(compile(shown, page, "exec"), names)
         if "run" in names:
-            assert set(names["errors"].index) == set(names["run"].arms)
+            assert set(names["errors"].index) == {arm.name for arm in names["run"].arms}
         if "get_config" in names:
             assert arms.expand(names["get_config"]())
 

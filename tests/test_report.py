@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import predictions, write_run
+from made_runs import predictions, summary_row, write_run
 
 from lenet_jax.analysis import compare, report
 from lenet_jax.data import datasets
@@ -47,7 +47,7 @@ def full_run(folder, names=None):
     chosen = {values: ({"learning_rate": 0.1}, ["learning_rate"]) for values in ERRORS}
     config = {"dataset": "mnist10k", "data_dir": "", "tune": {"learning_rate": [0.01, 0.1]}}
     write_run(folder, ERRORS, chosen=chosen, config=config, fingerprint=dataset.fingerprint, names=names)
-    arms = [arm["name"] for arm in run_folder.load(folder).summary["arms"]]
+    arms = [arm.name for arm in run_folder.load(folder).arms]
     tables = []
     for place, arm in enumerate(arms):
         for seed in range(8):
@@ -107,14 +107,18 @@ def test_digits_that_arms_agree_and_disagree_on(written):
     assert missing == ""
     assert [digit.image for digit in agreed] == [3]
     assert [digit.image for digit in disputed] == [5]
-    assert (agreed[0].label, agreed[0].taken_for) == (labels[3], (labels[3] + 1) % 10)
-    assert list(disputed[0].shares.values()) == [0, 1, 0, 0]
+    assert (agreed[0].label, agreed[0].predicted) == (labels[3], (labels[3] + 1) % 10)
+    assert list(disputed[0].misclassified.values()) == [0, 1, 0, 0]
 
 
 def test_digits_of_other_data_are_not_shown(tmp_path):
     run = full_run(tmp_path / "run")
     run.config["dataset"] = "idx:nowhere"
-    assert report.digits_of(compare.compare_runs([run])) == ([], [], "The images of idx:nowhere are not at hand here.")
+    assert report.digits_of(compare.compare_runs([run])) == (
+        [],
+        [],
+        "The images of idx:nowhere are not available here.",
+    )
 
 
 def test_a_run_without_predictions_has_a_report(tmp_path):
@@ -135,9 +139,9 @@ def test_a_metric_without_curves_has_a_report(tmp_path):
 )
 def test_a_run_without_a_test_curve_shows_another_one_under_its_name(tmp_path, curves, shown, when):
     run = run_folder.load(write_run(tmp_path / "run", curves=curves))
-    pictures = report.pictures_of(compare.compare_runs([run]))
-    assert [name for name in pictures if "learning" in name] == [f"{shown}_learning_curves"]
-    said = pictures[f"{shown}_learning_curves"].text
+    drawn = report.figures_of(compare.compare_runs([run]))
+    assert [name for name in drawn if "learning" in name] == [f"{shown}_learning_curves"]
+    said = drawn[f"{shown}_learning_curves"].caption
     assert said.startswith(f"The {shown.replace('_', ' ')} {when} each epoch: ")
 
 
@@ -160,18 +164,18 @@ def test_a_run_that_diverged_has_a_report(tmp_path):
 def test_all_pairs_of_many_arms_have_no_figure(tmp_path):
     errors = {(str(arm),): [0.01 * arm, 0.02 * arm, 0.05] for arm in range(13)}
     run = run_folder.load(write_run(tmp_path / "run", errors, axes=("loss",)))
-    pictures = report.pictures_of(compare.compare_runs([run], baseline="all"))
-    assert "test_error_differences" not in pictures
+    drawn = report.figures_of(compare.compare_runs([run], baseline="all"))
+    assert "test_error_differences" not in drawn
 
 
 def test_long_names_leave_room_for_the_figure():
     name = "with maximum pooling, full connectivity: " + "a whole sentence of what is changed in it " * 3
-    folded = report.lines(name).splitlines()
-    assert max(map(len, folded)) <= report.WIDEST
-    assert " ".join(folded).split() == name.split()
+    lines = report.label_lines(name).splitlines()
+    assert max(map(len, lines)) <= report.MAX_LABEL_CHARACTERS
+    assert " ".join(lines).split() == name.split()
     arm = "loss=cross_entropy,activation=sigmoid,batch_size=16"
-    assert report.folded(arm).splitlines() == ["loss=cross_entropy, activation=sigmoid,", "batch_size=16"]
-    assert report.lines("run: loss=mse,activation=tanh").splitlines() == ["run:", "loss=mse,", "activation=tanh"]
+    assert report.wrapped(arm).splitlines() == ["loss=cross_entropy, activation=sigmoid,", "batch_size=16"]
+    assert report.label_lines("run: loss=mse,activation=tanh").splitlines() == ["run:", "loss=mse,", "activation=tanh"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -280,6 +284,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
     """5 losses x 10 learning rates."""
     rng = np.random.default_rng(0)
     tables, rows = [], []
+    data = {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}
     for arm in range(arms):
         axes = {"loss": f"loss{arm // 10}", "learning_rate": float(arm % 10)}
         name = ",".join(f"{axis}={run_folder.format_value(value)}" for axis, value in axes.items())
@@ -292,13 +297,10 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
                 tables.append(
                     pd.DataFrame({"arm": name, **axes, **places, "split": split, "metric": metric, "value": value})
                 )
-        rows.append(
-            {"name": name, "axes": axes, "diverged": 0, "chosen": {}, "seconds": 1.0, "samples_per_second": 1.0}
-        )
+        rows.append(summary_row(name, data, axes=axes))
     folder.mkdir()
     run_files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
-    summary = {"dataset": {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}, "arms": rows}
-    run_files.write_json(folder / run_folder.SUMMARY, summary)
+    run_files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": rows})
     for name in (run_folder.CONFIG, run_folder.PROVENANCE):
         run_files.write_json(folder / name, {})
 

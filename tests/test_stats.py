@@ -1,5 +1,6 @@
 """The statistics against SciPy, statsmodels, textbooks and explicit enumeration; and what is stored about them."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -35,16 +36,16 @@ def enumerated_p(values, places=9):
 
 def test_summary_of_values_known_by_hand():
     summary = stats.summarize([0.1, 0.2, 0.6])
-    assert summary["mean"] == pytest.approx(0.3)
-    assert summary["median"] == 0.2
-    assert summary["std"] == pytest.approx(math.sqrt(0.07))
-    assert summary["per_seed"] == [0.1, 0.2, 0.6]
-    low, high = summary["ci95"]
+    assert summary.mean == pytest.approx(0.3)
+    assert summary.median == 0.2
+    assert summary.std == pytest.approx(math.sqrt(0.07))
+    assert summary.per_seed == (0.1, 0.2, 0.6)
+    low, high = summary.ci95
     assert 0.1 <= low < 0.3 < high <= 0.6
 
 
 def test_diverged_values_become_null_in_json():
-    summary = stats.summarize([0.1, float("nan")])
+    summary = dataclasses.asdict(stats.summarize([0.1, float("nan")]))
     assert json.loads(json.dumps(summary, allow_nan=False)) == {
         "mean": None,
         "std": None,

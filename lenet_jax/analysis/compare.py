@@ -1,4 +1,4 @@
-"""Comparing arms: statistics over seeds, differences between arms seed by seed, and what limits the claims."""
+"""Comparing arms: statistics over seeds, differences paired by seed, and what limits the claims."""
 
 import dataclasses
 import itertools
@@ -13,37 +13,33 @@ from lenet_jax import stats
 from lenet_jax.analysis import metrics
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.experiments import base
+from lenet_jax.losses import Loss
 from lenet_jax.run.folder import ONLY_ARM, PACKAGES, Run, arm_named, format_value
 
 ALL_PAIRS = "all"
-"""The baseline that stands for every arm in turn."""
+"""The baseline that compares every pair of arms."""
 
-LOSS_FIELDS = ("loss", "mse_point", "target_code", "mse_reduction", "mse_factor", "map_constant", "output")
-"""Settings that decide what a loss is."""
+LOSS_FIELDS = ("loss", "output", *(field.name for field in dataclasses.fields(Loss) if field.name != "name"))
+"""Config fields that define a loss; arms that differ in one are not compared by loss."""
 
 FEW_SEEDS = 5
-"""With no more, an arm's interval covers too little: `experiments/results/coverage`."""
+"""Up to this number, intervals of an arm's mean are too narrow (`experiments/results/coverage`)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ArmStatistics:
-    """One arm's row of a comparison. Errors are fractions; losses are in the unit of the loss.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmStatistics(stats.Statistics):
+    """One arm of a comparison, with its statistics. Errors are fractions; losses have the unit of the loss.
 
     Attributes:
-      run: what tells its run from others; empty where only one is compared.
+      run: name of its run; "" if only one run is compared.
       arm: its name.
-      axes: the values of the sweep's axes that make it.
-      chosen: tuned hyperparameters.
-      settings: all its fields; with its name as "arm" where an older run doesn't tell them.
-      at_edge: tuned hyperparameters whose choice is at the edge of what was tried.
-      n: members.
-      mean, std, median: over members; std with n - 1. None where one isn't known, as for values that aren't finite.
-      ci95: see `stats.bootstrap_interval`.
-      best, worst: the smallest and the largest value.
-      diverged: members whose loss was NaN or infinite at some epoch. They are part of all the statistics; a network
-        whose outputs are not finite counts as all wrong.
+      axes: sweep axis -> value.
+      chosen: tuned hyperparameter -> chosen value.
+      settings: all config fields, and "arm", its name, if an older run doesn't say which fields that sets.
+      at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
+      diverged: networks with a loss that was not finite at some epoch. All statistics include them.
       values: by rising seed, the index.
-      data: what tells whether another arm was measured on the same images and labels.
+      data: fingerprint, size of the split and label noise: equal for arms measured on the same images and labels.
     """
 
     run: str
@@ -52,20 +48,18 @@ class ArmStatistics:
     chosen: dict[str, float]
     settings: dict[str, Any]
     at_edge: tuple[str, ...]
-    n: int
-    mean: float | None
-    std: float | None
-    median: float | None
-    ci95: tuple[float, float] | None
-    best: float
-    worst: float
     diverged: int
     values: pd.Series
     data: tuple[Any, ...]
 
     @property
+    def n(self) -> int:
+        """Number of values: one a seed, or one for the arm as a whole."""
+        return len(self.values)
+
+    @property
     def label(self) -> str:
-        """Its name among arms of several runs."""
+        """Its name among the arms of all runs."""
         return label(self.run, self.arm)
 
 
@@ -75,36 +69,31 @@ class TestedContrast:
 
     Attributes:
       kind: ``difference`` between two arms, ``main effect`` or ``interaction``.
-      name: what is taken against what.
-      subject: what a sentence about it begins with.
-      contrast: paired by seed.
-      p_holm: the p-value, corrected for all that were tested together.
-      improvement: the chance that a run of the first arm is better than one of the second
-        (`stats.probability_of_superiority`); None for effects.
-      seeds: that would show a difference of this size, or of the size asked for, in 80 % of studies with as many
-        comparisons; None if none would.
+      name: the two sides of the difference.
+      subject: of a sentence about it.
+      contrast: statistics of the differences, paired by seed.
+      probability_of_improvement: see `stats.probability_of_superiority`; None for effects.
+      p_holm: the p-value, corrected for all contrasts of the comparison.
+      seeds: with which 80 % of studies show this difference, or the one asked for; None if unknown.
     """
 
     kind: str
     name: str
     subject: str
     contrast: stats.Contrast
+    probability_of_improvement: float | None
     p_holm: float
-    improvement: float | None
     seeds: int | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
+        return self.p_holm < stats.ALPHA
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
-
-    Attributes:
-      runs: compared.
-      metric: see `metrics`.
-      arms: of all runs.
-      judgements: differences, then main effects and interactions of a factorial sweep; all corrected together.
-      notes: what a reader has to know of it.
-    """
+    """The result of a comparison: arms, then differences, main effects and interactions, and notes on its limits."""
 
     runs: tuple[Run, ...]
     metric: str
@@ -114,11 +103,7 @@ class Comparison:
 
 
 def arm_statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStatistics]:
-    """Every arm of every run that has the metric.
-
-    Args:
-      runs: as `folder.load` returns them.
-      metric: see `metrics`.
+    """Statistics of every arm that has the metric (see `metrics`).
 
     Raises:
       InputError: a run has no such metric, or the runs measured it on different splits.
@@ -126,54 +111,44 @@ def arm_statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmS
     defaults = dict(base.get_config())
     measured = {run.folder: metrics.measured(run, metric) for run in runs}
     if len(set(measured.values())) > 1:
-        found = "; ".join(f"{name} of {str(folder)!r}" for folder, name in measured.items())
-        raise InputError(f"metric: {metric!r} would be read from {found}; give all runs the same kind of curve")
+        sources = "; ".join(f"{name} of {str(folder)!r}" for folder, name in measured.items())
+        raise InputError(f"metric: {metric!r} would be read from {sources}; give all runs the same kind of curve")
     rows = []
     for run, name in zip(runs, run_names(runs), strict=True):
         values = metrics.by_arm(run, metric)
-        for arm in run.summary["arms"]:
-            if arm["name"] not in values:
+        split = metrics.split_of(measured[run.folder])
+        for arm in run.arms:
+            if arm.name not in values:
                 continue
-            of_arm = values[arm["name"]]
-            summary = stats.summarize(of_arm.to_numpy())
-            data, split = arm.get("dataset", run.summary["dataset"]), metrics.split_of(measured[run.folder])
-            settings = defaults | run.config | arm["axes"] | arm.get("chosen", {}) | arm.get("settings", {})
-            # An axis that is no field is one of groups; without axes an arm is named, or the only one.
-            groups = set(arm["axes"]) - set(defaults) or (not arm["axes"] and arm["name"] != ONLY_ARM)
-            # Runs made before summaries held settings don't tell which fields a group sets.
-            if groups and "settings" not in arm:
-                settings["arm"] = arm["name"]
-            labels = settings["label_noise"] if split == "train" else 0
+            settings = defaults | run.config | arm.axes | arm.chosen | (arm.settings or {})
+            # Arms are named by an axis that is not a field, or without axes unless there is only one.
+            if arm.settings is None and (set(arm.axes) - set(defaults) or (not arm.axes and arm.name != ONLY_ARM)):
+                settings["arm"] = arm.name
+            label_noise = settings["label_noise"] if split == "train" else 0
             rows.append(
                 ArmStatistics(
+                    **vars(stats.summarize(values[arm.name].to_numpy())),
                     run=name,
-                    arm=arm["name"],
-                    axes=arm["axes"],
-                    chosen=arm.get("chosen", {}),
+                    arm=arm.name,
+                    axes=arm.axes,
+                    chosen=arm.chosen,
                     settings=settings,
-                    at_edge=tuple(arm.get("chosen_at_edge", [])),
-                    n=len(of_arm),
-                    mean=summary["mean"],
-                    std=summary["std"],
-                    median=summary["median"],
-                    ci95=tuple(summary["ci95"]) if summary["ci95"] else None,
-                    best=float(of_arm.min() if metrics.lower_is_better(metric) else of_arm.max()),
-                    worst=float(of_arm.max() if metrics.lower_is_better(metric) else of_arm.min()),
-                    diverged=arm["diverged"],
-                    values=of_arm,
-                    data=(data.get("fingerprint"), data.get(split), labels),
+                    at_edge=arm.chosen_at_edge,
+                    diverged=arm.diverged,
+                    values=values[arm.name],
+                    data=(arm.dataset.get("fingerprint"), arm.dataset.get(split), label_noise),
                 )
             )
     return rows
 
 
 def label(run: str, arm: str) -> str:
-    """An arm's name among those of several runs."""
+    """An arm's name among the arms of all runs."""
     return f"{run}: {arm}" if run else arm
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """What tells several runs apart: their folder's name, or the whole path where names are alike."""
+    """Names of runs: of their folders, or whole paths where those are equal; "" for a single run."""
     if len(runs) == 1:
         return [""]
     names = [run.folder.name for run in runs]
@@ -186,60 +161,58 @@ def compare_runs(
     """Compares the arms of runs.
 
     Args:
-      runs: as `folder.load` returns them.
+      runs: from `folder.load`.
       metric: see `metrics`.
-      baseline: the arm that all others are taken against, or ``all`` for every pair. By default, the first arm of a
-        single run; with several runs, each arm's namesake in the first run.
-      difference: for which the seeds needed are told, in the metric's unit; by default, the one that was measured.
+      baseline: the arm that all others are compared with, or ``all`` for every pair. The default is the first arm of a
+        single run; of several runs, the matching arm of the first one.
+      difference: true difference to compute `seeds` for, in the metric's unit; by default each measured difference.
 
     Raises:
-      InputError: a run has no such metric, there is no such baseline, or nothing can be taken against it.
+      InputError: a run has no such metric, or no arm can be compared with the baseline.
+
+    >>> from lenet_jax.run import folder
+    >>> found = compare_runs([folder.load("experiments/results/connectivity")]).judgements[0]
+    >>> found.name, round(found.contrast.low, 4), round(found.contrast.high, 4)  # 95 % interval over seeds
+    ('connectivity=full against connectivity=table', -0.0031, 0.0003)
     """
     if difference is not None and not math.isfinite(difference):
-        raise InputError(f"difference: {difference!r}; needed is a finite number")
+        raise InputError(f"difference: {difference!r}; allowed is a finite number")
     arms = arm_statistics(runs, metric)
     pairs, notes = pairs_of(runs, arms, baseline)
-    tested: list[tuple[tuple[str, str, str], np.ndarray, float | None]] = []
+    differences: list[tuple[tuple[str, str, str], np.ndarray, float | None]] = []
     for arm, other in pairs:
         found = paired(arm, other, metric)
         if isinstance(found, str):
             notes.append(found)
             continue
         if len(found) < max(arm.n, other.n):
-            notes.append(f"{arm.label} and {other.label} have {len(found)} seeds in common, on which they are compared")
-        words = [f"{arm.label} {word} {other.label}" for word in ("against", "instead of")]
-        improvement = stats.probability_of_superiority(
-            *(one.values.loc[found.index].to_numpy() for one in (arm, other))
-        )
-        tested.append((("difference", words[0], words[1]), found.to_numpy(), improvement))
-    if baseline and pairs and not tested:
-        raise InputError(f"baseline: nothing can be taken against {baseline!r}; {notes[-1]}")
+            notes.append(f"{arm.label} and {other.label} are compared on their {len(found)} common seeds")
+        name, subject = (f"{arm.label} {word} {other.label}" for word in ("against", "instead of"))
+        ours, theirs = (one.values.loc[found.index].to_numpy() for one in (arm, other))
+        probability = stats.probability_of_superiority(ours, theirs)
+        differences.append((("difference", name, subject), found.to_numpy(), probability))
+    if baseline and pairs and not differences:
+        raise InputError(f"baseline: no arm can be compared with {baseline!r}; {notes[-1]}")
     if len(runs) == 1:
-        tested += [(effect_words(effect), effect.differences, None) for effect in effects_of(arms)]
-    contrasts = stats.contrasts([values for _, values, _ in tested])
+        differences += [(effect_words(effect), effect.differences, None) for effect in effects_of(arms)]
+    contrasts = stats.contrasts([values for _, values, _ in differences])
     corrected = stats.holm([contrast.p for contrast in contrasts])
-    level = stats.ALPHA / max(len(tested), 1)  # the strictest of Holm's steps
-    judgements = [
-        TestedContrast(
-            *words,
-            contrast,
-            p_holm,
-            improvement,
-            stats.seeds_needed(contrast.mean if difference is None else difference, contrast.std, level)
-            if contrast.n >= FEW_SEEDS  # of fewer the variance is hardly known
-            else None,
-        )
-        for (words, _, improvement), contrast, p_holm in zip(tested, contrasts, corrected, strict=True)
-    ]
-    notes = [*comparability_notes(runs, arms), *notes, *claim_limits(runs, arms, judgements, metric)]
-    return Comparison(tuple(runs), metric, tuple(arms), tuple(judgements), tuple(dict.fromkeys(notes)))
+    level = stats.ALPHA / max(len(contrasts), 1)  # the strictest of Holm's steps
+    tested: list[TestedContrast] = []
+    for (words, _, better), contrast, p_holm in zip(differences, contrasts, corrected, strict=True):
+        size = contrast.mean if difference is None else difference
+        # With few seeds the variance is hardly known.
+        seeds = stats.seeds_needed(size, contrast.std, level) if contrast.n >= FEW_SEEDS else None
+        tested.append(TestedContrast(*words, contrast, better, p_holm, seeds))
+    comparison = Comparison(tuple(runs), metric, tuple(arms), tuple(tested), ())
+    notes = [*comparability_notes(runs, arms), *notes, *claim_limits(comparison)]
+    return dataclasses.replace(comparison, notes=tuple(dict.fromkeys(notes)))
 
 
-Pairs = list[tuple[ArmStatistics, ArmStatistics]]
-
-
-def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) -> tuple[Pairs, list[str]]:
-    """Which arm is taken against which, and notes on those that have no partner."""
+def pairs_of(
+    runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str
+) -> tuple[list[tuple[ArmStatistics, ArmStatistics]], list[str]]:
+    """Pairs of arms to compare, and notes on arms without a partner."""
     if baseline == ALL_PAIRS:
         return [(second, first) for first, second in itertools.combinations(arms, 2)], []
     if baseline:
@@ -254,49 +227,41 @@ def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) 
     return matched(runs, arms)
 
 
-def matched(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> tuple[Pairs, list[str]]:
-    """Arms of later runs, each with the arm of the first run that agrees with it in all that any of the runs varies.
-
-    What a run varies are settings in which its arms differ, but for those that it tunes.
-    """
-    names = run_names(runs)
+def matched(
+    runs: Sequence[Run], arms: Sequence[ArmStatistics]
+) -> tuple[list[tuple[ArmStatistics, ArmStatistics]], list[str]]:
+    """Arms of later runs, each with the arm of the first run that agrees in all settings that any run varies."""
+    first, *later = run_names(runs)
     varied: set[str] = set()
-    for name in names:
+    for name in (first, *later):
         own = [arm for arm in arms if arm.run == name]
+        # Not varied, but tuned: settings that were chosen.
         fields = {field for arm in own for field in arm.settings} - set(own[0].chosen if own else ())
         varied |= {field for field in fields if len({repr(arm.settings.get(field)) for arm in own}) > 1}
-
-    def key(arm: ArmStatistics) -> tuple[str, ...]:
-        return tuple(repr(arm.settings.get(field)) for field in sorted(varied))
-
-    partners: dict[tuple[str, ...], list[ArmStatistics]] = {}
-    for arm in arms:
-        if arm.run == names[0]:
-            partners.setdefault(key(arm), []).append(arm)
+    keys = {arm.label: [repr(arm.settings.get(field)) for field in sorted(varied)] for arm in arms}
     pairs, notes = [], []
-    for arm in arms:
-        if arm.run != names[0]:
-            alike = partners.get(key(arm), [])
-            if len(alike) == 1:
-                pairs.append((arm, alike[0]))
-            else:
-                count = "no counterpart" if not alike else "several counterparts"
-                notes.append(f"{arm.label} has {count} in {names[0]}; --baseline takes all against one arm")
+    for arm in (arm for arm in arms if arm.run != first):
+        partners = [other for other in arms if other.run == first and keys[other.label] == keys[arm.label]]
+        if len(partners) == 1:
+            pairs.append((arm, partners[0]))
+        else:
+            count = "several counterparts" if partners else "no counterpart"
+            notes.append(f"{arm.label} has {count} in {first}; --baseline compares all arms with one")
     return pairs, notes
 
 
 def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> pd.Series | str:
-    """The differences by seed, or why there are none."""
+    """The differences by seed, or the reason why there are none."""
     both = f"{arm.label} and {other.label} are not paired"
     if metric in metrics.OF_ARM:
-        return f"{both}: {metric} is one number for an arm"
+        return f"{both}: {metric} is a single number per arm"
     if arm.data != other.data:
         return f"{both}: they were measured on different images"
     if metric.endswith("_loss") and any(arm.settings.get(field) != other.settings.get(field) for field in LOSS_FIELDS):
-        return f"{both}: their losses are different ones"
+        return f"{both}: they have different losses"
     seeds = arm.values.index.intersection(other.values.index)
     if len(seeds) < 2:
-        return f"{both}: {'only one seed' if len(seeds) else 'no seed'} is common to them"
+        return f"{both}: they have {'only one common seed' if len(seeds) else 'no common seed'}"
     found = pd.Series(stats.difference(*(one.values.loc[seeds].to_numpy() for one in (arm, other))), seeds)
     if not np.isfinite(found).all():
         return f"{both}: {int((~np.isfinite(found)).sum())} of {len(found)} differences are not finite"
@@ -305,46 +270,39 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> pd.Series |
 
 def effects_of(arms: Sequence[ArmStatistics]) -> list[stats.Effect]:
     """Main effects and interactions, if the arms are a full product of two or more axes with the same seeds."""
-    axes = swept_axes(arms)
+    axes, first = swept_axes(arms), arms[0]
     cells = {tuple(arm.axes.get(axis) for axis in axes): arm for arm in arms}
     whole = len(axes) > 1 and len(cells) == len(arms) == math.prod(map(len, axes.values()))
-    first = arms[0]
     alike = all(arm.values.index.equals(first.values.index) and arm.data == first.data for arm in arms)
-    finite = all(np.isfinite(arm.values).all() for arm in arms)
-    if not (whole and alike and finite) or first.n < 2:
+    if not (whole and alike and all(np.isfinite(arm.values).all() for arm in arms)) or first.n < 2:
         return []
     return stats.effects(axes, {cell: arm.values.to_numpy() for cell, arm in cells.items()})
 
 
 def swept_axes(arms: Sequence[ArmStatistics]) -> dict[str, list[Any]]:
-    """The axes in which arms differ, with their values."""
-    axes: dict[str, list[Any]] = {}
-    for arm in arms:
-        for axis, value in arm.axes.items():
-            if value not in axes.setdefault(axis, []):
-                axes[axis].append(value)
+    """The axes in which arms differ, with their values in order of appearance."""
+    pairs = [pair for arm in arms for pair in arm.axes.items()]
+    axes: dict[str, list[Any]] = {axis: [] for axis, _ in pairs}
+    for axis, value in pairs:
+        axes[axis] += [] if value in axes[axis] else [value]
     return {axis: values for axis, values in axes.items() if len(values) > 1}
 
 
 def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
-    """A main effect's or an interaction's kind, name and subject of a sentence."""
+    """Kind, name and subject of a main effect or an interaction, see `TestedContrast`."""
     changes = [(format_value(new), format_value(old)) for old, new in effect.changes]
     names = [f"{new} against {old}" for new, old in changes]
     over = " and ".join(effect.over)
     tail = f", over {over}" if over else ""
     if len(effect.axes) == 1:
-        new, old = changes[0]
-        return (
-            "main effect",
-            f"{effect.axes[0]}: {names[0]}{tail}",
-            f"Averaged over {over}, {effect.axes[0]} {new} instead of {old}",
-        )
-    parts = [f"{axis} ({name})" for axis, name in zip(effect.axes, names, strict=True)]
-    return "interaction", " x ".join(parts) + tail, f"The interaction {' x '.join(parts)}{tail}"
+        (axis,), ((new, old),) = effect.axes, changes
+        return "main effect", f"{axis}: {names[0]}{tail}", f"Averaged over {over}, {axis} {new} instead of {old}"
+    product = " x ".join(f"{axis} ({name})" for axis, name in zip(effect.axes, names, strict=True)) + tail
+    return "interaction", product, f"The interaction {product}"
 
 
 def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> list[str]:
-    """What makes runs hard to compare: other data or splits, epochs, settings, versions."""
+    """Differences between runs that limit a comparison: data or splits, epochs, settings, versions."""
     found = []
 
     def differ(values: Sequence[Any]) -> bool:
@@ -353,13 +311,9 @@ def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> l
     data = [{arm.data for arm in arms if arm.run == name} for name in run_names(runs)]
     if differ([{**run.summary["dataset"], "name": ""} for run in runs]) or differ(data):
         found.append("warning: the runs used different data sets or splits of them")
-    fields = [
-        field
-        for field in dict.fromkeys(field for run in runs for field in run.config)
-        if field not in ("sweep", "dataset", "data_dir", "seeds", "first_seed", "store_predictions")
-        and all(field in run.config for run in runs)
-        and differ([run.config[field] for run in runs])
-    ]
+    ignored = ("sweep", "dataset", "data_dir", "seeds", "first_seed", "store_predictions")
+    shared = [field for field in runs[0].config if all(field in run.config for run in runs) and field not in ignored]
+    fields = [field for field in shared if differ([run.config[field] for run in runs])]
     if "epochs" in fields:
         found.append("warning: the runs trained for different numbers of epochs")
     if set(fields) - {"epochs"}:
@@ -371,53 +325,45 @@ def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> l
     return found
 
 
-def claim_limits(
-    runs: Sequence[Run], arms: Sequence[ArmStatistics], judgements: Sequence[TestedContrast], metric: str
-) -> list[str]:
-    """What limits the claims that can be made."""
-    found = []
-    shown = {(arm.run, arm.arm) for arm in arms}
+def claim_limits(comparison: Comparison) -> list[str]:
+    """Limits of the claims that can be made."""
+    runs, metric, arms, tested = comparison.runs, comparison.metric, comparison.arms, comparison.judgements
+    found, shown, of_networks = [], {arm.label for arm in arms}, metric not in metrics.OF_ARM
     for run, name in zip(runs, run_names(runs), strict=True):
-        absent = [arm["name"] for arm in run.summary["arms"] if (name, arm["name"]) not in shown]
-        found += [f"{label(name, arm)} has no {metrics.title(metric)}" for arm in absent]
-    few = [arm for arm in arms if arm.n <= FEW_SEEDS] if metric not in metrics.OF_ARM else []
-    if few and max(arm.n for arm in few) < 2:
-        found.append("a single seed an arm shows nothing of how much results vary")
-    elif few:
-        fewest = min(arm.n for arm in few)
-        most = 100 * (1 - 2 ** (1 - fewest))
+        labels = [label(name, arm.name) for arm in run.arms]
+        found += [f"{absent} has no {metrics.title(metric)}" for absent in labels if absent not in shown]
+    counts = [arm.n for arm in arms if arm.n <= FEW_SEEDS and of_networks]
+    if counts and max(counts) < 2:
+        found.append("with one seed per arm, the variation between seeds is unknown")
+    elif counts:
+        coverage = 100 * (1 - 2 ** (1 - min(counts)))
         found.append(
-            f"{fewest} seeds are few: intervals end at the smallest and the largest value at the latest, and so cover "
-            f"the mean in {most:.0f} % at most (of symmetric values)"
+            f"{min(counts)} seeds are few: the interval of a mean lies within the range of the values, and covers at "
+            f"most {coverage:.0f} % (symmetric values)"
         )
-    for seeds in sorted({judgement.contrast.n for judgement in judgements}):
-        smallest = stats.smallest_p(seeds) * len(judgements)
-        if smallest >= stats.ALPHA:
-            comparisons = f"{len(judgements)} comparison{'s' * (len(judgements) > 1)}"
+    for seeds in sorted({one.contrast.n for one in tested}):
+        if (smallest := stats.smallest_p(seeds) * len(tested)) >= stats.ALPHA:
             found.append(
-                f"{seeds} seeds are too few for a claim: with {comparisons} no corrected p-value of theirs can be "
-                f"below {min(smallest, 1.0):.2g}"
+                f"{seeds} seeds are too few for a claim: with {len(tested)} comparison{'s' * (len(tested) > 1)}, the "
+                f"smallest possible corrected p-value is {min(smallest, 1.0):.2g}"
             )
-    if metric not in metrics.OF_ARM:
-        found += [
-            f"{arm.diverged} of {arm.n} networks of {arm.label} diverged: its mean, differences and effects are of "
-            "networks that learned together with others that didn't"
-            for arm in arms
-            if 0 < arm.diverged < arm.n
-        ]
-        found += [f"all networks of {arm.label} diverged" for arm in arms if arm.diverged == arm.n]
     for arm in arms:
+        if of_networks and arm.diverged == arm.n:
+            found.append(f"all networks of {arm.label} diverged")
+        elif of_networks and arm.diverged:
+            found.append(
+                f"{arm.diverged} of {arm.n} networks of {arm.label} diverged: its mean, differences and effects mix "
+                "networks that trained with networks that did not"
+            )
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])
-            found.append(f"{arm.label} chose {name} {value}, the edge of what was tried: beyond may be better")
+            found.append(f"{arm.label} chose {name} {value}, at the edge of the grid; the optimum may lie beyond it")
+        if metric.startswith(metrics.EPOCHS_TO) and (missing := int(np.isinf(arm.values).sum())):
+            found.append(f"{missing} of {arm.n} seeds of {arm.label} never reached this error")
     for run, name in zip(runs, run_names(runs), strict=True):
         rates = {arm.settings.get("learning_rate") for arm in arms if arm.run == name}
-        if len(run.summary["arms"]) > 1 and not run.config.get("tune") and len(rates) == 1:
-            found.append("no hyperparameter was tuned: one that suits an arm better may be part of its difference")
-    if len(runs) == 1 and len(swept_axes(arms)) > 1 and judgements and not effects_of(arms):
-        found.append("no main effects: the arms are no full product of their columns, all measured alike and finite")
-    if metric.startswith(metrics.EPOCHS_TO):
-        for arm in arms:
-            missing = int(np.isinf(arm.values).sum())
-            found += [f"{missing} of {arm.n} seeds of {arm.label} never had such an error"] if missing else []
+        if len(run.arms) > 1 and not run.config.get("tune") and len(rates) == 1:
+            found.append("no hyperparameter was tuned; the shared values may suit some arms better than others")
+    if len(runs) == 1 and len(swept_axes(arms)) > 1 and tested and not effects_of(arms):
+        found.append("no main effects: they need all combinations of the axes, with the same seeds, images and labels")
     return found

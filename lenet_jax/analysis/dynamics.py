@@ -1,7 +1,7 @@
-"""Inside networks: layers while they train, slopes of losses, paths between networks, rates and RBF codes of 1998.
+"""Inside networks: layers during training, gradients of losses, paths between networks, rates and RBF codes of 1998.
 
-For notebooks; `visualize` draws it. Functions take one network, and callers vmap; those that take images take them
-normalized, as `train.Images.take` gives them.
+For notebooks; `network_figures` draws the results. Functions take one network, and callers vmap. Images are normalized,
+as from `train.Images.take`.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ from lenet_jax.run import plan as planning
 from lenet_jax.train import Images, Recipe
 
 RUNS = Path("runs")
-"""Where notebooks keep their runs: beside themselves; git ignores it."""
+"""Folder of the notebooks' runs, beside the notebooks; git ignores it."""
 
 LAYERS = tuple(field.name for field in dataclasses.fields(Params))
 
-SATURATED = 0.1
-"""A unit counts as saturated where its slope is below this share of the largest one that its activation has."""
+SATURATED_BELOW = 0.1
+"""A unit is saturated where its slope is below this fraction of the largest slope of its activation."""
 
 
 def run(config: ConfigDict, name: str) -> TrainedRun:
-    """The run of a config in `RUNS`: trained now, or read if the folder `name` has it. Another config's is moved aside.
+    """The run of a config in `RUNS/name`, trained unless the folder has it. The run of another config is moved aside.
 
     Raises:
       InputError: see `runner.run`.
@@ -60,11 +60,11 @@ class SingleArm(NamedTuple):
     """One arm, ready to be trained or measured.
 
     Attributes:
-      recipe: what is compiled.
+      recipe: of training.
       images: of all splits.
-      splits: places in `images`, by name.
+      splits: name -> indices into `images`.
       hyper: values of `optim.HYPERPARAMETERS`.
-      seeds: of its members.
+      seeds: of its networks.
     """
 
     recipe: Recipe
@@ -74,12 +74,12 @@ class SingleArm(NamedTuple):
     seeds: list[int]
 
     def take(self, split: str, count: int) -> tuple[Float[Array, "count 32 32"], Int[Array, " count"]]:
-        """The first so many images of a split, normalized, and their labels."""
+        """The first `count` images of a split, normalized, and their labels."""
         return self.images.take(jnp.asarray(self.splits[split][:count]))
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> SingleArm:
-    """What a config without a sweep, or the ``settings`` of an arm in ``summary.json``, says.
+    """The arm of a config without a sweep, or of the ``settings`` of an arm in ``summary.json``.
 
     Raises:
       InputError: it has several arms, is tuned, or a field is wrong.
@@ -98,50 +98,50 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> SingleArm:
 
 
 def record_training(setting: SingleArm, measure: Callable[[Params], Any], segments: int = 1) -> Any:
-    """Trains every seed and measures its network before training and after each part of each pass.
+    """Trains every seed and measures its network before training and after each segment of each epoch.
 
     Args:
-      setting: what is trained.
-      measure: one network -> arrays in any tree; it is vmapped over the members.
-      segments: of an epoch, which are equal.
+      setting: the arm to train.
+      measure: one network -> arrays in any tree; it is vmapped over the seeds.
+      segments: number of equal segments of an epoch.
 
     Returns:
-      the tree of NumPy arrays [1 + epochs x segments, members, ...].
+      A tree of NumPy arrays [1 + epochs x segments, seeds, ...].
 
     Raises:
-      ValueError: a pass can't be cut into so many segments.
+      ValueError: an epoch can't be divided into that many equal segments.
     """
     if segments < 1 or not train.divides_epoch(setting.recipe, segments):
-        raise ValueError(f"{segments} segments: the {setting.recipe.epoch_steps} updates of an epoch can't be cut so")
+        raise ValueError(f"segments: {segments} doesn't divide the {setting.recipe.epoch_steps} steps of an epoch")
     size = len(setting.seeds)
     hyper = {name: [value] * size for name, value in setting.hyper.items()}
     recipe = dataclasses.replace(setting.recipe, segments=segments)
     members = population.create(setting.seeds, hyper, setting.images, recipe)
     of_members = jax.jit(jax.vmap(measure))
 
-    def look() -> Any:
+    def measure_all() -> Any:
         params = jax.tree.map(lambda leaf: leaf[:size], jax.device_get(members.state.params))
         return jax.device_get(of_members(params))
 
-    found = [look()]
+    found = [measure_all()]
     for _ in range(recipe.epochs * segments):
         population.train_segment(members)
-        found.append(look())
+        found.append(measure_all())
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
 @flax.struct.dataclass
 class Layer:
-    """What a layer of one network does with a batch of images, and what the loss asks of it.
+    """Statistics of one layer of a network on a batch of images.
 
     Attributes:
-      mean, spread: of its states, over units and images; the standard deviation.
-      signal: the standard deviation of a unit's state from image to image, root mean square over units. What is
-        left of the images: where it is 0, later layers see the same whatever the digit.
-      slope: mean of sigma'(a) over units and images; 1 for layers that don't squash.
-      saturated: share of units and images with a slope below `SATURATED` x the largest of the activation.
-      gradient: Euclidean norm of the loss' gradient with respect to its parameters; 0 if it has none.
-      weights: Euclidean norm of those parameters.
+      mean, spread: mean and standard deviation of its activations over units and images.
+      signal: standard deviation of a unit's activation over images, root mean square over units. Where it is 0, later
+        layers see the same input whatever the digit.
+      slope: mean of sigma'(a) over units and images; 1 for layers without sigma.
+      saturated: fraction of units and images with a slope below `SATURATED_BELOW` x the largest of the activation.
+      gradient: Euclidean norm of the gradient of the loss with respect to its parameters; 0 if it has none.
+      weights: Euclidean norm of its parameters.
     """
 
     mean: Float[Array, ""]
@@ -154,16 +154,16 @@ class Layer:
 
 
 def norm(tree: Any) -> Float[Array, ""]:
-    """Euclidean norm of all numbers of a tree together."""
+    """Euclidean norm of a tree of arrays."""
     return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
 
 
 def preactivations(
     params: Params, image: Float[Array, "32 32"], architecture: Architecture
 ) -> dict[str, Float[Array, " units"]]:
-    """What sigma is taken of, a, in every layer that has preactivations: flat, in the order of `blocked`."""
+    """Preactivations a of every layer but RBF outputs: flat, in the order of `blocked`."""
     passed, _ = blocked.passes(params, blocked.to_grid(image[None]), architecture)
-    return {part.name: found.ravel() for part, _, found in passed}
+    return {layer.name: a.ravel() for layer, _, a in passed}
 
 
 def largest_derivative(architecture: Architecture) -> Float[Array, ""]:
@@ -174,62 +174,62 @@ def largest_derivative(architecture: Architecture) -> Float[Array, ""]:
 def by_layer(
     params: Params, images: Float[Array, "batch 32 32"], labels: Int[Array, " batch"], recipe: Recipe
 ) -> dict[str, Layer]:
-    """Every layer of one network on a batch, see `Layer`. RBF outputs have no preactivations and are left out."""
+    """Statistics of every layer of one network on a batch, but RBF outputs, which have no preactivations."""
     architecture = recipe.architecture
     gradient, _ = train.gradient_of(params, blocked.to_grid(images), labels, recipe)
-    found = jax.vmap(preactivations, in_axes=(None, 0, None))(params, images, architecture)
+    a = jax.vmap(preactivations, in_axes=(None, 0, None))(params, images, architecture)
     return {
-        part.name: layer_of(
-            found[part.name], part.squashed, getattr(gradient, part.name), getattr(params, part.name), architecture
+        layer.name: layer_of(
+            a[layer.name], layer.squashed, getattr(gradient, layer.name), getattr(params, layer.name), architecture
         )
-        for part in blocked.layers_of(architecture)
+        for layer in blocked.layers_of(architecture)
     }
 
 
 def layer_of(
     a: Float[Array, "batch units"], squashed: bool, gradient: Any, parameters: Any, architecture: Architecture
 ) -> Layer:
-    """A layer from its preactivations, the gradient with respect to its parameters, and those."""
-    states = ACTIVATIONS[architecture.activation](a) if squashed else a
+    """Statistics of a layer from its preactivations, gradient and parameters."""
+    activations = ACTIVATIONS[architecture.activation](a) if squashed else a
     slopes = curvature.derivative(a, architecture) if squashed else jnp.ones_like(a)
     largest = largest_derivative(architecture) if squashed else 1.0
     return Layer(
-        mean=states.mean(),
-        spread=states.std(),
-        signal=jnp.sqrt(states.var(axis=0).mean()),
+        mean=activations.mean(),
+        spread=activations.std(),
+        signal=jnp.sqrt(activations.var(axis=0).mean()),
         slope=slopes.mean(),
-        saturated=(slopes < SATURATED * largest).mean(),
+        saturated=(slopes < SATURATED_BELOW * largest).mean(),
         gradient=norm(gradient),
         weights=norm(parameters),
     )
 
 
-def layer_table(followed: Mapping[str, Layer], setting: SingleArm, segments: int = 1) -> pd.DataFrame:
-    """What `follow` returns of `by_layer` as a table: epoch, seed, layer, and a column for each field of `Layer`."""
+def layer_table(recorded: Mapping[str, Layer], setting: SingleArm, segments: int = 1) -> pd.DataFrame:
+    """Results of `record_training` with `by_layer` as a table: epoch, seed, layer, and the fields of `Layer`."""
     tables = []
-    for name in sorted(followed, key=LAYERS.index):  # JAX sorts dictionaries
-        layer = followed[name]
+    for name in sorted(recorded, key=LAYERS.index):  # JAX sorts dictionaries
+        layer = recorded[name]
         times, members = np.indices(layer.mean.shape)
         columns = {field.name: np.ravel(getattr(layer, field.name)) for field in dataclasses.fields(Layer)}
-        places = {"epoch": times.ravel() / segments, "seed": np.take(setting.seeds, members.ravel()), "layer": name}
-        tables.append(pd.DataFrame(places | columns))
+        keys = {"epoch": times.ravel() / segments, "seed": np.take(setting.seeds, members.ravel()), "layer": name}
+        tables.append(pd.DataFrame(keys | columns))
     return pd.concat(tables, ignore_index=True)
 
 
-IMPOSSIBLE = -40.0
-"""A logit whose class has no probability in single precision, beside logits around 0."""
+IMPOSSIBLE_LOGIT = -40.0
+"""A logit of a class whose probability is 0 in single precision, if others are around 0."""
 
 
 def logits_at(probability: Float[Array, ""], rivals: int = 1, classes: int = 10) -> Float[Array, " classes"]:
-    """Logits that give class 0 this probability, and the rest in equal parts to the next `rivals` classes."""
+    """Logits that give class 0 this probability, and the next `rivals` classes equal shares of the rest."""
     rest = jnp.log1p(-probability) - jnp.log(jnp.float32(rivals))
-    place = jnp.arange(classes)
-    return jnp.where(place == 0, jnp.log(probability), jnp.where(place <= rivals, rest, IMPOSSIBLE))
+    index = jnp.arange(classes)
+    return jnp.where(index == 0, jnp.log(probability), jnp.where(index <= rivals, rest, IMPOSSIBLE_LOGIT))
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "rivals"))
 def logit_gradient(loss: Loss, probability: Float[Array, ""], rivals: int = 1) -> Float[Array, " classes"]:
-    """dE/ds_i, the loss' gradient with respect to the logits of `logits_at`, of which class 0 is right."""
+    """dE/ds_i: gradient of the loss with respect to the logits of `logits_at`, for the label 0."""
 
     def of_logits(logits: Float[Array, " classes"]) -> Float[Array, ""]:
         return loss(logits[None], jnp.zeros(1, jnp.int32))
@@ -245,10 +245,10 @@ def interpolate(first: Params, second: Params, share: Float[Array, ""] | float) 
 
 
 def along(
-    first: Params, second: Params, shares: Float[Array, " points"], setting: SingleArm, places: range
+    first: Params, second: Params, shares: Float[Array, " points"], setting: SingleArm, indices: range
 ) -> Evaluation:
-    """Networks on the line between two, evaluated on these places of the images: means [points]."""
-    ends = jnp.int32(places.start), jnp.int32(places.stop)
+    """Evaluation of networks on the line between two, on the images at these indices: means [points]."""
+    ends = jnp.int32(indices.start), jnp.int32(indices.stop)
     found: Evaluation = evaluate_line(first, second, shares, setting.images, *ends, setting.recipe)
     return found
 
@@ -273,7 +273,7 @@ def evaluate_line(
 
 
 def barrier(shares: Float[np.ndarray, " points"], values: Float[np.ndarray, " points"]) -> float:
-    """By how much a path's values rise above the straight line between its ends; 0 if they nowhere do.
+    """Largest rise of a path's values above the straight line between its ends; at least 0.
 
     Entezari et al. 2022 (arXiv:2110.06296), eq. 2.
     """
@@ -289,13 +289,13 @@ def initial_params(setting: SingleArm, seed: int) -> Params:
 
 
 def effective_rates(setting: SingleArm, seed: int) -> Params:
-    """SDLM's rate of every parameter in a seed's first pass, eta / (mu + h_kk) (LeCun et al. 1998, eq. 21).
+    """SDLM's learning rate of every parameter in a seed's first epoch, eta / (mu + h_kk) (LeCun et al. 1998, eq. 21).
 
     Raises:
-      InputError: the optimizer is another one.
+      InputError: the optimizer is not ``sdlm``.
     """
     if setting.recipe.optimizer != "sdlm":
-        raise InputError(f"optimizer: {setting.recipe.optimizer!r} has no curvature; needed is 'sdlm'")
+        raise InputError(f"optimizer: {setting.recipe.optimizer!r} has no curvature; allowed is 'sdlm'")
     hyper = hyperparameters(setting)
     state = estimate(start(jnp.uint32(seed), hyper, recipe=setting.recipe), setting.images, recipe=setting.recipe)
     second = optim.curvature_of(state.optimizer)
@@ -311,24 +311,24 @@ estimate = jax.jit(train.with_curvature, static_argnames="recipe")
 
 
 def hyperparameters(setting: SingleArm) -> optim.Hyperparameters:
-    """Those of each of its members."""
+    """The hyperparameters of a network of the arm."""
     return optim.Hyperparameters(**{name: jnp.float32(value) for name, value in setting.hyper.items()})
 
 
 def numbers_by_layer(params: Params) -> dict[str, Float[np.ndarray, " numbers"]]:
-    """All numbers of each layer that has any, in one row."""
+    """The numbers of each layer, in one row; layers without parameters are left out."""
     layers = {field.name: jax.tree.leaves(getattr(params, field.name)) for field in dataclasses.fields(params)}
     return {name: np.concatenate([np.ravel(leaf) for leaf in leaves]) for name, leaves in layers.items() if leaves}
 
 
 class Reading(NamedTuple):
-    """What a network with RBF outputs makes of an image.
+    """Classification of an image by a network with RBF outputs.
 
     Attributes:
-      code: the states of F6.
-      penalties: squared distances of the code from each digit's bitmap.
+      code: activations of F6.
+      penalties: squared distances between the code and each digit's bitmap.
       order: classes by rising penalty: the answer, the runner-up, ...
-      margin: the runner-up's penalty less the answer's (`model.decide`).
+      margin: the runner-up's penalty minus the answer's (`model.decide`).
     """
 
     code: Float[Array, "84"]
@@ -341,11 +341,11 @@ def read_code(params: Params, image: Float[Array, "32 32"], architecture: Archit
     """The code and the penalties of an image.
 
     Raises:
-      InputError: the outputs are no RBF units.
+      InputError: the outputs are not RBF units.
     """
     if architecture.output != "rbf":
-        raise InputError(f"output: {architecture.output!r} has no bitmaps; needed is 'rbf'")
-    states = model.activations(params, image, architecture)
-    penalties = states["output"]
+        raise InputError(f"output: {architecture.output!r} has no bitmaps; allowed is 'rbf'")
+    activations = model.activations(params, image, architecture)
+    penalties = activations["output"]
     _, margin = model.decide(-penalties)
-    return Reading(states["f6"], penalties, jnp.argsort(penalties), margin)
+    return Reading(activations["f6"], penalties, jnp.argsort(penalties), margin)

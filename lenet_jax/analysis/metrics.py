@@ -1,9 +1,9 @@
-"""What was measured: any metric of a run, seed by seed, from the tables in its folder.
+"""Metrics of a run, by seed, from the tables in its folder.
 
-A metric is named ``test_error``, ``validation_nll``, ``train_loss``, ... (a split and what was measured on it at the
-last epoch), ``test_error_class_3``, ``epochs_to_0.02`` (passes until the error is at most so much: the test error of a
-run with `test_curve`, else the validation error), ``seconds`` or ``samples_per_second`` (of an arm as a whole: its wall
-time with tuning, compilation and evaluation, and the samples of its last training by the seconds of that).
+Names of metrics: ``test_error``, ``validation_nll``, ``train_loss``, ... (a split and a measurement at the last epoch);
+``test_error_class_3``; ``epochs_to_0.02`` (epochs until the error is at most 0.02: the test error of a run with
+`test_curve`, else the validation error); ``seconds`` and ``samples_per_second`` (one value for an arm: wall time with
+tuning, compilation and evaluation, and the speed of its last training).
 """
 
 import dataclasses
@@ -13,23 +13,24 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lenet_jax import stats
 from lenet_jax.errors import InputError
 from lenet_jax.run.folder import Run
 
 OF_ARM = ("seconds", "samples_per_second")
-"""Metrics that an arm has as a whole."""
+"""Metrics with one value for an arm, not one for each seed."""
 
 CLASS_ERROR, EPOCHS_TO = "test_error_class_", "epochs_to_"
 
 CURVES = ("test_error", "validation_error")
-"""Metrics that ``epochs_to_ERROR`` is taken from, the first of them that has a curve."""
+"""Metrics that ``epochs_to_ERROR`` is read from: the first one with a curve."""
 
 MAX_REJECTED = 0.1
-"""Share of the images that `reject_curve` ends at."""
+"""Fraction of the images where `reject_curve` ends."""
 
 
 def names(run: Run) -> list[str]:
-    """The metrics of a run; ``epochs_to_0.02`` stands for any error."""
+    """Names of the metrics of a run; ``epochs_to_0.02`` stands for any error."""
     pairs = run.metrics[["split", "metric"]].drop_duplicates().sort_values(["split", "metric"])
     found = [f"{split}_{metric}" for split, metric in pairs.itertuples(index=False)]
     if run.predictions is not None:
@@ -47,43 +48,43 @@ def title(metric: str) -> str:
 
 
 def is_percent(metric: str) -> bool:
-    """Whether it is an error, a fraction that is shown in percent."""
+    """Whether the metric is an error, which is shown in percent."""
     return "_error" in metric
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether an improvement makes it smaller."""
+    """Whether smaller values are better."""
     return metric != "samples_per_second"
 
 
 def unit(metric: str) -> str:
-    """What its numbers are shown in, with a space before it."""
+    """The unit that values are shown in, after a space."""
     return " %" if is_percent(metric) else " s" if metric == "seconds" else ""
 
 
 def difference_unit(metric: str) -> str:
-    """What differences of it are shown in, with a space before it."""
+    """The unit that differences are shown in, after a space."""
     return " percentage points" if is_percent(metric) else unit(metric)
 
 
 def label(metric: str) -> str:
-    """For an axis or a heading: the metric in words, and its unit."""
+    """The metric in words with its unit, for an axis or a heading."""
     return f"{title(metric)} ({unit(metric).strip()})" if unit(metric) else title(metric)
 
 
 def is_final(metric: str) -> bool:
-    """Whether it is measured at the last epoch."""
+    """Whether the metric is measured at the last epoch."""
     return metric not in OF_ARM and not metric.startswith(EPOCHS_TO)
 
 
 def split_of(metric: str) -> str:
-    """The split whose images it is measured on."""
+    """The split that the metric is measured on."""
     split = metric.split("_", 1)[0]
     return {"validation": "validation", "train": "train", "running": "train"}.get(split, "test")
 
 
 def show(value: float | None, metric: str, sign: str = "") -> str:
-    """A value as text, errors in percent but without the sign of it; ``-`` where there is none."""
+    """A value as text, without unit; ``-`` if it is None or not finite."""
     if value is None or not np.isfinite(value):
         return "-"
     if is_percent(metric):
@@ -96,16 +97,16 @@ def threshold(metric: str) -> float:
     """The error of ``epochs_to_ERROR``.
 
     Raises:
-      InputError: it is no fraction.
+      InputError: it is not between 0 and 1.
     """
     text = metric.removeprefix(EPOCHS_TO)
     if not re.fullmatch(r"0?\.\d+", text) or not float(text):
-        raise InputError(f"metric: {metric!r}; needed is an error between 0 and 1, as in 'epochs_to_0.02'")
+        raise InputError(f"metric: {metric!r}; allowed is an error between 0 and 1, as in 'epochs_to_0.02'")
     return float(text)
 
 
 def rows(run: Run, metric: str) -> pd.DataFrame:
-    """The rows of ``metrics.parquet`` for a metric of every epoch, like ``validation_error``.
+    """The rows of ``metrics.parquet`` of a metric such as ``validation_error``, at all epochs.
 
     Raises:
       InputError: the run has no such metric.
@@ -118,7 +119,7 @@ def rows(run: Run, metric: str) -> pd.DataFrame:
 
 
 def at_end(run: Run) -> Run:
-    """The run with the last epoch of its arms alone, in which metrics of the end are found sooner."""
+    """The run with only the last epoch of each arm: repeated look-ups of final metrics take less time."""
     last = run.metrics.groupby("arm").epoch.transform("max")
     return dataclasses.replace(run, metrics=run.metrics[run.metrics.epoch == last])
 
@@ -130,9 +131,9 @@ def has_curve(run: Run, metric: str) -> bool:
 
 
 def curve_metric(runs: Sequence[Run], metric: str) -> str | None:
-    """The metric whose learning curves are shown for another: itself, if all runs measured it at every epoch.
+    """The metric whose learning curves stand for another: itself, if all runs measured it at every epoch.
 
-    Else the same on the validation split, for one of the test images; else while training, ``running``.
+    Otherwise, for the test split, the same on the validation split; otherwise the same during training (``running``).
     """
     split, _, name = metric.rpartition("_")
     stand_ins = [
@@ -142,7 +143,7 @@ def curve_metric(runs: Sequence[Run], metric: str) -> str | None:
 
 
 def measured(run: Run, metric: str) -> str:
-    """The metric of each epoch that one is read from: a curve of errors for ``epochs_to_ERROR``, else itself.
+    """The metric of single epochs that a metric is read from: a curve of errors for ``epochs_to_ERROR``, else itself.
 
     Raises:
       InputError: the run has no such curve.
@@ -159,18 +160,16 @@ def measured(run: Run, metric: str) -> str:
 
 
 def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
-    """Each arm's values, by rising seed (the index); a single one for a metric of the arm as a whole.
+    """Each arm's values by rising seed (the index), or the single value of a metric in `OF_ARM`.
 
-    Arms that don't have the metric are left out: linear outputs have no likelihood. Infinite where an error was never
-    reached; not finite where a member diverged.
+    Arms without the metric are left out: linear outputs have no likelihood. Epochs to an error are infinite if it was
+    never reached. Losses of networks that diverged are not finite.
 
     Raises:
       InputError: the run has no such metric.
     """
     if metric in OF_ARM:
-        if not all(metric in arm for arm in run.summary["arms"]):
-            raise InputError(f"metric: {metric!r} is not in the summary of run {str(run.folder)!r}")
-        return {arm["name"]: pd.Series([float(arm[metric])]) for arm in run.summary["arms"]}
+        return {arm.name: pd.Series([float(getattr(arm, metric))]) for arm in run.arms}
     if metric.startswith(EPOCHS_TO):
         curve = rows(run, measured(run, metric))
         curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
@@ -184,20 +183,16 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     else:
         values = rows(at_end(run), metric).groupby(["arm", "seed"]).value.first(skipna=False)
         if is_percent(metric):
-            values = values.round(7)  # fractions of a count, measured in single precision: equal ones shall be equal
+            values = pd.Series(stats.round_errors(values.to_numpy()), values.index)
     by_name = dict(iter(values.groupby(level="arm", sort=False)))
-    return {
-        arm["name"]: by_name[arm["name"]].droplevel("arm").sort_index()
-        for arm in run.summary["arms"]
-        if arm["name"] in by_name
-    }
+    return {arm.name: by_name[arm.name].droplevel("arm").sort_index() for arm in run.arms if arm.name in by_name}
 
 
 def predictions(run: Run, metric: str) -> pd.DataFrame:
-    """The run's predictions.
+    """The run's predictions, which the metric needs.
 
     Raises:
-      InputError: it has none, which the metric needs.
+      InputError: the run has none.
     """
     if run.predictions is None:
         raise InputError(f"metric: {metric!r} needs predictions, but {str(run.folder)!r} has store_predictions=False")
@@ -205,46 +200,46 @@ def predictions(run: Run, metric: str) -> pd.DataFrame:
 
 
 def curves(run: Run, metric: str) -> dict[str, pd.DataFrame]:
-    """Learning curves: arm -> one row an epoch, one column a seed."""
+    """Learning curves: arm -> one row per epoch, one column per seed."""
     every = rows(run, metric)
     tables = dict(iter(every.groupby("arm", sort=False)))
     return {str(arm): table.pivot(index="epoch", columns="seed", values="value") for arm, table in tables.items()}
 
 
 def reject_curve(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The error on what isn't rejected, if those whose best score leads least are (LeCun et al. 1998, section III.C).
+    """Error on the remaining images when those with the smallest margins are rejected (LeCun et al. 1998, sec. III.C).
 
     Args:
       predictions: of one arm, see `folder.Run`.
 
     Returns:
-      a row for each share rejected (the index, of all images), a column a seed.
+      One row per rejected fraction of all images (the index), one column per seed.
     """
-    shares = np.linspace(0, MAX_REJECTED, 101)
+    fractions = np.linspace(0, MAX_REJECTED, 101)
     columns = {}
     for seed, of_seed in predictions.groupby("seed"):
-        surest_first = of_seed.sort_values(["margin", "image"], ascending=False, kind="stable")
-        wrong = (surest_first.label != surest_first.predicted).to_numpy()
-        kept = len(wrong) - np.floor(shares * len(wrong)).astype(int)
-        columns[seed] = np.cumsum(wrong)[kept - 1] / kept
-    return pd.DataFrame(columns, index=pd.Index(shares, name="rejected"))
+        largest_first = of_seed.sort_values(["margin", "image"], ascending=False, kind="stable")
+        misclassified = (largest_first.label != largest_first.predicted).to_numpy()
+        remaining = len(misclassified) - np.floor(fractions * len(misclassified)).astype(int)
+        columns[seed] = np.cumsum(misclassified)[remaining - 1] / remaining
+    return pd.DataFrame(columns, index=pd.Index(fractions, name="rejected"))
 
 
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
-    """How often each class (rows) is taken for each (columns): share of the class' images, mean over an arm's seeds.
+    """Fraction of each class (rows) that is predicted as each class (columns), mean over an arm's seeds.
 
-    Column -1 holds outputs that weren't finite; it is left out where there are none.
+    Column -1 holds outputs that were not finite; it is left out if there are none.
     """
     counts = pd.crosstab(predictions.label, predictions.predicted, normalize="index")
     classes = counts.index.union(counts.columns)
     return counts.reindex(index=classes[classes >= 0], columns=classes, fill_value=0.0)
 
 
-def share_wrong(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Of each test image (rows), the share of an arm's networks that got it wrong (a column an arm).
+def misclassified_fraction(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Fraction of an arm's networks that misclassify each test image: one row per image, one column per arm.
 
     Args:
-      runs: predictions of one arm each.
+      tables: predictions of one arm each.
     """
-    shares = [(table.label != table.predicted).groupby(table.image).mean() for table in runs]
-    return pd.concat(shares, axis=1, keys=range(len(shares)))
+    fractions = [(table.label != table.predicted).groupby(table.image).mean() for table in tables]
+    return pd.concat(fractions, axis=1, keys=range(len(fractions)))

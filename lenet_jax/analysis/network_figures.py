@@ -1,4 +1,4 @@
-"""Pictures of networks and their training, for notebooks. Each function draws into axes and returns them."""
+"""Figures of networks and their training, for notebooks. Each function draws into axes and returns them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,41 +17,41 @@ from lenet_jax.evaluate import Evaluation
 from lenet_jax.layers import BITMAP_SHAPE, BITMAPS
 from lenet_jax.layers import Table as Connections
 
-GAP = 1
+GAP_PIXELS = 1
 """Pixels between the tiles of a mosaic."""
 
 
 def mosaic(tiles: Float[np.ndarray, "tiles rows columns"], across: int) -> Float[np.ndarray, "height width"]:
-    """Tiles side by side, so many in a row, with gaps of NaN."""
+    """Tiles side by side, `across` in a row, with gaps of NaN."""
     count, rows, columns = tiles.shape
     down = -(-count // across)
-    sheet = np.full((down * (rows + GAP) - GAP, across * (columns + GAP) - GAP), np.nan)
-    for place, tile in enumerate(tiles):
-        top, left = place // across * (rows + GAP), place % across * (columns + GAP)
+    sheet = np.full((down * (rows + GAP_PIXELS) - GAP_PIXELS, across * (columns + GAP_PIXELS) - GAP_PIXELS), np.nan)
+    for index, tile in enumerate(tiles):
+        top, left = index // across * (rows + GAP_PIXELS), index % across * (columns + GAP_PIXELS)
         sheet[top : top + rows, left : left + columns] = tile
     return sheet
 
 
 def picture(pixels: Float[Array | np.ndarray, "rows columns"], axes: Axes, title: str = "") -> Axes:
-    """One image, its largest value black, as ink on paper."""
+    """One image; its largest value is black."""
     axes.imshow(np.asarray(pixels), cmap="gray_r", interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
     return axes
 
 
-def maps(state: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0) -> Axes:
-    """The state of a layer: feature maps [maps, rows, columns] side by side, or units [units] as a strip.
+def maps(activations: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0) -> Axes:
+    """Activations of a layer: feature maps [maps, rows, columns] side by side, or units [units] as a strip.
 
     White is the layer's smallest value, black its largest.
 
     Args:
-      state: as `model.activations` gives it.
+      activations: of one layer, from `model.activations`.
       axes: drawn into.
       title: of the axes.
-      across: maps in a row; 0: all. Units are wrapped after so many, too.
+      across: maps or units in a row; 0 for all.
     """
-    values = np.asarray(state, float)
+    values = np.asarray(activations, float)
     if values.ndim == 1:
         across = across or len(values)
         padded = np.full(-(-len(values) // across) * across, np.nan)
@@ -63,10 +63,10 @@ def maps(state: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0
 
 
 def states(activations: Mapping[str, Array], image: Array | np.ndarray, best: int | None = None) -> Figure:
-    """A network's view of one image: the image, the feature maps of every layer, the units, the output.
+    """Activations of a network for one image: the image, the feature maps of every layer, the units, the output.
 
     Args:
-      activations: of one image, as `model.activations` gives them.
+      activations: of one image, from `model.activations`.
       image: [32, 32].
       best: see `scores`.
     """
@@ -85,10 +85,10 @@ def states(activations: Mapping[str, Array], image: Array | np.ndarray, best: in
 
 
 def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str = "", best: int | None = None) -> Axes:
-    """A bar for each class, `best` in another colour; None is that of the largest value, which penalties don't mean."""
+    """A bar for each class, `best` in another colour; None for the largest, which is wrong for penalties."""
     heights = np.asarray(values, float)
     best = int(heights.argmax()) if best is None else best
-    colors = [COLORS[1] if place == best else COLORS[0] for place in range(len(heights))]
+    colors = [COLORS[1] if index == best else COLORS[0] for index in range(len(heights))]
     axes.bar(np.arange(len(heights)), heights, color=colors)
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_xticks(np.arange(len(heights)))
@@ -97,7 +97,7 @@ def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str 
 
 
 def kernels(kernel: Array | np.ndarray, axes: Axes, title: str = "", across: int = 10) -> Axes:
-    """Convolution kernels [connections, 5, 5]: blue is negative, red positive, white 0, on one scale for all."""
+    """Convolution kernels [connections, 5, 5] on one scale: blue is negative, red positive, white 0."""
     values = np.asarray(kernel, float)
     bound = float(np.abs(values).max()) or 1.0
     sheet = mosaic(values, min(across, len(values)))
@@ -110,12 +110,12 @@ def kernels(kernel: Array | np.ndarray, axes: Axes, title: str = "", across: int
 
 
 def connections(table: Connections, axes: Axes) -> Axes:
-    """C3's connection table as in LeCun et al. 1998, table I: a row an S2 map, a column a C3 map."""
+    """C3's connection table as in LeCun et al. 1998, table I: one row per S2 map, one column per C3 map."""
     inputs = 1 + max(source for sources in table for source in sources)
-    there = np.zeros((inputs, len(table)))
+    connected = np.zeros((inputs, len(table)))
     for output, sources in enumerate(table):
-        there[list(sources), output] = 1
-    axes.imshow(there, cmap="gray_r", vmin=0, vmax=1.3)
+        connected[list(sources), output] = 1
+    axes.imshow(connected, cmap="gray_r", vmin=0, vmax=1.3)
     axes.set_xticks(np.arange(len(table)))
     axes.set_yticks(np.arange(inputs))
     axes.set_xticks(np.arange(len(table) + 1) - 0.5, minor=True)
@@ -123,22 +123,22 @@ def connections(table: Connections, axes: Axes) -> Axes:
     axes.grid(which="minor", color="0.7", linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.set(xlabel="map of C3", ylabel="map of S2")
-    axes.set_title(f"{int(there.sum())} connections", fontsize=10)
+    axes.set_title(f"{int(connected.sum())} connections", fontsize=10)
     return axes
 
 
 def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
-    """F6's 84 states as the 7 x 12 picture that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
+    """F6's 84 activations as the 7 x 12 image that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
     options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
     axes.imshow(np.asarray(f6, float).reshape(BITMAP_SHAPE), **options)
-    axes.set(xticks=[], yticks=[])  # a frame: bitmaps are white at their edges
+    axes.set(xticks=[], yticks=[])  # framed, since bitmaps are white at their edges
     axes.spines[:].set_visible(True)
     axes.set_title(title, fontsize=10)
     return axes
 
 
 def powers(axes: Axes, axis: str) -> Axes:
-    """Makes the ``x`` or ``y`` axis logarithmic, with labels such as 1e-3 (`figures.RC` has no mathematics in text)."""
+    """Makes the ``x`` or ``y`` axis logarithmic, with labels such as 1e-3 (`figures.RC` disables TeX)."""
     axes.set(**{f"{axis}scale": "log"})
     of_axis = getattr(axes, f"{axis}axis")
     of_axis.set_major_locator(LogLocator(numticks=7))
@@ -148,26 +148,26 @@ def powers(axes: Axes, axis: str) -> Axes:
 
 
 def layer_curves(table: pd.DataFrame, column: str, axes: Axes) -> Axes:
-    """A column of `layer_table` against the epoch: a line a layer, dark to light from C1 on, its mean over seeds."""
+    """A column of `layer_table` against the epoch: mean over seeds, one line per layer, C1 dark, the output light."""
     wide = table.pivot_table(index="epoch", columns="layer", values=column, sort=False)
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, len(LAYERS)))
     for name in wide.columns:
-        place = LAYERS.index(name)
-        style: dict[str, Any] = {"color": shades[place], "marker": "osD^vP*"[place], "markersize": 4}
-        often = max(len(wide) // 5, 1)
+        index = LAYERS.index(name)
+        style: dict[str, Any] = {"color": shades[index], "marker": "osD^vP*"[index], "markersize": 4}
+        every = max(len(wide) // 5, 1)
         label = name.upper() if len(name) == 2 else name
-        axes.plot(wide.index, wide[name], label=label, linewidth=1.3, markevery=often, **style)
+        axes.plot(wide.index, wide[name], label=label, linewidth=1.3, markevery=every, **style)
     axes.grid(axis="y", alpha=0.25)
     return axes
 
 
 def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str], logarithmic: bool = False) -> Figure:
-    """Columns of `layer_table` over training: a column an arm, a row a quantity, a line a layer.
+    """Columns of `layer_table` over training: one column per arm, one row per quantity, one line per layer.
 
     Args:
-      tables: arm -> its table.
-      columns: of the tables -> what the axis is labelled.
-      logarithmic: of all value axes.
+      tables: arm -> table.
+      columns: column of the tables -> label of the axis.
+      logarithmic: whether all value axes are.
     """
     with styled():
         made = Figure(figsize=(8.4, 0.4 + 2.4 * len(columns)), layout="constrained")
@@ -188,7 +188,7 @@ def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str],
 
 
 def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str, axes: Axes) -> Axes:
-    """A field of `Evaluation` along paths; dashed, the straight line between the ends of each.
+    """A field of `Evaluation` along paths between networks; dashed: the straight line between the ends.
 
     Args:
       shares: of the second network.
@@ -197,10 +197,10 @@ def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str
       axes: drawn into.
     """
     factor = 100 if metric == "error" else 1
-    for place, (label, found) in enumerate(paths.items()):
+    for index, (label, found) in enumerate(paths.items()):
         values = factor * np.asarray(getattr(found, metric))
-        color = COLORS[place % len(COLORS)]
-        axes.plot(shares, values, color=color, marker="os^D"[place % 4], markersize=3.5, label=label)
+        color = COLORS[index % len(COLORS)]
+        axes.plot(shares, values, color=color, marker="os^D"[index % 4], markersize=3.5, label=label)
         axes.plot(shares[[0, -1]], values[[0, -1]], color=color, linewidth=0.8, linestyle="--")
     axes.set_xlabel("share of the second network")
     axes.set_ylabel(f"{metric} (%)" if metric == "error" else metric)
@@ -209,16 +209,16 @@ def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str
 
 
 def rate_histogram(rates: Float[np.ndarray, " numbers"], edges: Sequence[float] | np.ndarray, axes: Axes) -> Axes:
-    """How a layer's effective rates are spread, as shares of its parameters, on a logarithmic axis."""
+    """Histogram of a layer's effective learning rates, in percent of its parameters, on a logarithmic axis."""
     weights = np.full(len(rates), 100 / len(rates))
     axes.hist(np.clip(rates, edges[0], edges[-1]), [float(edge) for edge in edges], weights=weights, color=COLORS[0])
     return powers(axes, "x")
 
 
 def codes(reading: Reading, axes: Sequence[Axes] | np.ndarray) -> Sequence[Axes] | np.ndarray:
-    """F6's code, the bitmap nearest to it and the runner-up's, with their penalties, into three axes."""
+    """Draws F6's code, the nearest bitmap and the runner-up's, with their penalties, into three axes."""
     best, second = (int(digit) for digit in reading.order[:2])
     code(reading.code, axes[0], "F6")
-    for digit, place in zip((best, second), axes[1:], strict=True):
-        code(BITMAPS[digit], place, f"bitmap {digit}\npenalty {reading.penalties[digit]:.1f}")
+    for digit, one in zip((best, second), axes[1:], strict=True):
+        code(BITMAPS[digit], one, f"bitmap {digit}\npenalty {reading.penalties[digit]:.1f}")
     return axes

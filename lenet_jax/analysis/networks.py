@@ -1,4 +1,4 @@
-"""Trained networks: a run folder -> their parameters, and what they make of pictures."""
+"""Trained networks: run folder -> parameters, and classification of images."""
 
 import dataclasses
 import functools
@@ -17,124 +17,112 @@ from lenet_jax.errors import InputError, check_choice
 from lenet_jax.model import Architecture, Params
 from lenet_jax.run import checkpoints
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run.folder import ArmSummary
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainedRun(run_folder.Run):
-    """A finished run with its networks: see `folder.Run` for config, metrics and the rest, which are read at once.
+    """A finished run with its networks; see `folder.Run` for config, metrics and the other tables.
 
-    Networks are read when they are asked for. Wherever an arm is asked for, "" is the one with the smallest mean test
-    error.
+    Networks are read on first use. Wherever an arm is named, "" stands for the one with the smallest mean test error.
     """
 
-    _read: dict[str, Params] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _networks: dict[str, Params] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def arms(self) -> list[str]:
-        """Names of the arms, in the order of the config."""
-        return [row["name"] for row in self.summary["arms"]]
-
-    def row(self, arm: str = "") -> dict[str, Any]:
+    def arm(self, name: str = "") -> ArmSummary:
         """An arm's row of ``summary.json``.
 
         Raises:
           InputError: the run has no such arm.
         """
-        rows: dict[str, dict[str, Any]] = {row["name"]: row for row in self.summary["arms"]}
-        if not arm:
-            return min(rows.values(), key=mean_error)
-        named = run_folder.arm_named(arm, rows)
+        if not name:
+            return min(self.arms, key=mean_error)
+        rows = {row.name: row for row in self.arms}
+        named = run_folder.arm_named(name, rows)
         check_choice("arm", named, rows)
         return rows[named]
 
     def seeds(self, arm: str = "") -> list[int]:
         """Seeds of an arm's networks."""
-        settings = self._row(arm)["settings"]
+        settings, _, _ = self._recorded(arm)
         return list(range(settings["first_seed"], settings["first_seed"] + settings["seeds"]))
 
     def architecture(self, arm: str = "") -> Architecture:
-        """What an arm's networks are."""
-        row = self._row(arm)
+        """The architecture of an arm's networks."""
+        settings, _, classes = self._recorded(arm)
         names = {field.name for field in dataclasses.fields(Architecture)}
-        chosen = {name: value for name, value in row["settings"].items() if name in names}
-        return Architecture(**chosen, classes=row["classes"])
+        return Architecture(**{name: value for name, value in settings.items() if name in names}, classes=classes)
 
     def params(self, arm: str = "", seed: int | None = None) -> Params:
-        """The parameters of one network, or of all of an arm's, [seeds, ...] each.
+        """The parameters of the network with this seed, or of all networks of an arm, stacked: leaves [seeds, ...].
 
         Raises:
-          InputError: the run has no such arm or seed, or its networks are not there any more.
+          InputError: the run has no such arm or seed, or its networks are not stored any more.
         """
-        every = self._networks(self._row(arm)["name"])
-        if seed is None:
-            return every
-        seeds = self.seeds(arm)
-        if seed not in seeds:
-            raise InputError(
-                f"seed: {seed} is none of {self.row(arm)['name']!r}; allowed are {seeds[0]} to {seeds[-1]}"
+        name, seeds = self.arm(arm).name, self.seeds(arm)
+        if name not in self._networks:
+            arrays = checkpoints.networks(
+                self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(name), len(seeds)
             )
-        one: Params = jax.tree.map(lambda leaf: leaf[seed - seeds[0]], every)
+            init = functools.partial(model.init, architecture=self.architecture(name))
+            shapes = jax.eval_shape(init, jax.random.key(0))
+            leaves = [jnp.asarray(arrays[f"params/{leaf}"]) for leaf, _ in population.leaves_of(shapes)]
+            self._networks[name] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        if seed is None:
+            return self._networks[name]
+        if seed not in seeds:
+            raise InputError(f"seed: {seed} is not a seed of arm {name!r}; allowed are {seeds[0]} to {seeds[-1]}")
+        one: Params = jax.tree.map(lambda leaf: leaf[seed - seeds[0]], self._networks[name])
         return one
 
     def normalize(self, images: np.ndarray, arm: str = "") -> Float[Array, "*images 32 32"]:
-        """Pixels [..., 28, 28] or [..., 32, 32] from 0 to 255 as an arm's networks see them.
+        """Pixels [..., 28, 28] or [..., 32, 32] from 0 to 255 as inputs of an arm's networks.
 
         Raises:
-          InputError: images of another size, or pixels that are no finite numbers.
+          InputError: images have another size, or pixels that are not finite numbers.
         """
         images, sizes = np.asarray(images), (SIDE, model.IMAGE_SIZE)
         if images.dtype.kind not in "biuf":
             raise InputError(
-                f"images: they are of type {images.dtype}; allowed are numbers, which lenet_jax.read and then "
-                "lenet_jax.prepare make of a file"
+                f"images: type {images.dtype}; allowed are numbers, which lenet_jax.read_image and then "
+                "lenet_jax.to_mnist make from a file"
             )
         side = images.shape[-1] if images.ndim else 0
         if not np.isfinite(images).all():
-            raise InputError("images: they have pixels that are not finite")
+            raise InputError("images: some pixels are not finite; allowed are numbers from 0 to 255")
         if side not in sizes or images.shape[-2:] != (side, side):
             raise InputError(
-                f"images: their shape is {list(images.shape)}; allowed is [..., 28, 28], which lenet_jax.prepare makes"
+                f"images: shape {list(images.shape)}; allowed is [..., 28, 28], as lenet_jax.to_mnist makes"
             )
-        row = self._row(arm)
-        pixels = preprocess.pad(images.reshape(-1, side, side), row["settings"]["padding"]).astype(np.float32)
-        scaled = np.float32(row["scaling"]["scale"]) * pixels + np.float32(row["scaling"]["shift"])
+        settings, scaling, _ = self._recorded(arm)
+        pixels = preprocess.pad(images.reshape(-1, side, side), settings["padding"]).astype(np.float32)
+        scaled = np.float32(scaling["scale"]) * pixels + np.float32(scaling["shift"])
         return jnp.asarray(scaled.reshape(*images.shape[:-2], *pixels.shape[-2:]))
 
-    def _row(self, arm: str) -> dict[str, Any]:
-        """As `row`, of a run that tells what its networks are."""
-        row = self.row(arm)
-        if "scaling" not in row:
+    def _recorded(self, arm: str) -> tuple[dict[str, Any], dict[str, float], int]:
+        """Settings, scaling and classes of an arm's networks, which runs from before networks were kept don't have."""
+        row = self.arm(arm)
+        if row.settings is None or row.scaling is None or row.classes is None:
             raise InputError(
                 f"run: {str(self.folder)!r} holds no trained networks; train them again with "
                 f"--config=experiments/stored.py:{self.folder} --workdir=NEW"
             )
-        return row
-
-    def _networks(self, arm: str) -> Params:
-        if arm not in self._read:
-            folder = self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(arm)
-            arrays = checkpoints.networks(folder, len(self.seeds(arm)))
-            init = functools.partial(model.init, architecture=self.architecture(arm))
-            shapes = jax.eval_shape(init, jax.random.key(0))
-            leaves = [jnp.asarray(arrays[f"params/{name}"]) for name, _ in population.leaves_of(shapes)]
-            self._read[arm] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        return self._read[arm]
+        return row.settings, row.scaling, row.classes
 
 
-def mean_error(row: dict[str, Any]) -> float:
-    """An arm's mean test error; one that isn't known counts as 1."""
-    mean = row["test_error"]["mean"]
-    return 1.0 if mean is None else float(mean)
+def mean_error(row: ArmSummary) -> float:
+    """An arm's mean test error; 1 if it is unknown."""
+    return 1.0 if row.test_error.mean is None else row.test_error.mean
 
 
 class Classification(NamedTuple):
-    """What networks make of images. With several networks, scores are their means; those that diverged are left out.
+    """Classes that networks assign to images. Scores are means over networks, without those that diverged.
 
     Attributes:
       digits: the class with the best score.
-      scores: of each class: probabilities for ``softmax`` outputs, penalties with their sign turned for ``rbf``.
-      margins: by how much that leads the second best (`model.decide`); small ones are to be rejected.
-      votes: how many networks would say each class.
+      scores: of each class: probabilities for ``softmax`` outputs, negative penalties for ``rbf``.
+      margins: difference between the best and the second best score (`model.decide`); reject images with small ones.
+      votes: number of networks that choose each class.
     """
 
     digits: Int[np.ndarray, " images"]
@@ -147,27 +135,43 @@ def load_run(folder: str | Path) -> TrainedRun:
     """Reads a finished run.
 
     Raises:
-      InputError: the folder holds none, or a file of it is damaged.
+      InputError: the folder holds no finished run, or a file of it is damaged.
+
+    >>> run = load_run("experiments/results/quickstart")
+    >>> [arm.name for arm in run.arms][:2]
+    ['loss=mse,activation=sigmoid', 'loss=mse,activation=tanh']
+    >>> f"{run.arm('loss=mse,activation=tanh').test_error.mean:.3f}"
+    '0.058'
     """
     run = run_folder.load(folder)
     return TrainedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 
 def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | None = None) -> Classification:
-    """What a run's networks make of digits.
+    """Classifies images of digits with a run's networks.
 
     Args:
       run: from `load_run`.
-      images: pixels from 0 to 255, [28, 28] or [images, 28, 28], as the data sets have them: see `photos.to_mnist`.
-      arm: whose networks; "" for those with the smallest mean test error.
-      seed: of one of them; None for all together.
+      images: pixels from 0 to 255, [28, 28] or [images, 28, 28], as in the data sets; see `photos.to_mnist`.
+      arm: name of the arm; "" for the one with the smallest mean test error.
+      seed: the seed of a single network; None averages all networks of the arm.
 
     Raises:
       InputError: there is no such arm or seed, all its networks diverged, or images have another shape.
+
+    Runs in ``experiments/results`` are stored with predictions but without networks; rerun their config to get these:
+
+    >>> from lenet_jax.data import datasets
+    >>> images = datasets.load("mnist10k").test_images[:4]
+    >>> run = load_run("experiments/results/quickstart")
+    >>> run.predictions[(run.predictions.arm == run.arm().name) & (run.predictions.seed == 0)].predicted.tolist()[:4]
+    [1, 7, 3, 6]
+    >>> classify(load_run("runs/quickstart"), images, seed=0).digits.tolist()  # doctest: +SKIP
+    [1, 7, 3, 6]
     """
     batch = run.normalize(images, arm)
     if batch.ndim > 3:
-        raise InputError(f"images: their shape is {list(batch.shape)}; allowed is one image or [images, rows, columns]")
+        raise InputError(f"images: shape {list(batch.shape)}; allowed is one image or [images, rows, columns]")
     batch = batch[None] if batch.ndim == 2 else batch
     params = run.params(arm, seed)
     if seed is not None:
@@ -175,7 +179,7 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     scores = np.asarray(scores_of(params, batch, run.architecture(arm)))
     scores = scores[np.isfinite(scores).all(axis=(1, 2))]
     if not len(scores):
-        raise InputError(f"arm: {run.row(arm)['name']!r} has diverged, its networks give no finite scores")
+        raise InputError(f"arm: all networks of {run.arm(arm).name!r} diverged; choose another arm or seed")
     mean = scores.mean(axis=0)
     digits, margins = map(np.asarray, model.decide(jnp.asarray(mean)))
     votes = np.eye(mean.shape[-1], dtype=int)[scores.argmax(axis=-1)].sum(axis=0)

@@ -1,4 +1,4 @@
-"""A comparison in words and tables: for a terminal, as Markdown, and as plain numbers."""
+"""A comparison as sentences and tables: for a terminal, as Markdown, and as data frames."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -17,59 +17,59 @@ from lenet_jax.run.folder import ONLY_ARM, Run, format_value
 
 
 def summary(comparison: Comparison) -> str:
-    """What was found, in sentences."""
+    """The main results, in sentences."""
     metric, arms = comparison.metric, [arm for arm in comparison.arms if arm.mean is not None]
     if not arms:
         return f"No arm has a finite mean {metrics.title(metric)}."
-    unit = metrics.unit(metric)
-    lower = metrics.lower_is_better(metric)
+    lower, total = metrics.lower_is_better(metric), len(comparison.arms)
     best = (min if lower else max)(arms, key=lambda arm: arm.mean or 0.0)
+    value = f"{metrics.show(best.mean, metric)}{metrics.unit(metric)}"
+    if best.ci95:
+        value += f" ({interval(best.n, *(metrics.show(end, metric) for end in best.ci95))})"
     data = data_title(comparison.runs[0])
+    if total == 1:
+        sentences = [f"On {data}, the mean {metrics.title(metric)} is {value}."]
+    else:
+        rank = "lowest" if lower else "highest"
+        sentences = [f"On {data}, {best.label} has the {rank} {metrics.title(metric)}: {value}."]
+    if unknown := total - len(arms):
+        sentences.append(f"{unknown} of {total} arms {'has' if unknown == 1 else 'have'} no finite mean.")
+    differences, main, interactions = (
+        [found for found in comparison.judgements if found.kind == kind]
+        for kind in ("difference", "main effect", "interaction")
+    )
+    # The difference between the best arm and the baseline, if there is one; all differences if they are few.
+    shown = [found for found in differences if found.name.startswith(f"{best.label} against ")][:1]
+    if not shown and len(differences) <= MAX_DIFFERENCES:
+        shown = differences
+    if differences and not shown:
+        count = sum(found.significant for found in differences)
+        level = f"p < {stats.ALPHA:.2g} after Holm's correction"
+        sentences.append(f"{count} of {len(differences)} differences are significant ({level}).")
+    shown = shown + main[:MAX_EFFECTS] + [found for found in interactions if found.significant][:1]
+    return " ".join([*sentences, *(sentence(found, comparison) for found in shown)])
 
-    def show(value: float | None, sign: str = "") -> str:
-        return metrics.show(value, metric, sign)
 
-    ends = f" (95 % interval {show(best.ci95[0])} to {show(best.ci95[1])}, {best.n} seeds)" if best.ci95 else ""
-    place = f"On {data}, {best.label} has the {'lowest' if lower else 'highest'}"
-    several = len(comparison.arms) > 1
-    name = metrics.title(metric) if several else f"mean {metrics.title(metric)}"
-    sentences = [f"{place} {name}: {show(best.mean)}{unit}{ends}."]
-    if not several:
-        sentences = [f"On {data}, the {name} is {show(best.mean)}{unit}{ends}."]
-    left_out = len(comparison.arms) - len(arms)
-    if left_out:
-        sentences.append(
-            f"{left_out} of {len(comparison.arms)} arms {'has' if left_out == 1 else 'have'} no finite mean."
-        )
-    differences = [judgement for judgement in comparison.judgements if judgement.kind == "difference"]
-    told = [judgement for judgement in differences if judgement.name.startswith(f"{best.label} against ")][:1]
-    if not told and len(differences) <= 2:
-        told = differences
-    if not told and differences:
-        shown = sum(judgement.p_holm < stats.ALPHA for judgement in differences)
-        sentences.append(
-            f"{shown} of {len(differences)} differences are shown (p < {stats.ALPHA:.2g} after Holm's correction)."
-        )
-    told += [judgement for judgement in comparison.judgements if judgement.kind == "main effect"][:3]
-    told += [
-        judgement
-        for judgement in comparison.judgements
-        if judgement.kind == "interaction" and judgement.p_holm < stats.ALPHA
-    ][:1]
-    return " ".join([*sentences, *(sentence(judgement, comparison) for judgement in told)])
+MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
+"""Differences without the best arm, and main effects, that a summary has a sentence for."""
+
+
+def interval(seeds: int, low: str, high: str) -> str:
+    """A 95 % interval as text."""
+    return f"95 % interval over {seeds} seeds {low} to {high}"
 
 
 def data_title(run: Run) -> str:
-    """What its data are called: of a folder, the last part of its path."""
+    """Short name of a run's data set: the last part of the path of a folder."""
     kind, _, argument = str(run.summary["dataset"].get("name", "the data")).partition(":")
     return PurePath(argument).name or argument if kind == "idx" else argument or kind
 
 
-def sentence(judgement: TestedContrast, comparison: Comparison) -> str:
-    """A judgement in words."""
-    contrast, metric = judgement.contrast, comparison.metric
+def sentence(tested: TestedContrast, comparison: Comparison) -> str:
+    """A tested contrast as a sentence."""
+    contrast, metric = tested.contrast, comparison.metric
     mean, low, high = contrast.mean, contrast.low, contrast.high
-    if judgement.kind == "interaction":
+    if tested.kind == "interaction":
         verb, sign = "is", "+"
     elif mean == 0:
         verb, sign = "changes it by", ""
@@ -78,28 +78,41 @@ def sentence(judgement: TestedContrast, comparison: Comparison) -> str:
         mean, low, high = -mean, -high, -low
     else:
         verb, sign = "raises it by", ""
-    unit = metrics.difference_unit(metric)
     size, start, end = (metrics.show(value, metric, sign) for value in (mean, low, high))
-    found = f"{judgement.subject} {verb} {size}{unit} (95 % interval {start} to {end}"
+    found = f"{tested.subject} {verb} {size}{metrics.difference_unit(metric)} ({interval(contrast.n, start, end)}"
     if stats.smallest_p(contrast.n) * len(comparison.judgements) >= stats.ALPHA:
-        return f"{found}; {contrast.n} seeds are too few to test it)."
-    verdict = "" if judgement.p_holm < stats.ALPHA else f", which {contrast.n} seeds don't show"
-    return f"{found}; p {show_p(judgement.p_holm, '= ')}){verdict}."
+        return f"{found}; {contrast.n} seeds are too few for a test)."
+    verdict = "" if tested.significant else f", not significant with {contrast.n} seeds"
+    return f"{found}; p {show_p(tested.p_holm, '= ')}){verdict}."
 
 
 def show_p(p: float, equals: str = "") -> str:
-    """A p-value as text, small ones as a bound."""
+    """A p-value as text; small ones as a bound."""
     return f"{equals}{p:.2g}" if p >= 0.001 else "< 0.001"
 
 
 Cells = tuple[list[str], list[list[str]], int]
-"""A table as text: names of the columns, a list of cells a row, and how many columns at its end hold numbers."""
+"""A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""
+
+
+def arms_title(metric: str) -> str:
+    """The caption of a table of arms."""
+    when = " at the last epoch" if metrics.is_final(metric) else ""
+    covered = "" if metric in metrics.OF_ARM else "; 95 % CI: bootstrap interval of the mean over seeds"
+    return f"{metrics.label(metric)}{when}{covered}"
+
+
+def differences_title(metric: str) -> str:
+    """The caption of a table of differences."""
+    unit = metrics.difference_unit(metric).strip()
+    label = f"Differences in {metrics.title(metric)}" + (f" ({unit})" if unit else "")
+    return f"{label}, paired by seed; 95 % CI: Student's interval of the mean over seeds"
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
     """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does.
 
-    Of a run that compares nothing, the only arm needs no name.
+    The only arm of a run without a sweep needs no name.
     """
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
@@ -121,58 +134,61 @@ def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
     """The differences, in percentage points where the metric is in percent."""
     numbers = ["n", "mean", "95 % CI", "p", "p (Holm)", "effect size", "P(better)", "seeds for 80 %"]
     lines = []
-    for judgement in judgements:
-        contrast = judgement.contrast
-        ends = " to ".join(metrics.show(end, metric, "+") for end in (contrast.low, contrast.high))
-        size = "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}"
-        better = "-" if judgement.improvement is None else f"{judgement.improvement:.2f}"
-        seeds = "-" if judgement.seeds is None else f"{judgement.seeds:,}"
-        mean = metrics.show(contrast.mean, metric, "+")
-        p_values = [show_p(contrast.p), show_p(judgement.p_holm)]
-        lines.append([judgement.name, str(contrast.n), mean, ends, *p_values, size, better, seeds])
+    for tested in judgements:
+        contrast, better = tested.contrast, tested.probability_of_improvement
+        lines.append(
+            [
+                tested.name,
+                str(contrast.n),
+                metrics.show(contrast.mean, metric, "+"),
+                " to ".join(metrics.show(end, metric, "+") for end in (contrast.low, contrast.high)),
+                show_p(contrast.p),
+                show_p(tested.p_holm),
+                "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
+                "-" if better is None else f"{better:.2f}",
+                "-" if tested.seeds is None else f"{tested.seeds:,}",
+            ]
+        )
     return ["difference", *numbers], lines, len(numbers)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """The comparison for a terminal."""
+    """Prints the comparison to a terminal."""
     metric = comparison.metric
     console.print(table(comparison.arms, metric))
     if comparison.judgements:
         header, lines, _ = judgement_cells(comparison.judgements, metric)
-        chosen = [0, 2, 3, 5, 8]  # what 80 columns have room for; the files have all
-        kept = [[line[place] for place in chosen] for line in [header, *lines]]
-        unit = metrics.difference_unit(metric)
-        title = f"differences in {metrics.title(metric)}{',' if unit else ''}{unit}, paired by seed"
-        console.print(text_table(title, kept[0], kept[1:], len(chosen) - 1))
+        columns = [header.index(name) for name in ("difference", "mean", "95 % CI", "p (Holm)", "seeds for 80 %")]
+        # 80 columns have no room for the others; the files hold all.
+        header, *lines = ([line[column] for column in columns] for line in [header, *lines])
+        console.print(text_table(differences_title(metric), header, lines, len(columns) - 1))
     console.print(summary(comparison), highlight=False, markup=False)
     for note in comparison.notes:
         console.print(f"- {note}", highlight=False, markup=False)
 
 
 def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
-    """The arms for a terminal."""
-    unit = metrics.unit(metric)
+    """The arms as a table for a terminal."""
     header, lines, numbers = cells(rows, metric)
     if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
         header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
-    when = ", at the last epoch" if metrics.is_final(metric) else ""
-    return text_table(f"{metrics.title(metric)}{unit}{when}", header, lines, numbers)
+    return text_table(arms_title(metric), header, lines, numbers)
 
 
 def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> Table:
-    """A table for a terminal whose last so many columns hold numbers."""
-    shown = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
+    """A table for a terminal; the last `numbers` columns hold numbers."""
+    made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
     names = len(header) - numbers
-    for place, name in enumerate(header):
-        if place < names:
-            shown.add_column(Text(name), overflow="fold")
+    for index, name in enumerate(header):
+        if index < names:
+            made.add_column(Text(name), overflow="fold")
         else:
-            width = max([len(line[place]) for line in lines], default=0)
-            shown.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
+            width = max([len(line[index]) for line in lines], default=0)
+            made.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
     for line in lines:
         broken = [cell.replace(", ", "\n").replace(",", "\n") for cell in line[:names]]
-        shown.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
-    return shown
+        made.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
+    return made
 
 
 def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
@@ -181,34 +197,38 @@ def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> str:
-    """A Markdown table whose last so many columns hold numbers."""
+    """A Markdown table; the last `numbers` columns hold numbers."""
     rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
-
     whole = [list(map(escaped, header)), rule, *(list(map(escaped, line)) for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in whole) + "\n"
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown takes for text."""
+    """Text without characters that Markdown interprets."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:
-    """The arms as plain numbers, one row an arm."""
-    ends = [row.ci95 or (np.nan, np.nan) for row in rows]
-    names = ("run", "arm", "n", "mean", "std", "median", "best", "worst", "diverged")
-    found = pd.DataFrame([{name: getattr(row, name) for name in names} | row.chosen for row in rows])
-    found.insert(2, "metric", metric)
-    found["ci95_low"], found["ci95_high"] = zip(*ends, strict=True)
-    return found
+    """The arms as a data frame, one row an arm."""
+    best, worst = (min, max) if metrics.lower_is_better(metric) else (max, min)
+    found = pd.DataFrame(
+        {"run": row.run, "arm": row.arm, "metric": metric, "n": row.n}
+        | {"mean": row.mean, "std": row.std, "median": row.median}
+        | {"best": best(row.values.dropna(), default=np.nan), "worst": worst(row.values.dropna(), default=np.nan)}
+        | {"diverged": row.diverged, **row.chosen}
+        for row in rows
+    )
+    low, high = zip(*(row.ci95 or (np.nan, np.nan) for row in rows), strict=True)
+    return found.assign(ci95_low=low, ci95_high=high)
 
 
 def judgement_frame(judgements: Sequence[TestedContrast], metric: str) -> pd.DataFrame:
-    """The differences as plain numbers."""
+    """The differences as a data frame."""
     found = [
-        {"kind": judgement.kind, "name": judgement.name, "metric": metric}
-        | judgement.contrast._asdict()
-        | {"p_holm": judgement.p_holm, "improvement": judgement.improvement, "seeds_for_80_percent": judgement.seeds}
-        for judgement in judgements
+        {"kind": tested.kind, "name": tested.name, "metric": metric}
+        | tested.contrast._asdict()
+        | {"p_holm": tested.p_holm, "improvement": tested.probability_of_improvement}
+        | {"seeds_for_80_percent": tested.seeds}
+        for tested in judgements
     ]
     return pd.DataFrame(found)

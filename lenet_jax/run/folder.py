@@ -1,12 +1,13 @@
-"""The run folder: what a run leaves behind, and how to read it.
+"""The run folder: the files of a run, and how to read them.
 
-``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (every number, long form),
-``predictions.parquet`` (what every network makes of every test image, unless the config says no), ``tuning.parquet``
-(the numbers of the members that hyperparameters were chosen by) and ``summary.json`` (a row an arm; written last, so
-that its presence means a finished run).
+``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (all metrics, long form),
+``predictions.parquet`` (predictions of every network for every test image, unless ``store_predictions=False``),
+``tuning.parquet`` (metrics of the networks that hyperparameters were chosen by) and ``summary.json`` (one row an arm;
+written last, so that its presence marks a finished run).
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from lenet_jax import stats
 from lenet_jax.errors import InputError, StorageError
 from lenet_jax.run import files
 
@@ -28,10 +30,73 @@ PREDICTIONS, TUNING = "predictions.parquet", "tuning.parquet"
 CHECKPOINTS = "checkpoints"
 
 ONLY_ARM = "all"
-"""The name of the arm of a config that compares nothing."""
+"""The name of the only arm of a config without a sweep."""
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
-"""Their versions are part of the provenance."""
+"""Packages whose versions are part of the provenance."""
+
+METRIC_COLUMNS = {"arm", "seed", "epoch", "split", "metric", "value"}
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One row of ``summary.json``. Fields with a default are missing in older runs, or where they don't apply.
+
+    Attributes:
+      name: of the arm.
+      axes: sweep axis -> value.
+      seeds: number of networks.
+      diverged: number of networks with a loss that was not finite at some epoch.
+      chosen: tuned hyperparameter -> chosen value.
+      chosen_at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
+      settings: all config fields of the arm, with the chosen values.
+      parameters: trainable parameters of a network.
+      classes: of the data set.
+      dataset: its name, fingerprint, and sizes of the splits.
+      scaling: ``scale`` and ``shift`` from pixels to inputs.
+      train_error, validation_error, test_error: at the last epoch.
+      seconds: wall time, with tuning, compilation and evaluation.
+      samples_per_second: of the last training.
+      predicted_memory: in bytes.
+    """
+
+    name: str
+    axes: dict[str, Any]
+    seeds: int
+    diverged: int
+    chosen: dict[str, float]
+    chosen_at_edge: tuple[str, ...] = ()
+    settings: dict[str, Any] | None = None
+    parameters: int
+    classes: int | None = None
+    dataset: dict[str, Any]
+    scaling: dict[str, float] | None = None
+    train_error: stats.Statistics
+    validation_error: stats.Statistics | None = None
+    test_error: stats.Statistics
+    seconds: float
+    samples_per_second: float
+    predicted_memory: int
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "ArmSummary":
+        """The row as read from JSON; unknown keys are ignored.
+
+        Raises:
+          KeyError, TypeError: a field is missing.
+        """
+        known: dict[str, Any] = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
+        for name in {f"{split}_error" for split in SPLITS} & set(known):
+            ends = known[name]["ci95"]
+            values = {"ci95": tuple(ends) if ends else None, "per_seed": tuple(known[name]["per_seed"])}
+            known[name] = stats.Statistics(**known[name] | values)
+        return cls(**known | {"chosen_at_edge": tuple(row.get("chosen_at_edge", ()))})
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as written to JSON, without fields that are None."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -39,15 +104,15 @@ class Run:
     """A finished run, as read from its folder.
 
     Attributes:
-      folder: where it is.
-      config, provenance, summary: the JSON files.
-      metrics: one row a number: arm, a column a sweep axis, seed, epoch, split, metric, value. Split ``running`` is the
-        training set while training, ``train`` the training set after it. A tuned hyperparameter has a column too.
-      predictions: one row a test image and network: arm, seed, image (its place in the test set), label, predicted (-1
-        where outputs were not finite), margin (by how much the best score led), and a column a sweep axis. None if the
-        config said no.
-      tuning: as metrics, of the members that hyperparameters were chosen by: a column for each that was tuned, no test
-        split. None if nothing was tuned.
+      folder: its path.
+      config, provenance, summary: the JSON files; see `arms` for the rows of the summary.
+      metrics: one row a value, with the columns arm, seed, epoch, split, metric, value, one for each sweep axis and one
+        for each tuned hyperparameter. Split ``running`` is the training set during an epoch, ``train`` after it.
+      predictions: one row for each network and test image, with the columns arm, seed, image (its index in the test
+        set), label, predicted (-1 if outputs were not finite), margin (of the best score over the second best), and one
+        for each sweep axis. None if ``store_predictions=False``.
+      tuning: as metrics, of the networks that hyperparameters were chosen by, with a column for each tuned one and no
+        test split. None without tuning.
     """
 
     folder: Path
@@ -58,20 +123,22 @@ class Run:
     predictions: pd.DataFrame | None
     tuning: pd.DataFrame | None
 
+    @functools.cached_property
+    def arms(self) -> tuple[ArmSummary, ...]:
+        """The rows of the summary, in the order of the config."""
+        return tuple(ArmSummary.from_json(row) for row in self.summary["arms"])
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.folder)!r}, arms={len(self.summary['arms'])})"
+        return f"{type(self).__name__}({str(self.folder)!r}, arms={len(self.arms)})"
 
 
 def format_value(value: Any) -> str:
-    """A field's value as it stands in an arm's name."""
+    """A field's value as in an arm's name."""
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def arm_named(wanted: str, names: Collection[str]) -> str:
-    """The one of some arms' names that is meant, whose numbers may be written otherwise (3.0 for 3).
-
-    What is none of them is returned as it is.
-    """
+    """The one of `names` that equals `wanted` up to the notation of numbers (3.0 for 3); else `wanted` itself."""
 
     def usual(name: str) -> str:
         return re.sub(r"(?<==)[^,]+", lambda match: plain(match[0]), name)
@@ -87,7 +154,7 @@ def arm_named(wanted: str, names: Collection[str]) -> str:
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Provenance that is known before a run: versions, machine, git commit, command."""
+    """Provenance known before a run: versions, machine, git commit, command."""
     import jax
 
     return {
@@ -103,7 +170,7 @@ def describe_environment(command: str) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree that this package runs from, with "+changes" if it has any; None if installed."""
+    """The commit of the source tree of this package, with "+changes" if it is modified; None if it is installed."""
     tree = Path(__file__).parents[2]
     if not (tree / ".git").exists():
         return None
@@ -120,7 +187,7 @@ def git_commit() -> str | None:
 
 
 def processor_name() -> str:
-    """The processor, as far as the system tells. On Linux with its model, which decides what XLA compiles to."""
+    """The processor as the system reports it; on Linux with its model, which determines what XLA compiles to."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -131,12 +198,12 @@ def processor_name() -> str:
 
 
 def create(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
-    """Makes `folder` the run folder of this config, unless it holds this run, finished. Arguments: see `finished`.
+    """Makes `folder` the run folder of this config, unless it holds this run, finished. Arguments: see `is_finished`.
 
     Raises:
       InputError: it can't be written, or holds something else.
     """
-    # Once more: loading data may have taken minutes, and another run the folder.
+    # Checked again: loading data may have taken minutes, in which another run may have taken the folder.
     if is_finished(folder, config, defaults):
         return
     try:
@@ -156,12 +223,12 @@ def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, 
     """Whether `folder` holds this config's run, finished. Writes nothing.
 
     Args:
-      folder: which may not exist.
-      config: resolved.
-      defaults: of fields that the run may be older than.
+      folder: a path that may not exist.
+      config: the resolved config.
+      defaults: values of fields that older runs lack.
 
     Raises:
-      InputError: the folder holds another config's run, or something that is no run.
+      InputError: the folder holds another config's run, or something that is not a run.
     """
     field = f"workdir: {str(folder)!r}"
     try:
@@ -186,7 +253,7 @@ def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def holds_others(folder: Path) -> bool:
-    """Whether a folder without config holds more than what a run leaves that is killed as it begins."""
+    """Whether a folder without a config holds more than a run leaves that was killed at its start."""
     return any(path.name != CHECKPOINTS and not files.is_partial(path, CONFIG) for path in folder.iterdir())
 
 
@@ -194,34 +261,36 @@ def load(folder: str | Path) -> Run:
     """Reads a finished run.
 
     Raises:
-      InputError: the folder holds none, or a file of it is damaged.
+      InputError: the folder holds no finished run, or a file of it is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"run: {str(folder)!r} is not a folder")
     if (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
-        raise InputError(f"run: {str(folder)!r} is not finished; the command that began it goes on")
+        raise InputError(f"run: {str(folder)!r} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = files.read_table(folder / METRICS)
-    columns = {"arm", "seed", "epoch", "split", "metric", "value"}
-    arms = summary.get("arms") or [{}]
-    whole = all({"name", "axes", "diverged"} <= set(arm) for arm in arms)
-    if not columns <= set(metrics.columns) or "dataset" not in summary or not whole:
-        raise InputError(f"run: {str(folder)!r} is damaged: {SUMMARY} or {METRICS} is not as a run writes it")
     optional = [files.read_table(folder / name) if (folder / name).exists() else None for name in (PREDICTIONS, TUNING)]
-    return Run(folder, config, provenance, summary, metrics, *optional)
+    run = Run(folder, config, provenance, summary, metrics, *optional)
+    try:
+        complete = bool(run.arms) and "dataset" in summary and METRIC_COLUMNS.issubset(metrics.columns)
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise InputError(f"run: {str(folder)!r} is damaged: a field is missing in {SUMMARY} or {METRICS}")
+    return run
 
 
-LONGEST_FOLDER = 120
-"""Bytes of an arm's name, quoted, that its folder keeps. File systems allow 255."""
+MAX_FOLDER_BYTES = 120
+"""Length of an arm's quoted name up to which its folder has it in full. File systems allow 255."""
 
 
 def folder_name(arm: str) -> str:
-    """A folder name for an arm: one path component of ASCII, its own for every arm, and the arm's name where it can be.
+    """A folder name for an arm: one ASCII path component, unique to the arm, equal to its name where possible.
 
-    Percent signs that no quoting makes mark what had to be changed further, so that no two arms meet.
+    Percent signs that quoting can't produce mark further changes, so that no two arms share a folder.
     """
     quoted = quote(arm, safe=" ,=+()")
-    if len(quoted) > LONGEST_FOLDER:
-        quoted = f"{quoted[:LONGEST_FOLDER]}%{hashlib.sha256(arm.encode()).hexdigest()[:16]}"
+    if len(quoted) > MAX_FOLDER_BYTES:
+        quoted = f"{quoted[:MAX_FOLDER_BYTES]}%{hashlib.sha256(arm.encode()).hexdigest()[:16]}"
     return f"%{quoted}" if quoted[:1] in ("", ".") else quoted

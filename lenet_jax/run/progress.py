@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -17,6 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from lenet_jax import distributed
+from lenet_jax.run.folder import ArmSummary
 
 
 class Bar(RichProgress):
@@ -106,13 +106,12 @@ class Progress:
         flagged = f"; {', '.join(edges)} at the edge of the grid" if edges else ""
         self._say(f"{self._name}: {settings}, best of {tried} candidates (validation error {error:.2%}){flagged}")
 
-    def finish(self, row: dict[str, Any], when: str = "") -> None:
+    def finish(self, row: ArmSummary, when: str = "") -> None:
         """Prints the result of an arm, from its row of the summary; `when` is a prefix."""
-        diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
+        diverged = f", {row.diverged} diverged" if row.diverged else ""
         self._say(
-            f"{row['name']}: {when}test error {row['test_error']['mean']:.2%} over {row['seeds']} seeds{diverged}, "
-            f"{row['seconds']:.1f} s, {row['samples_per_second']:,.0f} samples/s, "
-            f"{row['predicted_memory'] / 2**20:,.0f} MiB"
+            f"{row.name}: {when}test error {row.test_error.mean:.2%} over {row.seeds} seeds{diverged}, "
+            f"{row.seconds:.1f} s, {row.samples_per_second:,.0f} samples/s, {row.predicted_memory / 2**20:,.0f} MiB"
         )
 
     def _say(self, text: str) -> None:

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from lenet_jax.run import checkpoints, files, folder, locks, parts, trackers, tu
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
+from lenet_jax.run.folder import ArmSummary
 from lenet_jax.run.loop import RunContext
 from lenet_jax.run.parts import Definitions
 from lenet_jax.run.phases import ArmResult, arm_result, read_result, train_phase
@@ -178,7 +178,7 @@ def run_arm(plan: ArmPlan, context: RunContext) -> None:
     arm, store, progress = plan.arm, context.stores[plan.arm.name], context.progress
     progress.start(arm.name, context.plan.arms.index(plan) + 1)
     if store.finished:
-        progress.finish(store.row(), "finished before: ")
+        progress.finish(ArmSummary.from_json(store.row()), "finished before: ")
         return
     result = arm_result(plan, lambda phase: train_phase(phase, context), progress)
     edges: list[str] = []
@@ -190,12 +190,12 @@ def run_arm(plan: ArmPlan, context: RunContext) -> None:
     metrics = result.tested.metrics
     means = trackers.bands_of(metrics[metrics.epoch == result.phase.recipe.epochs])
     finals = {name: band.mean for name, band in means.items()}
-    context.tracked.finish(finals | {name: row[name] for name in ("seconds", "samples_per_second")})
-    store.finish(row)
+    context.tracked.finish(finals | {"seconds": row.seconds, "samples_per_second": row.samples_per_second})
+    store.finish(row.to_json())
     progress.finish(row)
 
 
-def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunContext) -> dict[str, Any]:
+def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunContext) -> ArmSummary:
     """An arm's row of `summary.json`."""
     phase, tested = result.phase, result.tested
     metrics, images = tested.metrics, context.images(phase)
@@ -203,27 +203,24 @@ def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunC
     losses_finite = (
         metrics[metrics.metric == "loss"].groupby("seed").value.agg(lambda values: np.isfinite(values).all())
     )
-    errors = {
-        f"{split}_error": stats.summarize(at_end[at_end.split == split].sort_values("seed").value.to_numpy())
-        for split in phase.splits
-    }
-    return {
-        "name": plan.arm.name,
-        "axes": plan.arm.axes,
-        "seeds": len(phase.seeds),
-        "diverged": int((~losses_finite.astype(bool)).sum()),
-        "chosen": result.chosen,
-        "chosen_at_edge": edges,
-        "settings": dict(phase.settings),
-        "parameters": sum(count for _, _, count in model.parameter_table(phase.recipe.architecture)),
-        "classes": phase.recipe.architecture.classes,
-        "dataset": planning.describe_data(phase),
-        "scaling": {"scale": float(images.scale), "shift": float(images.shift)},
-        **errors,
-        "seconds": tested.wall,
-        "samples_per_second": tested.samples / tested.seconds,
-        "predicted_memory": tested.memory,
-    }
+    errors = {split: at_end[at_end.split == split].sort_values("seed").value.to_numpy() for split in phase.splits}
+    return ArmSummary(
+        name=plan.arm.name,
+        axes=plan.arm.axes,
+        seeds=len(phase.seeds),
+        diverged=int((~losses_finite.astype(bool)).sum()),
+        chosen=result.chosen,
+        chosen_at_edge=tuple(edges),
+        settings=dict(phase.settings),
+        parameters=sum(count for _, _, count in model.parameter_table(phase.recipe.architecture)),
+        classes=phase.recipe.architecture.classes,
+        dataset=planning.describe_data(phase),
+        scaling={"scale": float(images.scale), "shift": float(images.shift)},
+        **{f"{split}_error": stats.summarize(stats.round_errors(values)) for split, values in errors.items()},
+        seconds=tested.wall,
+        samples_per_second=tested.samples / tested.seconds,
+        predicted_memory=tested.memory,
+    )
 
 
 def finish(workdir: Path, context: RunContext) -> None:

@@ -1,7 +1,7 @@
-"""Nuisance tuning: which values of an arm's hyperparameters are tried, and which of them is taken.
+"""Nuisance tuning: candidate values of an arm's hyperparameters, and the choice among them.
 
-Every arm starts from the same candidates (a grid may be widened for one) and picks by its mean validation error; the
-test set plays no part.
+Every arm starts from the same candidates (its grid may be widened later) and chooses by its mean validation error; the
+test set is not used.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ Values = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What is tried.
+    """The candidates of an arm.
 
     Attributes:
       grid: hyperparameter -> rising values; all combinations are tried.
-      drawn: points of the hyperparameters that are drawn at random, each with every combination of the grid; one point
-        without any if none is.
+      drawn: randomly drawn values of other hyperparameters, each tried with every combination of the grid; a single
+        empty one if none are drawn.
     """
 
     grid: Mapping[str, tuple[float, ...]]
@@ -42,21 +42,21 @@ class Tuning:
 
 
 def log_uniform(name: str, low: float, high: float, count: int) -> list[float]:
-    """`count` values between `low` and `high`, uniform in their logarithm; always the same ones for a name.
+    """`count` random values between `low` and `high`, uniform in their logarithm; the same ones for each name.
 
-    One in each of `count` equal parts of the range, in random order, so that no part of it is left out.
+    Stratified: one value in each of `count` equal intervals of the logarithm, in random order.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    parts = (rng.permutation(count) + rng.random(count)) / count
-    drawn = np.exp(np.log(low) + parts * np.log(high / low))
+    fractions = (rng.permutation(count) + rng.random(count)) / count
+    drawn = np.exp(np.log(low) + fractions * np.log(high / low))
     return [min(max(float(f"{value:.3g}"), low), high) for value in drawn]
 
 
 def errors_by_candidate(table: pd.DataFrame, names: list[str]) -> pd.Series:
-    """Mean validation error over the tuning seeds at the last epoch, in the order of the candidates' values.
+    """Mean validation error over the tuning seeds at the last epoch, sorted by the candidates' values.
 
     Args:
-      table: as in ``tuning.parquet``, of one arm.
+      table: rows of ``tuning.parquet`` of one arm.
       names: tuned hyperparameters, the index of the result.
     """
     means: pd.Series = final_errors(table).groupby(names).value.mean()
@@ -72,15 +72,15 @@ def final_errors(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose(table: pd.DataFrame, names: list[str]) -> Values:
-    """The candidate with the smallest mean validation error; of equal ones that with the smallest values."""
+    """The candidate with the smallest mean validation error; the one with the smallest values, if several have it."""
     best: Any = errors_by_candidate(table, names).idxmin()
     return dict(zip(names, map(float, best if isinstance(best, tuple) else (best,)), strict=True))
 
 
 def at_edge(chosen: Values, table: pd.DataFrame, grid: Iterable[str]) -> list[str]:
-    """Hyperparameters with a grid whose chosen value is the smallest or the largest tried: a better one may lie beyond.
+    """Hyperparameters whose chosen value is at an end of their grid, beyond which the optimum may lie.
 
-    0 is no edge: there is nothing below. Values that were drawn have a range of their own.
+    0 is not an edge: there are no values below it.
     """
     edges = []
     for name in grid:
@@ -91,7 +91,7 @@ def at_edge(chosen: Values, table: pd.DataFrame, grid: Iterable[str]) -> list[st
 
 
 def beyond(tuning: Tuning, name: str, value: float) -> float | None:
-    """The value that continues a grid beyond its edge, in the ratio of the last two; None if there is none."""
+    """The next value beyond the edge of a grid, in the ratio of the last two; None if `value` is not at an edge."""
     values = tuning.grid.get(name, ())
     if len(values) < 2 or value not in (values[0], values[-1]):
         return None
@@ -101,20 +101,23 @@ def beyond(tuning: Tuning, name: str, value: float) -> float | None:
 
 
 def widened(tuning: Tuning, name: str, value: float) -> tuple[Tuning, Tuning]:
-    """The tuning with one more value of a grid, and what of it is new."""
+    """The tuning with one more value of a grid, and its new candidates alone."""
     more = dataclasses.replace(tuning, grid={**tuning.grid, name: tuple(sorted({*tuning.grid[name], value}))})
     return more, dataclasses.replace(tuning, grid={**tuning.grid, name: (value,)})
 
 
 def curve(table: pd.DataFrame, name: str, names: list[str]) -> pd.DataFrame:
-    """Validation error against one hyperparameter, at the best values of the others: a row a value, a column a seed.
+    """Validation error against one hyperparameter, at the best values of the others.
 
     Args:
-      table: as in ``tuning.parquet``, of one arm.
+      table: rows of ``tuning.parquet`` of one arm.
       name: of the hyperparameter.
-      names: of all that were tuned.
+      names: of all tuned hyperparameters.
+
+    Returns:
+      One row per value (the index), one column per seed.
     """
     best = errors_by_candidate(table, names).reset_index().sort_values("value", kind="stable").drop_duplicates(name)
-    kept = final_errors(table).merge(best[names], on=names)
-    found: pd.DataFrame = kept.pivot(index=name, columns="seed", values="value").sort_index()
+    shown = final_errors(table).merge(best[names], on=names)
+    found: pd.DataFrame = shown.pivot(index=name, columns="seed", values="value").sort_index()
     return found

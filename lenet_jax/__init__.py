@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+IMAGE_SIZE = 32
+"""Height and width in pixels of the network's input."""
+
 __all__ = ["classify", "load_run", "read_image", "to_mnist"]
 
 _HOMES = {

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from lenet_jax import IMAGE_SIZE as IMAGE_SIZE
 from lenet_jax import initializers
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.initializers import Numbers, Start
@@ -32,8 +33,6 @@ from lenet_jax.layers import (
     rbf,
     subsample,
 )
-
-IMAGE_SIZE = 32
 
 C1_TABLE: Table = ((0,),) * 6
 """Six maps, each of which sees the one input plane."""

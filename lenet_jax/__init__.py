@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+
 __all__ = ["classify", "load_run", "read_image", "to_mnist"]
 
 _HOMES = {

@@ -6,7 +6,7 @@ import struct
 import tempfile
 from pathlib import Path
 
-from lenet_jax.data import datasets
+from lenet_jax.data import datasets, idx
 
 TRAIN, TEST = 600, 200
 FOLDER = Path(__file__).parents[1] / ".pytest_cache" / f"few_digits_{datasets.EMBEDDED_FINGERPRINT[-8:]}"
@@ -31,7 +31,7 @@ def write():
     made = Path(tempfile.mkdtemp(dir=FOLDER.parent))
     for part, array in arrays().items():
         header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-        (made / datasets.IDX_PARTS[part][0]).write_bytes(header + array.tobytes())
+        (made / idx.PARTS[part][0]).write_bytes(header + array.tobytes())
     try:
         os.rename(made, FOLDER)
     except OSError:  # another process was faster

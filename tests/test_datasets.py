@@ -13,10 +13,10 @@ import pytest
 import scipy.stats
 import tensorflow_datasets as tfds
 
-from lenet_jax.data import datasets, preprocess
+from lenet_jax.data import datasets, idx, preprocess, records
 from lenet_jax.errors import InputError
 
-NAMES = {part: file for part, (file, _) in datasets.IDX_PARTS.items()}
+NAMES = {part: file for part, (file, _) in idx.PARTS.items()}
 
 
 def idx_bytes(array):
@@ -138,7 +138,7 @@ class TestMnist10k:
 
     def test_the_retired_name_is_refused_with_the_new_one(self):
         assert refusal("mnist5k") == (
-            "dataset: 'mnist5k' is retired; 'mnist10k' has 5,000 digits to train on and 5,000 to test on"
+            "dataset: 'mnist5k' was replaced by 'mnist10k', which has 5,000 training and 5,000 test digits"
         )
 
     @pytest.mark.parametrize("kind", [*DAMAGES, "flipped at the end", "no npz", "pickled"])
@@ -220,7 +220,7 @@ class TestIdx:
         for name in ("MNIST", "FashionMNIST"):
             write(tmp_path / name / "raw", digits)
         message = refusal(f"idx:{tmp_path}")
-        assert "name the folder of one of them" in message
+        assert "choose one of the folders" in message
         assert f"{tmp_path}/MNIST/raw" in message
         assert f"{tmp_path}/FashionMNIST/raw" in message
         assert datasets.load(f"idx:{tmp_path}/FashionMNIST").classes == 10
@@ -228,7 +228,7 @@ class TestIdx:
     def test_folders_are_not_mixed(self, tmp_path, digits):
         write(tmp_path / "a" / "raw", {part: digits[part] for part in ("train_images", "train_labels", "test_images")})
         write(tmp_path / "b" / "raw", {"test_labels": digits["test_labels"]})
-        assert "lacks t10k-labels-idx1-ubyte[.gz]; looked in" in refusal(f"idx:{tmp_path}")
+        assert "lacks t10k-labels-idx1-ubyte[.gz]; searched" in refusal(f"idx:{tmp_path}")
 
     @pytest.mark.parametrize("part", NAMES)
     def test_missing_file(self, tmp_path, digits, part):
@@ -236,7 +236,7 @@ class TestIdx:
         path = tmp_path / NAMES[part]
         path.unlink()
         message = refusal(f"idx:{tmp_path}")
-        assert f"lacks {path.name}[.gz]; looked in '{tmp_path}'" in message
+        assert f"lacks {path.name}[.gz]; searched '{tmp_path}'" in message
         path.mkdir()  # a directory in its place changes nothing
         assert refusal(f"idx:{tmp_path}") == message
 
@@ -265,7 +265,10 @@ class TestIdx:
         [
             ({"train_labels": np.zeros(39, np.uint8)}, "has 40 train images but 39 labels"),
             ({"test_labels": np.zeros(21, np.uint8)}, "has 20 test images but 21 labels"),
-            ({"train_images": np.zeros((40, 30, 30), np.uint8)}, "has train images of 30 x 30; 28 x 28 or 32 x 32"),
+            (
+                {"train_images": np.zeros((40, 30, 30), np.uint8)},
+                "has train images of 30 x 30; allowed are 28 x 28 and 32 x 32, grey",
+            ),
             ({"train_images": np.zeros((40, 28, 32), np.uint8)}, "has train images of 28 x 32"),
             ({"test_images": np.zeros((20, 32, 32), np.uint8)}, "different sizes"),
             ({"test_labels": np.full(20, 10, np.uint8)}, "has the test label 10; allowed are 0 to 9"),
@@ -469,7 +472,7 @@ class TestTfds:
                     "images": np.zeros((40, 30, 30), np.uint8),
                     "image": tfds.features.Tensor(shape=(30, 30, 1), dtype=np.uint8),
                 },
-                "has uint8 images of shape (30, 30, 1); uint8 28 x 28 x 1 or 32 x 32 x 1 fits",
+                "has uint8 images of shape (30, 30, 1); allowed are uint8 28 x 28 x 1 and 32 x 32 x 1",
             ),
             (
                 {
@@ -478,10 +481,10 @@ class TestTfds:
                 },
                 "has float32 images",
             ),
-            ({"supervised_keys": None}, "is no image classification: its supervised keys are None"),
+            ({"supervised_keys": None}, "is not an image classification: its supervised keys are None"),
             (
                 {"label": tfds.features.Scalar(dtype=np.int64)},
-                "is no image classification: its supervised keys are ('image', 'label')",
+                "is not an image classification: its supervised keys are ('image', 'label')",
             ),
             ({"label": tfds.features.ClassLabel(num_classes=300)}, "has 300 classes; allowed are up to 256"),
             ({"labels": np.full(40, -1)}, "labels -1 to -1; allowed are 0 to 255"),  # TFDS's mark for unknown
@@ -533,7 +536,7 @@ class TestTfds:
             f"tfds:{name}", tmp_path / "in"
         )
 
-    @pytest.mark.skipif(datasets.importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+    @pytest.mark.skipif(records.importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
     @pytest.mark.parametrize("name", ["mnist", "emnist/letters", "coco"])
     def test_what_needs_tensorflow_is_refused_at_once(self, tmp_path, name):
         start = time.perf_counter()

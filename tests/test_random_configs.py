@@ -90,8 +90,8 @@ def nothing_is_written_or_downloaded(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(datasets, "load_embedded", functools.cache(datasets.load_embedded))
-        patch.setattr(datasets, "load_prepared", refuse)
-        patch.setattr(datasets, "load_tfds", refuse)
+        patch.setattr(datasets.prepared, "load", refuse)
+        patch.setattr(datasets.records, "load", refuse)
         patch.setattr(runner, "run", accept)
         with pytest.raises(AcceptedError):  # what it imports and loads takes seconds, once
             cli.dispatch(["run", FILE])

@@ -1,29 +1,39 @@
-"""Reader for IDX files, the format that MNIST is published in (four bytes of magic, the sizes, then the bytes)."""
+"""IDX files, the format in which MNIST is published: four bytes of magic, the sizes, then the bytes."""
 
 import gzip
 import math
+import os
 import stat
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lenet_jax.errors import InputError
 
+PARTS = {
+    "train_images": ("train-images-idx3-ubyte", 3),
+    "train_labels": ("train-labels-idx1-ubyte", 1),
+    "test_images": ("t10k-images-idx3-ubyte", 3),
+    "test_labels": ("t10k-labels-idx1-ubyte", 1),
+}
+"""Array of a data set -> usual name of its file, and number of dimensions."""
+
 UNSIGNED_BYTE = 8
 GZIP_MAGIC = b"\x1f\x8b"
 
-LARGEST = 2**33
-"""Bytes that a file may promise, 8 GiB: the 8.1 million digits of infinite MNIST, the largest such set, are 6.4 GB."""
+MAX_BYTES = 2**33
+"""Largest contents, 8 GiB: the 8.1 million digits of infinite MNIST, the largest such set, are 6.4 GB."""
 
-GZIP_RATIO = 100
-"""So many times its own size a gzipped file may promise: digits shrink to a fifth, what shrinks further is no data."""
+MAX_GZIP_RATIO = 100
+"""Largest contents of a gzipped file, relative to its size: digits shrink to a fifth."""
 
-GZIP_SMALL = 2**26
-"""What a gzipped file of any size may promise, 64 MiB: sorted labels or blank images do shrink to a thousandth."""
+MAX_SMALL_BYTES = 2**26
+"""Contents accepted from a gzipped file of any size, 64 MiB: sorted labels or blank images shrink to a thousandth."""
 
-PIECE = 2**20
-"""Bytes read at a time: memory is taken for what a file holds, not for what it promises."""
+READ_BYTES = 2**20
+"""Bytes read at a time: memory is allocated for what a file holds, not for what it promises."""
 
 
 def read(path: Path, dimensions: int) -> np.ndarray:
@@ -31,20 +41,20 @@ def read(path: Path, dimensions: int) -> np.ndarray:
 
     Args:
       path: the file.
-      dimensions: how many the file must have: 3 for images, 1 for labels.
+      dimensions: the number of dimensions that the file must have: 3 for images, 1 for labels.
 
     Returns:
       uint8, shaped as the header says.
 
     Raises:
-      InputError: the file can't be read, is no such IDX file, is empty or far too large, or holds fewer or more bytes
-        than its header promises.
+      InputError: the file cannot be read, is not such an IDX file, is empty or far too large, or holds fewer or more
+        bytes than its header promises.
     """
     name = repr(str(path))
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody to write
-            raise InputError(f"{name}: is a folder, a pipe or a device; a file is needed")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+            raise InputError(f"{name}: is a folder, a pipe or a device; expected a file")
         with path.open("rb") as probe:
             zipped = probe.read(2) == GZIP_MAGIC
         with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
@@ -56,16 +66,18 @@ def read(path: Path, dimensions: int) -> np.ndarray:
                 )
             shape = tuple(np.frombuffer(header, ">u4", dimensions, offset=4).tolist())
             promised = math.prod(shape)
-            allowed = min(LARGEST, max(GZIP_SMALL, GZIP_RATIO * status.st_size) if zipped else status.st_size)
+            allowed = min(
+                MAX_BYTES, max(MAX_SMALL_BYTES, MAX_GZIP_RATIO * status.st_size) if zipped else status.st_size
+            )
             if not 0 < promised <= allowed:
-                what = f"more than the {allowed} that are taken from a file of {status.st_size}" if promised else "none"
+                what = f"more than the {allowed} accepted from a file of {status.st_size}" if promised else "none"
                 raise InputError(f"{name}: its header promises {shape} bytes, {what}")
             content = bytearray()
-            while piece := stream.read(min(PIECE, promised + 1 - len(content))):
+            while piece := stream.read(min(READ_BYTES, promised + 1 - len(content))):
                 content += piece
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:  # ValueError: no name of any file
+    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:  # ValueError: an impossible file name
         raise InputError(
             f"{name}: can't be read ({str(error) or type(error).__name__}); it is damaged, truncated or not accessible"
         ) from error
@@ -73,3 +85,38 @@ def read(path: Path, dimensions: int) -> np.ndarray:
         held = "more" if len(content) > promised else f"{len(content)}"
         raise InputError(f"{name}: its header promises {promised} bytes {shape}, the file holds {held}")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def read_folder(folder: Path, name: str) -> dict[str, Any]:
+    """The four arrays in a folder of IDX files, or in one of torchvision's ``raw`` folders below it.
+
+    Args:
+      folder: the folder.
+      name: the data set's name, for messages.
+
+    Raises:
+      InputError: a file is missing, damaged, or not what its name says.
+    """
+    folders = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
+    found = [find(candidate) for candidate in folders]
+    complete = [files for files in found if len(files) == len(PARTS)]
+    if not complete:
+        fullest = max(found, key=len)
+        missing = ", ".join(f"{file}[.gz]" for part, (file, _) in PARTS.items() if part not in fullest)
+        raise InputError(f"dataset: {name!r} lacks {missing}; searched {', '.join(map(repr, map(str, folders)))}")
+    if len(complete) > 1 and complete[0] is not found[0]:
+        several = ", ".join(repr(str(files["train_images"].parent)) for files in complete)
+        raise InputError(f"dataset: {name!r} holds several data sets; choose one of the folders {several}")
+    return {part: read(complete[0][part], dimensions) for part, (_, dimensions) in PARTS.items()}
+
+
+def find(folder: Path) -> dict[str, Path]:
+    """Array -> its IDX file, for those that are in a folder; a plain file takes precedence over a gzipped one."""
+    files = {}
+    for part, (file, _) in PARTS.items():
+        # Published as train-images-idx3-ubyte; some programs unpack it as train-images.idx3-ubyte.
+        names = [spelling + suffix for suffix in ("", ".gz") for spelling in (file, file.replace("-idx", ".idx"))]
+        found = [folder / spelling for spelling in names if os.path.isfile(folder / spelling)]
+        if found:
+            files[part] = found[0]
+    return files

@@ -113,6 +113,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Number of networks per arm, with the seeds first_seed, first_seed + 1, ...
     config.seeds = 8
     config.first_seed = 0
+    # Names of your own metrics (evaluate.METRICS), measured metrics_per_epoch times per epoch.
+    config.metrics = ()
+    config.metrics_per_epoch = 1
     # Whether to store the predictions of every trained network for each test image, in predictions.parquet.
     config.store_predictions = True
     # Whether to evaluate the test images after each epoch, for learning curves. If not, they are evaluated only at the

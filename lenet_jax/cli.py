@@ -139,6 +139,7 @@ def run_command(argv: list[str]) -> None:
                 workdir,
                 shlex.join(["lenet-jax", "run", *argv]),
                 values.tracker,
+                experiment=Path(file.partition(":")[0]),
                 only_arm=values["only-arm"].value or "",
                 fresh=values.fresh,
                 save_every=save_every,
@@ -212,6 +213,9 @@ def classify_command(argv: list[str]) -> None:
         "arm", "", "arm of the networks; default: the arm with the lowest mean test error", flag_values=values
     )
     flags.DEFINE_integer("seed", None, "seed of a single network; default: all networks of the arm", flag_values=values)
+    flags.DEFINE_string(
+        "experiment", None, "experiment file that defines parts of the networks; it is executed", flag_values=values
+    )
     folder, *files = parse("classify", values, argv) or [""]
     if not folder or not files:
         raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
@@ -222,7 +226,7 @@ def classify_command(argv: list[str]) -> None:
     from lenet_jax.analysis import networks
     from lenet_jax.data import photos
 
-    run = networks.load_run(folder)
+    run = networks.load_run(folder, values.experiment)
     digits = np.stack([photos.to_mnist(photos.read_image(file), file) for file in files])
     found = networks.classify(run, digits, values.arm, values.seed)
     name, count = run.arm(values.arm).name, int(found.votes[0].sum())

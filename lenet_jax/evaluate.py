@@ -1,6 +1,8 @@
 """Evaluating a single network: pure functions of its parameters."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 
 import flax.struct
 import jax
@@ -8,11 +10,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lenet_jax import blocked, model, train
+from lenet_jax.errors import InputError, one_line
 from lenet_jax.model import Params
-from lenet_jax.train import Images, Recipe
+from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.registry import CACHES, Registry
+from lenet_jax.train import Images, Recipe, TrainState
 
 EVALUATION_BATCH_SIZE = 250
 """Images evaluated together. The number of images need not be a multiple of it."""
+
+Metric = Callable[[TrainState, Images, Recipe], Array | Mapping[str, Array]]
+"""A network in training, all images (see `train.Images`) and its recipe -> a number, or several by name."""
+
+METRICS: Registry[Metric] = Registry("metrics", {})
+"""Metrics that an experiment file defines: after ``METRICS["step"] = lambda state, images, recipe: state.step`` a config
+with ``config.metrics = ("step",)`` measures ``state_step``. The first `recipe.train_size` images are trained on."""
 
 CALIBRATION_BINS = 15
 """Bins of equal width of the winning probability, for the expected calibration error."""
@@ -103,6 +115,48 @@ def measure(
         ece=jnp.zeros_like(losses),
     )
     return evaluation, gaps
+
+
+def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, Float[Array, ""]]:
+    """A network's values of the user's metrics: ``name``, or ``name_key`` for each key of a mapping.
+
+    Raises:
+      InputError: a metric returns something else than numbers.
+    """
+    values: dict[str, Array] = {}
+    for name in recipe.metrics:
+        found = METRICS[name](state, images, recipe)
+        named = found if isinstance(found, Mapping) else {"": found}
+        values |= {f"{name}_{key}".removesuffix("_"): jnp.asarray(value) for key, value in named.items()}
+        for value in values.values():
+            if value.shape:
+                raise InputError(f"metrics: {name!r} returns an array of shape {value.shape}; expected a number")
+    return values
+
+
+@functools.cache
+def check_own(recipe: Recipe) -> None:
+    """Traces the user's metrics.
+
+    Raises:
+      InputError: one of them fails, or returns something else than numbers.
+    """
+    zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+    count, size = recipe.train_size, model.IMAGE_SIZE
+
+    def measured() -> dict[str, Array]:
+        images = Images(jnp.zeros((count, size, size), jnp.uint8), jnp.zeros(count, int), jnp.ones(()), jnp.zeros(()))
+        return measure_own(train.init(jnp.uint32(0), zeros, recipe), images, recipe)
+
+    try:
+        jax.eval_shape(measured)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise InputError(f"metrics: {', '.join(recipe.metrics)} can't be computed ({one_line(error)})") from error
+
+
+CACHES.append(check_own.cache_clear)
 
 
 def predict(params: Params, images: Images, indices: Int[Array, " indices"], recipe: Recipe) -> Predictions:

@@ -24,6 +24,7 @@ from lenet_jax import evaluate as evaluation
 from lenet_jax.evaluate import Evaluation, Predictions
 from lenet_jax.model import IMAGE_SIZE, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.registry import CACHES
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
 Snapshot = dict[str, Any]
@@ -73,12 +74,14 @@ class Programs(NamedTuple):
     Attributes:
       init: (seeds [members], hyper [members]) -> state.
       train_segment: (state, hyper, images) -> state, metrics [members]; it donates the memory of its state.
+      measure: (state, images) -> the user's metrics, name -> [members]; compiled at its first use.
       evaluate: (params, images, start, stop) -> evaluations [members].
       predict: (params, images, indices) -> predictions [members, indices]; compiled at its first use.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
     train_segment: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
+    measure: Callable[[TrainState, Images], dict[str, Array]]
     evaluate: Callable[[Params, Images, Array, Array], Evaluation]
     predict: Callable[[Params, Images, Array], Predictions]
 
@@ -138,6 +141,7 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 
     init = over_members(lambda member: train.init(member[0], member[1], recipe), mesh)
     train_segment = over_members(lambda member, images: train.train_segment(member[0], member[1], images, recipe), mesh)
+    measure = over_members(functools.partial(evaluation.measure_own, recipe=recipe), mesh)
     evaluate = over_members(functools.partial(evaluation.evaluate, recipe=recipe), mesh)
     predict = over_members(functools.partial(evaluation.predict, recipe=recipe), mesh)
 
@@ -163,6 +167,7 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
             jax.jit(lambda state, hyper, images: train_segment((state, hyper), images), donate_argnums=0),
             (state, hyper, images),
         ),
+        "measure": Lowerable(jax.jit(measure), (state, images)),
         "evaluate": Lowerable(jax.jit(evaluate), (state.params, images, index, index)),
         "predict": Lowerable(jax.jit(predict), (state.params, images, indices)),
     }
@@ -192,8 +197,12 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
         init=compiled_as("init", RUN_ONCE_OPTIONS),
         train_segment=compiled_as("train_segment", options),
         predict=lowered["predict"].function,  # not compiled here: the number of images varies
+        measure=lowered["measure"].function,
         evaluate=compiled_as("evaluate", options),
     )
+
+
+CACHES.append(compile_programs.cache_clear)
 
 
 def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
@@ -272,6 +281,11 @@ def train_segment(population: Population) -> Metrics:
     state, metrics = population.programs.train_segment(population.state, population.hyper, population.images)
     population.state = state
     return to_host(metrics, population.size)
+
+
+def measure(population: Population) -> dict[str, np.ndarray]:
+    """The user's metrics of every member, name -> NumPy array [members]."""
+    return to_host(population.programs.measure(population.state, population.images), population.size)
 
 
 def evaluate(population: Population, split: range) -> Evaluation:

@@ -44,7 +44,9 @@ def divides_epoch(recipe: "Recipe", segments: int) -> bool:
 
 def segments_for(recipe: "Recipe", members: int) -> int:
     """The number of equal segments in which a population trains an epoch; 1 if it is short or can't be split."""
-    allowed = [segments for segments in range(1, MAX_SEGMENTS + 1) if divides_epoch(recipe, segments)]
+    least = recipe.metrics_per_epoch if recipe.metrics else 1
+    counts = range(least, max(MAX_SEGMENTS, least) + 1, least)
+    allowed = [segments for segments in counts if divides_epoch(recipe, segments)]
     wanted = members * recipe.epoch_steps * recipe.batch_size / MAX_CALL_SAMPLES
     return next((segments for segments in allowed if segments >= wanted), allowed[-1])
 
@@ -91,6 +93,8 @@ class Recipe:
       curvature_estimates: estimates per epoch, at equal intervals from its start on; divides `epoch_steps`.
       curvature_memory: the weight of the previous estimate in the next one; above 0, a running mean.
       curvature_start: a key of `curvature.STARTS`.
+      metrics: keys of `evaluate.METRICS`.
+      metrics_per_epoch: how often they are measured, at equal intervals; divides `segments`.
     """
 
     architecture: Architecture
@@ -108,6 +112,8 @@ class Recipe:
     curvature_estimates: int = 1
     curvature_memory: float = 0.0
     curvature_start: str = "target"
+    metrics: tuple[str, ...] = ()
+    metrics_per_epoch: int = 1
 
     @property
     def epoch_steps(self) -> int:

@@ -6,6 +6,8 @@ import struct
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from lenet_jax.data import datasets, idx
 
 TRAIN, TEST = 600, 200
@@ -40,3 +42,9 @@ def write():
 
 if not FOLDER.exists():
     write()
+
+
+def save_digit(path):
+    """Writes a digit as an image file: dark on white, as on paper."""
+    Image.fromarray(255 - arrays()["test_images"][0]).resize((56, 56)).save(path)
+    return path

@@ -35,6 +35,7 @@ BRIDGE = {"run.folder", "run.files", "run.tuning"}
 
 BEYOND = {
     ("analysis.networks", "run.checkpoints"): "trained networks are the last checkpoints of a run",
+    ("analysis.networks", "run.parts"): "an experiment file that is named may define parts of its networks",
     ("analysis.dynamics", "run.arms"): "trains and measures networks of an experiment's config",
     ("analysis.dynamics", "run.plan"): "trains and measures networks of an experiment's config",
     ("analysis.dynamics", "run.runner"): "notebooks run experiments",

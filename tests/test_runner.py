@@ -245,26 +245,26 @@ def test_probabilities_are_measured_where_there_are_any(output, loss, measured):
     for _ in range(4):
         loop.record(history, "test", found, recipe)
     loop.record(history, "running", train.Metrics(np.float32([5, 6]), np.float32([7, 8])), recipe)
-    first = plan.first_epochs({"epochs": 9, "test_curve": True})
-    table = loop.history_frame(history, [3], members, first)
+    phase = plan.make(expand(small(epochs=9, test_curve=True))).arms[0].test
+    table = loop.history_frame(history, [3], members, phase)
     assert list(table.columns) == ["mu", "seed", "epoch", "split", "metric", "value"]
     assert table.metric.drop_duplicates().tolist() == measured
     assert table.value.tolist() == list(range(2 * len(measured)))
     assert table[["mu", "seed"]].drop_duplicates().to_numpy().tolist() == [[0.1, 7], [0.2, 8]]
-    assert loop.history_frame(history, [1], members, first).query("split == 'running'").value.tolist() == [5, 6, 7, 8]
+    assert loop.history_frame(history, [1], members, phase).query("split == 'running'").value.tolist() == [5, 6, 7, 8]
 
 
 def test_measurements_of_the_end_alone_have_its_epoch():
     recipe, found = recipe_for(small()), evaluation.Evaluation(*np.arange(5, dtype=np.float32).reshape(5, 1))
-    first = plan.first_epochs({"epochs": 9, "test_curve": False})
-    assert first == {"running": 1, "train": 9, "validation": 0, "test": 9}
+    phase = plan.make(expand(small(epochs=9))).arms[0].test
+    assert phase.first_epochs == {"running": 1, "train": 9, "validation": 0, "test": 9, "state": 0}
     history: dict = {}
     for split in ("test", "train", "validation"):
         loop.record(history, split, found, recipe)
     members = plan.Members([7], {})
-    table = loop.history_frame(history, range(10), members, first)
+    table = loop.history_frame(history, range(10), members, phase)
     assert table.groupby("split").epoch.unique().map(list).to_dict() == {"test": [9], "train": [9], "validation": [0]}
-    assert loop.history_frame(history, [4], members, first).empty
+    assert loop.history_frame(history, [4], members, phase).empty
 
 
 class Interrupting:

@@ -184,9 +184,12 @@ def measure_tables(kind: str) -> dict[str, Any]:
     import pandas as pd
 
     from lenet_jax import evaluate as evaluation
+    from lenet_jax.experiments import base
     from lenet_jax.run import files, loop, plan, runner
-    from lenet_jax.run.arms import Arm
+    from lenet_jax.run.arms import Arm, expand
 
+    config = base.get_config()
+    config.epochs, config.test_curve = cost.EPOCHS, True
     arm = Arm("activation=tanh,loss=cross_entropy", {"activation": "tanh", "loss": "cross_entropy"}, {})
     rng = np.random.default_rng(0)
     if kind == "predictions":
@@ -209,7 +212,7 @@ def measure_tables(kind: str) -> dict[str, Any]:
             history,
             range(cost.EPOCHS + 1),
             plan.Members(list(range(count)), {}),
-            {"running": 1, "test": 0, "train": cost.EPOCHS},
+            plan.make(expand(config)).arms[0].test,
         )
     table = pd.concat([table], ignore_index=True)
     if kind == "metrics":

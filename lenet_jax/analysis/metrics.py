@@ -111,7 +111,7 @@ def rows(run: Run, metric: str) -> pd.DataFrame:
     Raises:
       InputError: the run has no such metric.
     """
-    split, _, name = metric.rpartition("_")
+    split, _, name = metric.partition("_")
     found = run.metrics[(run.metrics.split == split) & (run.metrics.metric == name)]
     if found.empty:
         raise InputError(f"metric: {metric!r} is not one of {', '.join(names(run))} (run {str(run.folder)!r})")
@@ -126,7 +126,7 @@ def at_end(run: Run) -> Run:
 
 def has_curve(run: Run, metric: str) -> bool:
     """Whether the metric was measured at every epoch."""
-    split, _, name = metric.rpartition("_")
+    split, _, name = metric.partition("_")
     return bool(((run.metrics.split == split) & (run.metrics.metric == name) & (run.metrics.epoch == 1)).any())
 
 
@@ -135,7 +135,7 @@ def curve_metric(runs: Sequence[Run], metric: str) -> str | None:
 
     Otherwise, for the test split, the same on the validation split; otherwise the same during training (``running``).
     """
-    split, _, name = metric.rpartition("_")
+    split, _, name = metric.partition("_")
     stand_ins = [
         f"{other}_{name}" for other in {"test": ("validation", "running"), "train": ("running",)}.get(split, ())
     ]

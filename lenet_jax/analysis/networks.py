@@ -14,10 +14,13 @@ from lenet_jax import model, population
 from lenet_jax.data import preprocess
 from lenet_jax.data.photos import SIDE
 from lenet_jax.errors import InputError, check_choice
+from lenet_jax.initializers import INITIALIZERS
+from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.model import Architecture, Params
-from lenet_jax.run import checkpoints
+from lenet_jax.run import checkpoints, parts
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.folder import ArmSummary
+from lenet_jax.run.parts import EXPERIMENT
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -50,6 +53,13 @@ class TrainedRun(run_folder.Run):
     def architecture(self, arm: str = "") -> Architecture:
         """The architecture of an arm's networks."""
         settings, _, classes = self._recorded(arm)
+        for field, table in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
+            if settings[field] not in table:
+                raise InputError(
+                    f"{field}: {settings[field]!r} is defined in an experiment file; pass it as "
+                    "load_run(..., experiment=FILE) or lenet-jax classify --experiment=FILE "
+                    f"({self.folder / EXPERIMENT} is a copy)"
+                )
         names = {field.name for field in dataclasses.fields(Architecture)}
         return Architecture(**{name: value for name, value in settings.items() if name in names}, classes=classes)
 
@@ -131,11 +141,15 @@ class Classification(NamedTuple):
     votes: Int[np.ndarray, "images classes"]
 
 
-def load_run(folder: str | Path) -> TrainedRun:
-    """Reads a finished run.
+def load_run(folder: str | Path, experiment: str | Path | None = None) -> TrainedRun:
+    """Reads a finished run. No code in its folder is executed.
+
+    Args:
+      folder: the run folder.
+      experiment: the experiment file, if it defines parts of the networks, such as an activation; it is executed.
 
     Raises:
-      InputError: the folder holds no finished run, or a file of it is damaged.
+      InputError: the folder holds no finished run, a file of it is damaged, or the experiment file fails.
 
     >>> run = load_run("experiments/results/quickstart")
     >>> [arm.name for arm in run.arms][:2]
@@ -143,6 +157,8 @@ def load_run(folder: str | Path) -> TrainedRun:
     >>> f"{run.arm('loss=mse,activation=tanh').test_error.mean:.3f}"
     '0.058'
     """
+    if experiment:
+        parts.define(Path(experiment))
     run = run_folder.load(folder)
     return TrainedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 

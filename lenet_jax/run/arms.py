@@ -18,6 +18,7 @@ from lenet_jax import curvature, optim, train
 from lenet_jax.data import preprocess
 from lenet_jax.distortions import Augmentation
 from lenet_jax.errors import InputError, check_choice, check_field, short_repr
+from lenet_jax.evaluate import METRICS
 from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
 from lenet_jax.model import OUTPUTS, Architecture
@@ -66,6 +67,13 @@ def accepted_by(kind: type) -> dict[str, Check]:
     return dict.fromkeys(names, lambda field, value: kind(**{field: value}))
 
 
+def known_metrics(field: str, names: tuple[str, ...]) -> None:
+    """A check that metrics are defined."""
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"{field}: {name!r} is not defined; add METRICS[{name!r}] in the experiment file")
+
+
 FIELDS: Mapping[str, Check] = {
     **dict.fromkeys(["dataset", "data_dir", "store_predictions", "test_curve", "refit"], anything),
     "padding": choice(preprocess.PADDINGS),
@@ -95,6 +103,8 @@ FIELDS: Mapping[str, Check] = {
     **dict.fromkeys(["max_translation", "max_scaling", "max_squeezing", "max_shear"], number(0)),
     "elastic_displacement": number(0, 10),
     "epochs": number(1),
+    "metrics": known_metrics,
+    "metrics_per_epoch": number(1),
     "seeds": number(1, MAX_MEMBERS),
     "first_seed": number(0, 2**32, open_high=True),
     "tune_seeds": number(1, MAX_MEMBERS),
@@ -199,6 +209,8 @@ def check_value(field: str, value: Any, where: str = "") -> Any:
         raise InputError(f"{where}{field}: {short_repr(value)} is out of range; integers have at most 64 bits")
     if wanted is float and type(value) is int:
         value = float(value)
+    if wanted is tuple and type(value) is list:  # as JSON has it
+        value = tuple(value)
     if type(value) is not wanted:
         given = type(value).__name__
         raise InputError(f"{where}{field}: expected {wanted.__name__}, got {short_repr(value)} ({given})")

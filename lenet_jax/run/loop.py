@@ -1,6 +1,7 @@
 """The training loop: one population, epoch by epoch, with checkpoints."""
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.run import trackers
 from lenet_jax.run.checkpoints import ArmStore, Chunk, PopulationResult
-from lenet_jax.run.plan import ImageSpec, Members, Phase, Plan, images_of
+from lenet_jax.run.plan import STATE, ImageSpec, Members, Phase, Plan, images_of
 from lenet_jax.run.progress import Progress
 from lenet_jax.run.signals import Stop
 from lenet_jax.run.states import Checkpoint
@@ -91,8 +92,15 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
     if is_whole_arm:
         context.tracked.start(phase.arm, phase.settings)
         if evaluated:
-            replay(history_frame(history, range(evaluated), members, phase.first_epochs), context.tracked)
+            replay(history_frame(history, range(evaluated), members, phase), context.tracked)
     progress.skip(step / steps)
+
+    def measure() -> None:
+        for name, values in engine.measure(trained).items():
+            history.setdefault(f"{STATE}/{name}", []).append(np.asarray(values, np.float64))
+
+    if recipe.metrics and not step:
+        measure()
 
     def checkpoint() -> Checkpoint:
         arrays = {name: np.stack(values) for name, values in history.items()}
@@ -108,6 +116,8 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
             progress.trained(1 / recipe.segments, step * recipe.batch_size * count / seconds)
             if step == epoch * steps:
                 record(history, "running", running, recipe)
+            if recipe.metrics and step % (steps // recipe.metrics_per_epoch) == 0:
+                measure()
             # All processes of a run must save together, and stop together.
             if distributed.all_gather(np.int32(chunk.due() or stop.signal)).any():
                 since = time.monotonic()
@@ -117,7 +127,7 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
         for name in wanted:
             record(history, name, engine.evaluate(trained, phase.evaluated[name]), recipe)
         if is_whole_arm:
-            replay(history_frame(history, [epoch], members, phase.first_epochs), context.tracked)
+            replay(history_frame(history, [epoch], members, phase), context.tracked)
         if epoch:
             shown = ("running", *wanted[-1:])
             progress.measured({name: float(history[f"{name}/error"][-1].mean()) for name in shown})
@@ -126,7 +136,7 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
         labels = np.asarray(images.labels)[test.start : test.stop]
         predictions = prediction_frame(engine.predict(trained, test), labels, members.seeds)
     done = PopulationResult(
-        metrics=history_frame(history, range(epochs + 1), members, phase.first_epochs),
+        metrics=history_frame(history, range(epochs + 1), members, phase),
         predictions=predictions,
         seconds=seconds,
         wall=wall + time.perf_counter() - began,
@@ -182,22 +192,27 @@ def evaluated_epochs(history: History, step: int, phase: Phase) -> int | None:
     return None
 
 
-def history_frame(history: History, wanted: Sequence[int], members: Members, first: Mapping[str, int]) -> pd.DataFrame:
-    """Measurements at the wanted epochs, one row per split, metric and member. For `first` see `plan.first_epochs`."""
+def history_frame(history: History, wanted: Sequence[int], members: Members, phase: Phase) -> pd.DataFrame:
+    """Measurements at the wanted epochs, one row per split, metric and member.
+
+    The user's metrics may be measured more often: those within an epoch belong to it, and have fractions of epochs.
+    """
     rows = []
     for name, measured in history.items():
         split, metric = name.split("/")
-        for epoch, values in enumerate(measured, first[split]):
-            if epoch in wanted:
+        per_epoch = phase.recipe.metrics_per_epoch if split == STATE else 1
+        for index, values in enumerate(measured):
+            epoch = phase.first_epochs[split] + (index / per_epoch if per_epoch > 1 else index)
+            if math.ceil(epoch) in wanted:
                 columns = {**members.tuned, "seed": members.seeds, "epoch": epoch, "split": split, "metric": metric}
                 rows.append(pd.DataFrame(columns | {"value": values}))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"epoch": []})
 
 
 def replay(metrics: pd.DataFrame, tracked: trackers.Tracker) -> None:
-    """Reports finished epochs to a tracker."""
-    for epoch, table in metrics.groupby("epoch"):
-        tracked.epoch(int(str(epoch)), trackers.bands_of(table))
+    """Reports finished epochs to a tracker, whose steps are whole epochs."""
+    for epoch, table in metrics[metrics.epoch % 1 == 0].groupby("epoch"):
+        tracked.epoch(int(float(str(epoch))), trackers.bands_of(table))
 
 
 def prediction_frame(predictions: evaluation.Predictions, labels: np.ndarray, seeds: Sequence[int]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lenet_jax import evaluate as evaluation
 from lenet_jax import optim, train
 from lenet_jax.data import datasets, preprocess
 from lenet_jax.data.datasets import Dataset
@@ -22,6 +23,10 @@ MAX_STEPS = 2**31 - 1
 
 TESTED, TRIED = "tested", "tried"
 """Names of phases: members that are an arm's result, and (with a number) members that hyperparameters are chosen by."""
+
+
+STATE = "state"
+"""The split, in tables, of the user's metrics: functions of a network's state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +211,8 @@ def phase_of(arm: Arm, dataset: Dataset, name: str, tuning: Tuning | None = None
     recipe = recipe_of(settings, dataset.classes, len(splits["train"]))
     # How an epoch is split depends on the config alone, and not on how many members fit in memory: a run that was
     # stopped resumes with the same segments.
+    if tuning is not None:
+        recipe = dataclasses.replace(recipe, metrics=())
     segments = train.segments_for(recipe, len(candidates) * len(seeds))
     return Phase(
         arm=arm.name,
@@ -260,7 +267,7 @@ def first_epochs(settings: Mapping[str, Any]) -> dict[str, int]:
     `test_curve` is set, so that no choice can depend on it.
     """
     end = settings["epochs"]
-    return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end}
+    return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end, STATE: 0}
 
 
 def images_of(dataset: Dataset, spec: ImageSpec) -> Images:
@@ -297,6 +304,11 @@ def recipe_of(settings: Mapping[str, Any], classes: int, train_size: int) -> Rec
     steps = recipe.epochs * recipe.epoch_steps
     if steps > MAX_STEPS:
         raise InputError(f"epochs: {recipe.epochs} make {steps} steps; allowed are up to {MAX_STEPS}")
+    if recipe.metrics:
+        if not train.divides_epoch(recipe, recipe.metrics_per_epoch):
+            times, steps = recipe.metrics_per_epoch, recipe.epoch_steps
+            raise InputError(f"metrics_per_epoch: {times} doesn't divide the {steps} steps of an epoch")
+        evaluation.check_own(recipe)
     if recipe.uses_curvature:
         if recipe.epoch_steps % recipe.curvature_estimates:
             estimates, steps = recipe.curvature_estimates, recipe.epoch_steps

@@ -59,7 +59,7 @@ def write(folder, arrays, zipped=(), spell=lambda name: name):
 
 
 def flipped(content, position=0.01):
-    """With a byte changed: the first is at 0, the last at 1."""
+    """The content with one byte changed, at a position from 0 (first byte) to 1 (last)."""
     at = int(position * (len(content) - 1))
     return content[:at] + bytes((content[at] ^ 0x55,)) + content[at + 1 :]
 
@@ -71,7 +71,7 @@ DAMAGES = {
     "empty": lambda content: b"",
     "missing": None,
 }
-"""What can happen to a file: its bytes become others, or it goes."""
+"""Damage to a file: changed bytes, or a missing file."""
 
 
 def damage(path, kind):
@@ -92,7 +92,7 @@ class TestMnist10k:
             assert labels.dtype == np.uint8
             assert set(labels) == set(range(10))
 
-    def test_every_stretch_is_stratified(self, mnist10k):
+    def test_every_part_is_stratified(self, mnist10k):
         """Counts of a class up to any image differ by less than one from its share of them."""
         for labels in (mnist10k.train_labels, mnist10k.test_labels):
             ones = np.eye(10)[labels]
@@ -136,12 +136,12 @@ class TestMnist10k:
         datasets.load("mnist10k")
         assert time.perf_counter() - start < 1
 
-    def test_the_retired_name_is_refused_with_the_new_one(self):
+    def test_the_retired_name_is_refused_and_the_new_one_named(self):
         assert refusal("mnist5k") == (
             "dataset: 'mnist5k' was replaced by 'mnist10k', which has 5,000 training and 5,000 test digits"
         )
 
-    @pytest.mark.parametrize("kind", [*DAMAGES, "flipped at the end", "no npz", "pickled"])
+    @pytest.mark.parametrize("kind", [*DAMAGES, "flipped at the end", "not npz", "pickled"])
     def test_a_damaged_file_is_refused(self, tmp_path, monkeypatch, kind):
         copy = tmp_path / "mnist10k.npz"
         copy.write_bytes(datasets.EMBEDDED.read_bytes())
@@ -150,18 +150,18 @@ class TestMnist10k:
         elif kind == "flipped at the end":
             copy.write_bytes(flipped(copy.read_bytes(), 0.99))
         else:
-            copy.write_bytes(b"PK" if kind == "no npz" else pickle.dumps({"train_images": 1}))
+            copy.write_bytes(b"PK" if kind == "not npz" else pickle.dumps({"train_images": 1}))
         monkeypatch.setattr(datasets, "EMBEDDED", copy)
         message = refusal("mnist10k")
         assert message == f"dataset: {str(copy)!r} is missing or damaged; install lenet_jax again"
 
     def test_no_flipped_byte_is_trained_on(self, tmp_path, monkeypatch, mnist10k):
-        """Where a byte has no meaning for the arrays, such as a date in the zip file, they are the right ones."""
+        """Bytes that the arrays do not depend on, such as dates in the zip file, may change."""
         content, copy = datasets.EMBEDDED.read_bytes(), tmp_path / "mnist10k.npz"
         monkeypatch.setattr(datasets, "EMBEDDED", copy)
         refused = 0
-        for place in np.random.default_rng(0).uniform(size=20):
-            copy.write_bytes(flipped(content, place))
+        for position in np.random.default_rng(0).uniform(size=20):
+            copy.write_bytes(flipped(content, position))
             try:
                 loaded = datasets.load("mnist10k")
             except InputError:
@@ -189,10 +189,10 @@ class TestIdx:
     @pytest.mark.parametrize(
         "zipped", [(), tuple(NAMES), ("train_images", "test_labels")], ids=["plain", "gz", "mixed"]
     )
-    @pytest.mark.parametrize("place", [".", "raw", "MNIST/raw"])
+    @pytest.mark.parametrize("subfolder", [".", "raw", "MNIST/raw"])
     @pytest.mark.parametrize("spell", [str, lambda name: name.replace("-idx", ".idx")], ids=["-idx", ".idx"])
-    def test_layouts_give_the_same_data(self, tmp_path, digits, zipped, place, spell):
-        write(tmp_path / place, digits, zipped, spell)
+    def test_layouts_give_the_same_data(self, tmp_path, digits, zipped, subfolder, spell):
+        write(tmp_path / subfolder, digits, zipped, spell)
         dataset = datasets.load(f"idx:{tmp_path}")
         assert dataset.name == f"idx:{tmp_path}"
         assert dataset.classes == 10
@@ -399,7 +399,7 @@ TENSOR = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="none"
 
 
 class Strokes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set that somebody else prepared: TFDS finds its files and not this class."""
+    """A data set prepared by somebody else: TFDS finds its files but not this class."""
 
     VERSION = tfds.core.Version("1.0.0")
     supervised_keys = ("image", "label")
@@ -487,7 +487,7 @@ class TestTfds:
                 "is not an image classification: its supervised keys are ('image', 'label')",
             ),
             ({"label": tfds.features.ClassLabel(num_classes=300)}, "has 300 classes; allowed are up to 256"),
-            ({"labels": np.full(40, -1)}, "labels -1 to -1; allowed are 0 to 255"),  # TFDS's mark for unknown
+            ({"labels": np.full(40, -1)}, "labels -1 to -1; allowed are 0 to 255"),  # unknown, in TFDS
             ({"splits": ("train",)}, "test"),
         ],
         ids=["size", "float", "unsupervised", "regression", "classes", "unlabelled", "split"],

@@ -52,13 +52,13 @@ def damaged(content):
 
 
 def bomb(promised):
-    """100 MiB in 100 KiB, under a header of its own."""
+    """100 MiB in 100 KiB, after a header."""
     header = struct.pack(">BBBB3I", 0, 0, 8, 3, promised, 1024, 1024)
     return packed(header) + 100 * packed(bytes(2**20))
 
 
 def peak_of(read, *arguments):
-    """Bytes of memory that the call takes at most."""
+    """Peak memory of the call in bytes."""
     tracemalloc.start()
     try:
         read(*arguments)
@@ -69,13 +69,13 @@ def peak_of(read, *arguments):
 
 def in_members(content):
     """Several gzip files one after the other are one."""
-    return b"".join(packed(content[place : place + 7]) for place in range(0, len(content), 7)) + packed(b"")
+    return b"".join(packed(content[start : start + 7]) for start in range(0, len(content), 7)) + packed(b"")
 
 
 @pytest.mark.parametrize("pack", [bytes, packed, in_members], ids=["plain", "gzip", "members"])
 def test_reads_what_was_written(tmp_path, digits, pack):
     for array in (digits, np.arange(10, dtype=np.uint8)):
-        path = tmp_path / "file"  # gzip is told by the content, not the name
+        path = tmp_path / "file"  # gzip is recognized by the content, not by the name
         path.write_bytes(pack(idx_bytes(array)))
         read = idx.read(path, array.ndim)
         assert read.dtype == np.uint8
@@ -112,7 +112,7 @@ def test_reads_what_was_written(tmp_path, digits, pack):
         (sizes(2**31, 2**31, 4), "promises (2147483648, 2147483648, 4) bytes, more than"),  # 0 in 64 bits
     ],
 )
-def test_refuses_what_is_no_whole_idx_file(tmp_path, content, expected):
+def test_refuses_what_is_not_a_whole_idx_file(tmp_path, content, expected):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
     assert expected in refusal(path)
@@ -134,14 +134,14 @@ def test_memory_is_taken_for_what_is_read(tmp_path):
 def test_files_may_not_be_larger_than_any_data_set(tmp_path):
     path = tmp_path / "images"
     path.write_bytes(sizes(2**17, 2**8, 2**8 + 1))
-    os.truncate(path, 2**34)  # a hole takes no room
+    os.truncate(path, 2**34)  # sparse: it occupies no disk space
     assert "more than the 8589934592 accepted from a file of 17179869184" in refusal(path)
 
 
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir()), ids=lambda path: path.name
 )
-def test_what_fuzzing_found_stays_mended(path):
+def test_what_fuzzing_found_stays_fixed(path):
     peak_of(idx_oracle.check, path.read_bytes())
 
 
@@ -166,11 +166,11 @@ def refuse(message):
     raise InputError(message)
 
 
-def test_refuses_what_is_no_file(tmp_path):
+def test_refuses_what_is_not_a_file(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "folder", tmp_path / "pipe", Path("/dev/zero")):
-        assert "is a folder, a pipe or a device" in refusal(place)
+    for path in (tmp_path / "folder", tmp_path / "pipe", Path("/dev/zero")):
+        assert "is a folder, a pipe or a device" in refusal(path)
     assert "No such file" in refusal(tmp_path / "two\nlines")  # and the message is still one
     assert "File name too long" in refusal(tmp_path / ("x" * 300))
     assert "embedded null" in refusal(tmp_path / "a\0b")

@@ -220,9 +220,9 @@ def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
     ("arguments", "message"),
     [
         ([], "image: missing; write lenet-jax classify RUN IMAGE"),
-        (["no.png"], "is no picture; PNG, JPEG, "),
+        (["no.png"], "is not an image; PNG, JPEG, "),
         (["none.png"], "none.png' can't be read (No such file or directory)"),
-        (["grey.png"], "grey.png': it is all of one grey; a digit is needed"),
+        (["grey.png"], "grey.png': it has only one grey value; expected a digit"),
         (["--arm=relu", "fine.png"], "arm: 'relu' is not one of"),
         (["--seed=1", "fine.png"], "seed: 1 is not a seed of arm 'tanh'; allowed are 5 to 7"),
     ],

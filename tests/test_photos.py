@@ -1,4 +1,4 @@
-"""Tests of pictures of digits: read from real files, and brought into MNIST's form."""
+"""Tests of photos of digits: read from real files and converted to MNIST's form."""
 
 import contextlib
 import io
@@ -38,13 +38,13 @@ def test_digits_of_mnist_stay_as_they_are():
     ],
     ids=["dark on light", "0 to 1", "faint", "colour", "elsewhere", "cropped"],
 )
-def test_how_a_picture_is_given_makes_no_difference(change):
+def test_the_encoding_of_a_picture_makes_no_difference(change):
     changed = [difference(photos.to_mnist(change(digit)), photos.to_mnist(digit)) for digit in DIGITS]
     assert np.mean(changed) < 0.5
 
 
 def test_a_picture_of_two_halves_is_taken():
-    """The median of its border is no colour of it."""
+    """The median of its border is not one of its colours."""
     sheet = np.zeros((28, 28), np.uint8)
     sheet[:, 14:] = 255
     assert photos.to_mnist(sheet).any()
@@ -60,7 +60,7 @@ def test_specks_of_dirt_are_left_out():
         assert difference(photos.to_mnist(dirty), photos.to_mnist(sheet)) < 1
 
 
-def test_small_strokes_are_no_dirt():
+def test_small_strokes_are_not_dirt():
     """A stroke of a twentieth of the other's ink."""
     sheet = np.zeros((300, 300))
     sheet[100:200, 100:120] = 1
@@ -86,7 +86,7 @@ def test_a_stroke_fills_the_box_and_its_mass_is_in_the_middle():
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (np.zeros((28, 28)), "image: it is all of one grey; a digit is needed"),
+        (np.zeros((28, 28)), "image: it has only one grey value; expected a digit"),
         (np.zeros((2, 28, 28)), "image: its shape is [2, 28, 28]; allowed are [rows, columns]"),
         (np.zeros((3, 100)), "image: its shape is [3, 100]"),
         (np.full((28, 28), np.nan), "image: it has pixels that are not finite"),
@@ -136,7 +136,7 @@ def test_white_ink_on_nothing_shows(tmp_path):
 
 
 def png(width, height):
-    """The beginning of a file that says it has so many pixels."""
+    """The beginning of a file that claims this size."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -157,8 +157,8 @@ def whole(name, size=64):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no picture"),
-        (b"hello", "is no picture"),
+        (b"", "is not an image"),
+        (b"hello", "is not an image"),
         (png(100_000, 100_000), "has too many pixels; allowed are 50,000,000"),
         (png(9_000, 9_000), "has 9000 x 9000 pixels"),
         (png(28, 28), "can't be read ("),
@@ -167,7 +167,7 @@ def whole(name, size=64):
     ],
     ids=["empty", "text", "bomb", "large", "header alone", "half a PNG", "half a JPEG"],
 )
-def test_what_is_no_picture_is_refused(content, message, tmp_path):
+def test_what_is_not_an_image_is_refused(content, message, tmp_path):
     (tmp_path / "it.png").write_bytes(content)
     with pytest.raises(InputError) as error:
         photos.read_image(tmp_path / "it.png")
@@ -180,12 +180,12 @@ def test_what_is_no_picture_is_refused(content, message, tmp_path):
 @settings(deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"]),
-    place=st.integers(0),
+    position=st.integers(0),
     value=st.binary(min_size=1),
 )
-def test_damaged_files_are_read_or_refused(tmp_path_factory, kind, place, value):
+def test_damaged_files_are_read_or_refused(tmp_path_factory, kind, position, value):
     content = bytearray(whole(kind, 16))
-    start = place % len(content)
+    start = position % len(content)
     content[start : start + len(value)] = value
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content)

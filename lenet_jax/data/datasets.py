@@ -82,11 +82,12 @@ def load(name: str, data_dir: str = "") -> Dataset:
     Raises:
       InputError: the name is unknown, or the data are not available or do not fit.
 
-    >>> digits = load("mnist10k")
-    >>> digits.train_images.shape, digits.train_images.dtype
-    ((5000, 28, 28), dtype('uint8'))
-    >>> digits.test_labels[:8]
-    array([1, 7, 3, 6, 0, 2, 4, 9], dtype=uint8)
+    Examples:
+      >>> digits = load("mnist10k")
+      >>> digits.train_images.shape, digits.train_images.dtype
+      ((5000, 28, 28), dtype('uint8'))
+      >>> digits.test_labels[:8]
+      array([1, 7, 3, 6, 0, 2, 4, 9], dtype=uint8)
     """
     kind, _, argument = name.partition(":")
     if name == "mnist10k":

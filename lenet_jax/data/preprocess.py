@@ -15,11 +15,12 @@ PADDINGS: Mapping[str, dict[str, str]] = {"background": {"mode": "constant"}, "e
 def pad(images: np.ndarray, padding: str) -> np.ndarray:
     """uint8 images [N, 28 or 32, ...] -> [N, 32, 32], centred; `padding` is a key of `PADDINGS`.
 
-    >>> images = np.full((1, 28, 28), 9, np.uint8)
-    >>> pad(images, "background").shape
-    (1, 32, 32)
-    >>> pad(images, "background")[0, 0, 0], pad(images, "edge")[0, 0, 0]
-    (np.uint8(0), np.uint8(9))
+    Examples:
+      >>> images = np.full((1, 28, 28), 9, np.uint8)
+      >>> pad(images, "background").shape
+      (1, 32, 32)
+      >>> pad(images, "background")[0, 0, 0], pad(images, "edge")[0, 0, 0]
+      (np.uint8(0), np.uint8(9))
     """
     check_choice("padding", padding, PADDINGS)
     margin = (IMAGE_SIZE - images.shape[1]) // 2

@@ -194,7 +194,7 @@ def test_a_random_set_and_named_arms_can_be_written_as_dicts():
         (["--config.dataset=cifar"], ["dataset: 'cifar'", "'mnist10k'"]),
         (["--config.dataset=idx:nowhere"], ["nowhere", "train-images-idx3-ubyte"]),
         (["--config.batch_size=4001"], ["batch_size: 4001"]),  # 1,000 of the 5,000 validate
-        (["--config.dataset=mnist5k"], ["dataset: 'mnist5k' is retired", "'mnist10k'"]),
+        (["--config.dataset=mnist5k"], ["dataset: 'mnist5k' was replaced by 'mnist10k'"]),
         (["--workdir=/dev/null/run"], ["workdir: '/dev/null/run/checkpoints' can't be written"]),
         (["--nosuch=1"], ["nosuch"]),
         (["--tracker=visdom"], ["tracker: 'visdom' is not one of"]),

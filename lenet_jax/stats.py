@@ -68,11 +68,12 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
     Returns:
       None for fewer than two values or values that aren't finite; the mean twice if all values are equal.
 
-    >>> low, high = bootstrap_interval([0.010, 0.012, 0.011, 0.015, 0.013])
-    >>> print(f"{low:.4f} to {high:.4f}")
-    0.0104 to 0.0150
-    >>> bootstrap_interval([0.010]) is None
-    True
+    Examples:
+      >>> low, high = bootstrap_interval([0.010, 0.012, 0.011, 0.015, 0.013])
+      >>> print(f"{low:.4f} to {high:.4f}")
+      0.0104 to 0.0150
+      >>> bootstrap_interval([0.010]) is None
+      True
     """
     array = np.asarray(values, float)
     count = len(array)
@@ -115,11 +116,12 @@ class Statistics:
 def summarize(values: Sequence[float] | np.ndarray) -> Statistics:
     """Statistics of values, one a seed.
 
-    >>> statistics = summarize([0.010, 0.012, 0.011])
-    >>> statistics.median, statistics.per_seed
-    (0.011, (0.01, 0.012, 0.011))
-    >>> f"{statistics.mean:.3f}, {statistics.std:.3f}"
-    '0.011, 0.001'
+    Examples:
+      >>> statistics = summarize([0.010, 0.012, 0.011])
+      >>> statistics.median, statistics.per_seed
+      (0.011, (0.01, 0.012, 0.011))
+      >>> f"{statistics.mean:.3f}, {statistics.std:.3f}"
+      '0.011, 0.001'
     """
     array = np.asarray(values, float)
 
@@ -138,9 +140,10 @@ def summarize(values: Sequence[float] | np.ndarray) -> Statistics:
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of Student's 95 % interval of the mean along the last axis; the mean twice for a single value.
 
-    >>> low, high = t_interval(np.array([-0.004, -0.002, -0.003]))
-    >>> print(f"{low:.4f} to {high:.4f}")
-    -0.0055 to -0.0005
+    Examples:
+      >>> low, high = t_interval(np.array([-0.004, -0.002, -0.003]))
+      >>> print(f"{low:.4f} to {high:.4f}")
+      -0.0055 to -0.0005
     """
     count = values.shape[-1]
     mean = np.asarray(values.mean(axis=-1))
@@ -191,8 +194,9 @@ def sign_flip_test(values: np.ndarray) -> np.ndarray:
     Equals `scipy.stats.permutation_test`, except that all rows share the same random signs: one matrix product tests
     many rows. Exact for up to 13 seeds.
 
-    >>> sign_flip_test(np.array([[-0.004, -0.002, -0.003], [-0.004, 0.002, 0.002]])).tolist()
-    [0.25, 1.0]
+    Examples:
+      >>> sign_flip_test(np.array([[-0.004, -0.002, -0.003], [-0.004, 0.002, 0.002]])).tolist()
+      [0.25, 1.0]
     """
     count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
@@ -224,8 +228,9 @@ def smallest_p(n: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for the number of tests (Holm 1979): the chance of any false finding stays below the level.
 
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Examples:
+      >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+      [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")

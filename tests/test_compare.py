@@ -203,7 +203,7 @@ def test_named_arms_of_several_runs_meet_by_their_names(tmp_path):
 
 def test_too_few_seeds_for_a_claim_are_said(tmp_path):
     notes = compare.compare_runs(load(write_run(tmp_path / "run"))).notes
-    assert any(note.startswith("3 seeds are few") and "covers at most 75 %" in note for note in notes)
+    assert any(note.startswith("3 seeds are few") and "covers the true mean in at most 75 %" in note for note in notes)
     assert any(note.startswith("3 seeds are too few for a claim: with 1 comparison, the") for note in notes)
     mixed = {("mse", "tanh"): NOISE[0], ("cross_entropy", "tanh"): NOISE[1] - 1, ("map", "tanh"): NOISE[2][:2]}
     notes = compare.compare_runs(load(write_run(tmp_path / "mixed", mixed))).notes
@@ -235,7 +235,7 @@ def test_the_summary_is_in_sentences(tmp_path):
     assert "Averaged over loss, activation tanh instead of sigmoid lowers it by " in text
     assert "not significant" not in text
     one = tables.summary(compare.compare_runs(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
-    assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval over 2 seeds 5.00 to 7.00)."
+    assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval over 2 seeds: 5.00 to 7.00)."
 
 
 def test_the_table_says_percent_and_fits_80_columns(tmp_path):

@@ -19,6 +19,7 @@ def test_learning_curves_draw_every_seed_and_the_mean(tmp_path):
     np.testing.assert_allclose(lines[3], [0.12, 0.06])
     assert axes.get_ylabel() == "test error (%)"
     assert axes.get_legend().get_texts()[0].get_text() == "loss=mse,activation=tanh"
+    assert axes.get_title() == "Test error: mean and 95 % interval over 3 seeds, every seed"
 
 
 def test_learning_curves_leave_out_what_diverged():
@@ -38,6 +39,7 @@ def test_final_values_show_every_seed(tmp_path):
     assert [list(values) for values in points] == [[0.1, 0.2], [0.3]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
     assert [text.get_text() for text in axes.texts] == ["15.00", "30.00"]
+    assert axes.get_title().endswith("95 % interval over seeds")
 
 
 def test_reject_curves_show_the_mean():
@@ -45,6 +47,7 @@ def test_reject_curves_show_the_mean():
     axes = figures.reject_curves({"one": curve}, Figure().add_subplot())
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 10])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [3, 2])
+    assert axes.get_title() == "Reject curves: mean and 95 % interval over 2 seeds"
 
 
 def test_digits_are_drawn_with_captions():

@@ -101,6 +101,19 @@ def test_the_markdown_holds_the_whole_comparison(written):
     assert all(note.replace("<", "&lt;") in text for note in comparison.notes)
 
 
+def test_every_interval_says_that_it_covers_seeds(written):
+    """In titles, captions and sentences; a column's caption says it for the column."""
+    comparison, out = written
+    texts = [
+        (out / "comparison.md").read_text(),
+        *re.findall(r"<caption>.*?</caption>", (out / "report.html").read_text()),
+    ]
+    texts += [figure.caption for figure in report.figures_of(comparison).values()]
+    said = [one for text in texts for one in re.findall(r"95 % (?!CI [|]).{,30}", text)]
+    assert len(said) > 8
+    assert [one for one in said if "over" not in one or "seed" not in one] == []
+
+
 def test_digits_that_arms_agree_and_disagree_on(written):
     agreed, disputed, missing = report.digits_of(written[0])
     labels = datasets.load("mnist10k").test_labels

@@ -170,10 +170,11 @@ def compare_runs(
     Raises:
       InputError: a run has no such metric, or no arm can be compared with the baseline.
 
-    >>> from lenet_jax.run import folder
-    >>> found = compare_runs([folder.load("experiments/results/connectivity")]).judgements[0]
-    >>> found.name, round(found.contrast.low, 4), round(found.contrast.high, 4)  # 95 % interval over seeds
-    ('connectivity=full against connectivity=table', -0.0031, 0.0003)
+    Examples:
+      >>> from lenet_jax.run import folder
+      >>> found = compare_runs([folder.load("experiments/results/connectivity")]).judgements[0]
+      >>> found.name, round(found.contrast.low, 4), round(found.contrast.high, 4)  # 95 % interval over seeds
+      ('connectivity=full against connectivity=table', -0.0031, 0.0003)
     """
     if difference is not None and not math.isfinite(difference):
         raise InputError(f"difference: {difference!r}; allowed is a finite number")
@@ -338,8 +339,8 @@ def claim_limits(comparison: Comparison) -> list[str]:
     elif counts:
         coverage = 100 * (1 - 2 ** (1 - min(counts)))
         found.append(
-            f"{min(counts)} seeds are few: the interval of a mean lies within the range of the values, and covers at "
-            f"most {coverage:.0f} % (symmetric values)"
+            f"{min(counts)} seeds are few: the interval of a mean lies within the range of the values, and covers the "
+            f"true mean in at most {coverage:.0f} % of studies (of symmetric values)"
         )
     for seeds in sorted({one.contrast.n for one in tested}):
         if (smallest := stats.smallest_p(seeds) * len(tested)) >= stats.ALPHA:

@@ -151,11 +151,12 @@ def load_run(folder: str | Path, experiment: str | Path | None = None) -> Traine
     Raises:
       InputError: the folder holds no finished run, a file of it is damaged, or the experiment file fails.
 
-    >>> run = load_run("experiments/results/quickstart")
-    >>> [arm.name for arm in run.arms][:2]
-    ['loss=mse,activation=sigmoid', 'loss=mse,activation=tanh']
-    >>> f"{run.arm('loss=mse,activation=tanh').test_error.mean:.3f}"
-    '0.058'
+    Examples:
+      >>> run = load_run("experiments/results/quickstart")
+      >>> [arm.name for arm in run.arms][:2]
+      ['loss=mse,activation=sigmoid', 'loss=mse,activation=tanh']
+      >>> f"{run.arm('loss=mse,activation=tanh').test_error.mean:.3f}"
+      '0.058'
     """
     if experiment:
         parts.define(Path(experiment))
@@ -175,15 +176,16 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     Raises:
       InputError: there is no such arm or seed, all its networks diverged, or images have another shape.
 
-    Runs in ``experiments/results`` are stored with predictions but without networks; rerun their config to get these:
+    Examples:
+      Runs in ``experiments/results`` are stored with predictions but without networks; rerun their config to get these:
 
-    >>> from lenet_jax.data import datasets
-    >>> images = datasets.load("mnist10k").test_images[:4]
-    >>> run = load_run("experiments/results/quickstart")
-    >>> run.predictions[(run.predictions.arm == run.arm().name) & (run.predictions.seed == 0)].predicted.tolist()[:4]
-    [1, 7, 3, 6]
-    >>> classify(load_run("runs/quickstart"), images, seed=0).digits.tolist()  # doctest: +SKIP
-    [1, 7, 3, 6]
+      >>> from lenet_jax.data import datasets
+      >>> images = datasets.load("mnist10k").test_images[:4]
+      >>> run = load_run("experiments/results/quickstart")
+      >>> run.predictions[(run.predictions.arm == run.arm().name) & (run.predictions.seed == 0)].predicted.tolist()[:4]
+      [1, 7, 3, 6]
+      >>> classify(load_run("runs/quickstart"), images, seed=0).digits.tolist()  # doctest: +SKIP
+      [1, 7, 3, 6]
     """
     batch = run.normalize(images, arm)
     if batch.ndim > 3:

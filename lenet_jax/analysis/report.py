@@ -34,7 +34,7 @@ MAX_LABEL_CHARACTERS = 46
 MAX_DIGITS = 24
 """Misclassified digits that a section shows."""
 
-MEAN_CAPTION = "mean over seeds with Student's 95 % interval of the mean, clipped to the range of the seeds"
+MEAN_CAPTION = "mean and Student's 95 % interval over seeds, clipped to the range of the seeds"
 """Caption of `figures.mean_and_interval`."""
 
 
@@ -131,7 +131,7 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
         found[f"{metric}_final_values"] = ReportFigure(
             figures.figure(lambda axes: figures.final_values(final, metric, axes), final),
             "Every seed",
-            f"Each dot is the {title} of one seed. Bars: 95 % bootstrap interval of the mean over seeds.",
+            f"Each dot is the {title} of one seed. Bars: 95 % interval of the mean over seeds (bootstrap).",
         )
     differences = [tested for tested in comparison.judgements if tested.kind == "difference"]
     effects = [tested for tested in comparison.judgements if tested.kind != "difference"]
@@ -185,7 +185,7 @@ def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str, r
     return ReportFigure(
         figures.figure(lambda axes: figures.forest(rows, title, label, axes, percent), rows),
         heading,
-        f"{heading} in {metrics.title(metric)}, paired by seed: mean over seeds with Student's 95 % interval. "
+        f"{heading} in {metrics.title(metric)}, paired by seed: mean and Student's 95 % interval over seeds. "
         f"{reading}Filled dots: significant (corrected p < 0.05).",
     )
 

@@ -56,7 +56,7 @@ MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
 
 def interval(seeds: int, low: str, high: str) -> str:
     """A 95 % interval as text."""
-    return f"95 % interval over {seeds} seeds {low} to {high}"
+    return f"95 % interval over {seeds} seeds: {low} to {high}"
 
 
 def data_title(run: Run) -> str:
@@ -98,15 +98,15 @@ Cells = tuple[list[str], list[list[str]], int]
 def arms_title(metric: str) -> str:
     """The caption of a table of arms."""
     when = " at the last epoch" if metrics.is_final(metric) else ""
-    covered = "" if metric in metrics.OF_ARM else "; 95 % CI: bootstrap interval of the mean over seeds"
-    return f"{metrics.label(metric)}{when}{covered}"
+    covered = "" if metric in metrics.OF_ARM else "; 95 % CI over seeds (bootstrap)"
+    return f"{metrics.label(metric).capitalize()}{when}{covered}"
 
 
 def differences_title(metric: str) -> str:
     """The caption of a table of differences."""
     unit = metrics.difference_unit(metric).strip()
-    label = f"Differences in {metrics.title(metric)}" + (f" ({unit})" if unit else "")
-    return f"{label}, paired by seed; 95 % CI: Student's interval of the mean over seeds"
+    label = f"Paired differences in {metrics.title(metric)}" + (f" ({unit})" if unit else "")
+    return f"{label}; 95 % CI over seeds"
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:

@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # --- Data
     # mnist10k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
     config.dataset = "mnist10k"
-    # Folder in which TFDS stores data sets; empty: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    # Folder of downloads and TFDS data sets; empty: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     config.data_dir = ""
     # Padding from 28 x 28 to 32 x 32: background (zeros) or edge (the outermost pixels repeated).
     config.padding = "background"

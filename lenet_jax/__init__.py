@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+IMAGE_SIZE = 32
+"""Height and width of an input image, in pixels. Here, because data are read without JAX."""
+
 __all__ = ["classify", "load_run", "read_image", "to_mnist"]
 
 _HOMES = {

@@ -23,8 +23,8 @@ Metric = Callable[[TrainState, Images, Recipe], Array | Mapping[str, Array]]
 """A network in training, all images (see `train.Images`) and its recipe -> a number, or several by name."""
 
 METRICS: Registry[Metric] = Registry("metrics", {})
-"""Metrics that an experiment file defines: after ``METRICS["step"] = lambda state, images, recipe: state.step`` a config
-with ``config.metrics = ("step",)`` measures ``state_step``. The first `recipe.train_size` images are trained on."""
+"""Metrics that an experiment file defines: with ``METRICS["step"] = lambda state, images, recipe: state.step``,
+``config.metrics = ("step",)`` measures ``state_step``. The first `recipe.train_size` images are trained on."""
 
 CALIBRATION_BINS = 15
 """Bins of equal width of the winning probability, for the expected calibration error."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from lenet_jax import IMAGE_SIZE as IMAGE_SIZE
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.initializers import INITIALIZERS, Numbers, Start, uniform
 from lenet_jax.layers import (
@@ -30,9 +31,6 @@ from lenet_jax.layers import (
     rbf,
     subsample,
 )
-
-IMAGE_SIZE = 32
-"""Height and width of an input image, in pixels."""
 
 C1_TABLE: Table = ((0,),) * 6
 """C1's six maps all see the only input plane."""

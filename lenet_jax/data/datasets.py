@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lenet_jax import IMAGE_SIZE
 from lenet_jax.data import idx, prepared, records
 from lenet_jax.errors import InputError
-from lenet_jax.model import IMAGE_SIZE
 
 EMBEDDED = Path(__file__).with_name("mnist10k.npz")
 EMBEDDED_FINGERPRINT = "sha256:916433c8bc50fea0842ffb377aacc8f3b4478e355d425ff5a5934ce2b2c5e254"

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lenet_jax import IMAGE_SIZE
 from lenet_jax.errors import InputError, check_choice
-from lenet_jax.model import IMAGE_SIZE
 
 PADDINGS: Mapping[str, dict[str, str]] = {"background": {"mode": "constant"}, "edge": {"mode": "edge"}}
 """How centred 28 x 28 images are extended to 32 x 32: with the background (0), or by repeating the outermost pixels."""

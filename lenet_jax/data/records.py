@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from lenet_jax import IMAGE_SIZE
 from lenet_jax.errors import InputError
-from lenet_jax.model import IMAGE_SIZE
 
 
 def load(name: str, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Several processes as one run, on JAX's own multi-process runtime.
 
-Every process runs the same program on its own devices; process 0 alone writes files and prints. A single process needs
-none of this, and every function here returns at once.
+Every process runs the same program on its own devices; process 0 alone writes files and prints. In a single process,
+every function here returns at once.
 """
 
 import contextlib
@@ -35,9 +35,6 @@ def join(coordinator: str, processes: int, process: int) -> None:
       coordinator: HOST:PORT of process 0; empty to ask Slurm, Open MPI, Kubernetes or the TPU pod.
       processes: the number of processes; 0 to ask the cluster.
       process: the index of this process; -1 to ask the cluster.
-
-    Raises:
-      InputError: no cluster was found, or the other processes can't be reached.
     """
     try:
         jax.distributed.initialize(
@@ -48,10 +45,11 @@ def join(coordinator: str, processes: int, process: int) -> None:
             initialization_timeout=JOIN_TIMEOUT_S,
         )
     except Exception as error:  # its type depends on the cluster
+        address = coordinator or "an address from the cluster"
         raise InputError(
-            f"distributed: the processes can't connect at {coordinator or 'an address from the cluster'!r} "
-            f"({one_line(error)}). Slurm, Open MPI, Kubernetes and TPU pods need no address; elsewhere start each "
-            "process with --coordinator=HOST:PORT --processes=COUNT --process=NUMBER"
+            f"distributed: the processes can't connect at {address!r} ({one_line(error)}). Slurm, Open MPI, Kubernetes "
+            "and TPU pods need no address; elsewhere start each process with --coordinator=HOST:PORT --processes=COUNT "
+            "--process=NUMBER"
         ) from error
 
 
@@ -66,14 +64,7 @@ def primary_only(write: Callable[Parameters, None]) -> Callable[Parameters, None
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same values.
-
-    Args:
-      values: name -> anything that JSON can hold.
-
-    Raises:
-      InputError: with the name of a value that differs, and the processes where it differs from process 0.
-    """
+    """Raises InputError if one of these named JSON values differs between processes."""
     digests = [hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest() for value in values.values()]
     all_digests = all_gather(np.array([list(digest) for digest in digests], np.int32))
     for index, name in enumerate(values):
@@ -86,11 +77,7 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 
 def wait_visible(path: Path) -> bool:
-    """Waits until all processes see a file, if process 0 does; returns whether it does.
-
-    Raises:
-      InputError: some process doesn't see it in time.
-    """
+    """Waits until all processes see a file, if process 0 does; returns whether it does."""
     if not from_primary(path.exists()):
         return False
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
@@ -106,17 +93,12 @@ def wait_visible(path: Path) -> bool:
 
 
 def all_gather(value: Any) -> np.ndarray:
-    """The values of all processes, [processes, ...]. All must call it, with values of one shape and type.
-
-    Raises:
-      ProcessError: another process has ended.
-    """
+    """The values of all processes, [processes, ...]. All must call it, with values of one shape and type."""
     array = np.asarray(value)
     if jax.process_count() == 1:
         return array[None]
     with translate_errors():
-        values: np.ndarray = np.asarray(multihost_utils.process_allgather(array))
-        return values
+        return np.asarray(multihost_utils.process_allgather(array))
 
 
 def from_primary(value: int) -> int:
@@ -125,15 +107,10 @@ def from_primary(value: int) -> int:
 
 
 def gather(tree: Tree) -> Tree:
-    """Arrays that are sharded over the devices of all processes, as whole NumPy arrays in each process.
-
-    Raises:
-      ProcessError: another process has ended.
-    """
+    """Arrays that are sharded over the devices of all processes, as whole NumPy arrays in each process."""
+    alone = jax.process_count() == 1
     with translate_errors():
-        whole: Tree = (
-            jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
-        )
+        whole: Tree = jax.device_get(tree) if alone else multihost_utils.process_allgather(tree, tiled=True)
     return whole
 
 
@@ -147,17 +124,12 @@ def put(array: np.ndarray, sharding: Sharding) -> Array:
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Explains failed collective operations, where JAX raises what the network layer reports.
-
-    Raises:
-      ProcessError: another process has ended.
-    """
+    """Raises ProcessError if another process has ended, where JAX raises what the network layer reports."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):  # of this process: the caller handles it
             raise
-        raise ProcessError(
-            f"process {jax.process_index()} of {jax.process_count()}: another process of this run has ended or can't "
-            f"be reached ({one_line(error)})"
-        ) from error
+        process = f"process {jax.process_index()} of {jax.process_count()}"
+        ended = "another process of this run has ended or can't be reached"
+        raise ProcessError(f"{process}: {ended} ({one_line(error)})") from error

@@ -32,9 +32,7 @@ CALIBRATION_BINS = 15
 
 @flax.struct.dataclass
 class Evaluation:
-    """Means over samples, for fixed parameters.
-
-    `nll`, `brier` and `ece` are NaN if the outputs don't define probabilities, see `model.PROBABILISTIC`.
+    """Means over samples; `nll`, `brier` and `ece` are NaN if outputs aren't probabilities, see `model.PROBABILISTIC`.
 
     Attributes:
       loss, error: as in `train.Metrics`.
@@ -52,12 +50,7 @@ class Evaluation:
 
 @flax.struct.dataclass
 class Predictions:
-    """A network's classification of images.
-
-    Attributes:
-      predicted: the class; -1 if outputs are not finite.
-      margin: the margin of `model.decide` between scores of `model.predict_scores`.
-    """
+    """A network's classes of images, -1 if outputs aren't finite, and their margins, see `model.decide`."""
 
     predicted: Int[Array, " images"]
     margin: Float[Array, " images"]
@@ -103,32 +96,22 @@ def measure(
         return Evaluation(losses, errors, unknown, unknown, unknown), jnp.zeros((len(losses), CALIBRATION_BINS))
     logs = model.log_probabilities(outputs, recipe.architecture)
     probabilities = jnp.exp(logs)
-    targets = jax.nn.one_hot(labels, logs.shape[-1], dtype=logs.dtype)
+    nll = -jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0]
+    brier = jnp.square(probabilities - jax.nn.one_hot(labels, logs.shape[-1], dtype=logs.dtype)).sum(axis=-1)
     confidence = probabilities.max(axis=-1)
     bins = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS).astype(jnp.int32) - 1, 0, CALIBRATION_BINS - 1)
     gaps = jax.nn.one_hot(bins, CALIBRATION_BINS, dtype=logs.dtype) * (confidence - (1 - errors))[:, None]
-    evaluation = Evaluation(
-        loss=losses,
-        error=errors,
-        nll=-jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0],
-        brier=jnp.square(probabilities - targets).sum(axis=-1),
-        ece=jnp.zeros_like(losses),
-    )
-    return evaluation, gaps
+    return Evaluation(losses, errors, nll, brier, ece=jnp.zeros_like(losses)), gaps
 
 
 def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, Float[Array, ""]]:
-    """A network's values of the user's metrics: ``name``, or ``name_key`` for each key of a mapping.
-
-    Raises:
-      InputError: a metric returns something else than numbers.
-    """
+    """A network's values of the user's metrics: ``name``, or ``name_key`` for each key of a mapping."""
     values: dict[str, Array] = {}
     for name in recipe.metrics:
         found = METRICS[name](state, images, recipe)
         named = found if isinstance(found, Mapping) else {"": found}
-        values |= {f"{name}_{key}".removesuffix("_"): jnp.asarray(value) for key, value in named.items()}
-        for value in values.values():
+        for key, number in named.items():
+            value = values[f"{name}_{key}".removesuffix("_")] = jnp.asarray(number)
             if value.shape:
                 raise InputError(f"metrics: {name!r} returns an array of shape {value.shape}; expected a number")
     return values
@@ -136,16 +119,12 @@ def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, 
 
 @functools.cache
 def check_own(recipe: Recipe) -> None:
-    """Traces the user's metrics.
-
-    Raises:
-      InputError: one of them fails, or returns something else than numbers.
-    """
-    zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
-    count, size = recipe.train_size, model.IMAGE_SIZE
+    """Traces the user's metrics; raises InputError if one of them fails, or returns something else than numbers."""
 
     def measured() -> dict[str, Array]:
-        images = Images(jnp.zeros((count, size, size), jnp.uint8), jnp.zeros(count, int), jnp.ones(()), jnp.zeros(()))
+        pixels = jnp.zeros((recipe.train_size, model.IMAGE_SIZE, model.IMAGE_SIZE), jnp.uint8)
+        images = Images(pixels, jnp.zeros(recipe.train_size, int), jnp.ones(()), jnp.zeros(()))
+        zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
         return measure_own(train.init(jnp.uint32(0), zeros, recipe), images, recipe)
 
     try:
@@ -161,8 +140,8 @@ CACHES.append(check_own.cache_clear)
 
 def predict(params: Params, images: Images, indices: Int[Array, " indices"], recipe: Recipe) -> Predictions:
     """The network's classification of the images at these indices."""
-    # The last batch is padded with the first image of the data set.
-    batches = jnp.pad(indices, (0, -len(indices) % EVALUATION_BATCH_SIZE)).reshape(-1, EVALUATION_BATCH_SIZE)
+    padding = 0, -len(indices) % EVALUATION_BATCH_SIZE  # the last batch repeats the first image of the data set
+    batches = jnp.pad(indices, padding).reshape(-1, EVALUATION_BATCH_SIZE)
 
     def predict_batch(indices: Int[Array, " batch"]) -> Predictions:
         outputs = blocked.forward(params, images.take(indices)[0], recipe.architecture)

@@ -48,18 +48,14 @@ CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": Tru
 
 def cores() -> int:
     """The number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS has no affinity
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def configure(devices: int | None = None) -> None:
-    """Makes each CPU core a device, and caches compiled programs in the user's cache folder.
+    """Sets the number of CPU devices (default: all cores), and caches compiled programs in the user's cache folder.
 
     Call it before JAX is used, which fixes the devices.
-
-    Args:
-      devices: the number of CPU devices; all cores by default.
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices or cores())
@@ -69,14 +65,9 @@ def configure(devices: int | None = None) -> None:
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a population.
+    """The programs of a population, functions of the arrays of all members; `train_segment` donates its state's memory.
 
-    Attributes:
-      init: (seeds [members], hyper [members]) -> state.
-      train_segment: (state, hyper, images) -> state, metrics [members]; it donates the memory of its state.
-      measure: (state, images) -> the user's metrics, name -> [members]; compiled at its first use.
-      evaluate: (params, images, start, stop) -> evaluations [members].
-      predict: (params, images, indices) -> predictions [members, indices]; compiled at its first use.
+    `measure` and `predict` are compiled at their first use: metrics are optional, and the number of images varies.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
@@ -106,24 +97,24 @@ class Population:
     memory: int
 
 
-def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Lifts a function of one member to all members: (member, *shared) -> result to (members, *shared) -> results.
+def over_members(function: Callable[..., Any], mesh: Mesh, count: int) -> Callable[..., Any]:
+    """Lifts a function of one member, whose first `count` arguments are the member's own, to all members.
 
     Each device works on its part of the members, without waiting for the others.
     """
     width = SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
 
-    def on_device(members: Any, *shared: Any) -> Any:
+    def on_device(*arguments: Any) -> Any:
+        members, shared = arguments[:count], arguments[count:]
         side_by_side = min(width, jax.tree.leaves(members)[0].shape[0])
         # With a batch size, lax.map vmaps even a single member, which is slower.
         batch_size = side_by_side if side_by_side > 1 else None
-        return jax.lax.map(lambda member: function(member, *shared), members, batch_size=batch_size)
+        return jax.lax.map(lambda member: function(*member, *shared), members, batch_size=batch_size)
 
-    def on_all_devices(members: Any, *shared: Any) -> Any:
+    def on_all_devices(*arguments: Any) -> Any:
         split = PartitionSpec(MEMBER_AXIS)
-        specs = (split, *(PartitionSpec() for _ in shared))
-        sharded = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-        return sharded(members, *shared)
+        specs = tuple(split if index < count else PartitionSpec() for index in range(len(arguments)))
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*arguments)
 
     return on_all_devices
 
@@ -139,37 +130,24 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
     """The functions of all members, by their names in `Programs`. Arguments: see `compile_programs`."""
     shared, sharded = shardings(mesh)
 
-    init = over_members(lambda member: train.init(member[0], member[1], recipe), mesh)
-    train_segment = over_members(lambda member, images: train.train_segment(member[0], member[1], images, recipe), mesh)
-    measure = over_members(functools.partial(evaluation.measure_own, recipe=recipe), mesh)
-    evaluate = over_members(functools.partial(evaluation.evaluate, recipe=recipe), mesh)
-    predict = over_members(functools.partial(evaluation.predict, recipe=recipe), mesh)
+    def lifted(function: Callable[..., Any], count: int = 1) -> Callable[..., Any]:
+        return over_members(functools.partial(function, recipe=recipe), mesh, count)
 
-    def of_members(dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((members,), dtype, sharding=sharded)
-
-    def of_all(*shape: int, dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=shared)
-
+    of_members: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, (members,), sharding=sharded)
+    of_all: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, sharding=shared)
     seeds, hyper = of_members(jnp.uint32), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, of_members(jnp.float32)))
-    shapes = jax.eval_shape(init, (seeds, hyper))
+    init = lifted(train.init, 2)
+    shapes = jax.eval_shape(init, seeds, hyper)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded), shapes)
-    images = Images(
-        pixels=of_all(image_count, IMAGE_SIZE, IMAGE_SIZE, dtype=jnp.uint8),
-        labels=of_all(image_count, dtype=jnp.int32),
-        scale=of_all(dtype=jnp.float32),
-        shift=of_all(dtype=jnp.float32),
-    )
-    index, indices = of_all(dtype=jnp.int32), of_all(image_count, dtype=jnp.int32)
+    index, indices, number = of_all((), jnp.int32), of_all((image_count,), jnp.int32), of_all((), jnp.float32)
+    pixels = of_all((image_count, IMAGE_SIZE, IMAGE_SIZE), jnp.uint8)
+    images = Images(pixels, labels=indices, scale=number, shift=number)
     return {
-        "init": Lowerable(jax.jit(lambda seeds, hyper: init((seeds, hyper))), (seeds, hyper)),
-        "train_segment": Lowerable(
-            jax.jit(lambda state, hyper, images: train_segment((state, hyper), images), donate_argnums=0),
-            (state, hyper, images),
-        ),
-        "measure": Lowerable(jax.jit(measure), (state, images)),
-        "evaluate": Lowerable(jax.jit(evaluate), (state.params, images, index, index)),
-        "predict": Lowerable(jax.jit(predict), (state.params, images, indices)),
+        "init": Lowerable(jax.jit(init), (seeds, hyper)),
+        "train_segment": Lowerable(jax.jit(lifted(train.train_segment, 2), donate_argnums=0), (state, hyper, images)),
+        "measure": Lowerable(jax.jit(lifted(evaluation.measure_own)), (state, images)),
+        "evaluate": Lowerable(jax.jit(lifted(evaluation.evaluate)), (state.params, images, index, index)),
+        "predict": Lowerable(jax.jit(lifted(evaluation.predict)), (state.params, images, indices)),
     }
 
 
@@ -177,29 +155,17 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
     """Compiles a population's programs, once for all arms with the same recipe.
 
-    Args:
-      recipe: what is trained.
-      members: the number of members, a multiple of the number of devices.
-      image_count: the number of images in the data set, of all splits.
-      mesh: the devices.
+    The number of members must be a multiple of the number of devices. `image_count` counts the images of all splits.
     """
     options: dict[str, Any] = {}
     if mesh.devices.flat[0].platform == "cpu":
         options = CPU_OPTIONS
         recipe = dataclasses.replace(recipe, microbatches=train.microbatches_for(recipe.batch_size))
-    lowered = lowerables(recipe, members, image_count, mesh)
-
-    def compiled_as(name: str, options: dict[str, Any]) -> Any:
-        function, arguments = lowered[name]
-        return compiled(function.lower(*arguments), options)
-
-    return Programs(
-        init=compiled_as("init", RUN_ONCE_OPTIONS),
-        train_segment=compiled_as("train_segment", options),
-        predict=lowered["predict"].function,  # not compiled here: the number of images varies
-        measure=lowered["measure"].function,
-        evaluate=compiled_as("evaluate", options),
-    )
+    options_of = {"init": RUN_ONCE_OPTIONS, "train_segment": options, "evaluate": options}
+    programs: dict[str, Any] = {}
+    for name, (function, arguments) in lowerables(recipe, members, image_count, mesh).items():
+        programs[name] = compiled(function.lower(*arguments), options_of[name]) if name in options_of else function
+    return Programs(**programs)
 
 
 CACHES.append(compile_programs.cache_clear)
@@ -243,12 +209,8 @@ def create(
 ) -> Population:
     """A new population: compiles its programs, copies the images to the devices and initializes the members.
 
-    Args:
-      seeds: the seed of each member.
-      hyper: field of `Hyperparameters` -> the value of each member.
-      images: all images of the data set.
-      recipe: what is trained.
-      devices: the devices to use, all by default; in a run of one process, at most as many as members.
+    `hyper` maps each field of `Hyperparameters` to the value of each member. All devices are used by default; in a run
+    of one process, at most as many as members.
     """
     devices = list(devices or jax.devices())
     if jax.process_count() == 1:  # with several processes, each must take part in collective operations
@@ -273,13 +235,9 @@ def create(
 
 
 def train_segment(population: Population) -> Metrics:
-    """Trains every member for a segment of an epoch, updating the population; see `train.train_segment`.
-
-    Returns:
-      The metrics as NumPy arrays [members].
-    """
-    state, metrics = population.programs.train_segment(population.state, population.hyper, population.images)
-    population.state = state
+    """Trains every member for a segment (`train.train_segment`), updating the population; returns NumPy [members]."""
+    arguments = population.state, population.hyper, population.images
+    population.state, metrics = population.programs.train_segment(*arguments)
     return to_host(metrics, population.size)
 
 
@@ -311,11 +269,8 @@ def to_host(measured: Measured, size: int) -> Measured:
 
 
 def snapshot(population: Population) -> Snapshot:
-    """The state of every member, for `restore`: NumPy arrays [members, ...] by their path in `TrainState`.
-
-    Random keys are stored as their data, uint32.
-    """
-    return to_host({name: key_data_of(leaf) for name, leaf in leaves_of(population.state)}, population.size)
+    """The state of every member, for `restore`."""
+    return to_host(dict(leaves_of(population.state)), population.size)
 
 
 def restore(population: Population, saved: Snapshot) -> None:
@@ -326,33 +281,22 @@ def restore(population: Population, saved: Snapshot) -> None:
     """
     if {len(array) for array in saved.values()} != {population.size}:
         raise ValueError(f"the arrays are not those of {population.size} members")
-    expected = {
-        name: (key_data_of(leaf).shape[1:], key_data_of(leaf).dtype) for name, leaf in leaves_of(population.state)
-    }
+    expected = {name: (array.shape[1:], array.dtype) for name, array in leaves_of(population.state)}
     if {name: (array.shape[1:], array.dtype) for name, array in saved.items()} != expected:
         raise ValueError("the arrays are not those of this network and optimizer")
-
-    def padded(name: str, leaf: Any) -> Any:
-        array = saved[name]
-        rows = np.minimum(np.arange(leaf.shape[0]), len(array) - 1)
-        on_devices = distributed.put(array[rows], population.hyper.mu.sharding)
-        return jax.random.wrap_key_data(on_devices) if is_key(leaf) else on_devices
-
-    leaves = [padded(name, leaf) for name, leaf in leaves_of(population.state)]
-    population.state = jax.tree.unflatten(jax.tree.structure(population.state), leaves)
+    rows = np.minimum(np.arange(len(population.hyper.mu)), population.size - 1)  # padding repeats the last member
+    arrays = [distributed.put(saved[name][rows], population.hyper.mu.sharding) for name in expected]
+    leaves, structure = jax.tree.flatten(population.state)
+    pairs = zip(leaves, arrays, strict=True)
+    restored = [array if leaf.dtype == array.dtype else jax.random.wrap_key_data(array) for leaf, array in pairs]
+    population.state = jax.tree.unflatten(structure, restored)
 
 
 def leaves_of(tree: Any) -> list[tuple[str, Any]]:
-    """The arrays of a tree with their paths, such as ``params/c1/kernel``."""
+    """The arrays of a tree with their paths, such as ``params/c1/kernel``; random keys as their data, uint32."""
+
+    def data_of(leaf: Any) -> Any:
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
-
-
-def is_key(leaf: Array) -> bool:
-    """Whether an array consists of random keys."""
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def key_data_of(leaf: Array) -> Array:
-    """The array, or the data of its random keys."""
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), data_of(leaf)) for path, leaf in leaves]

@@ -5,6 +5,7 @@ interval and a permutation test. All intervals cover the variation between seeds
 their measured coverage.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -47,10 +48,7 @@ def vary(values: np.ndarray) -> bool:
 
 
 def round_errors(values: np.ndarray) -> np.ndarray:
-    """Error rates without the rounding of single precision: networks with equally many errors have equal rates.
-
-    Statistics of error rates need it: ties decide permutation tests, and change bootstrap intervals.
-    """
+    """Error rates without the rounding of single precision, so that ties, which tests and intervals need, are ties."""
     return np.round(values, ERROR_DECIMALS)
 
 
@@ -65,15 +63,11 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
     Quantiles are expanded for few seeds, for which plain BCa is too narrow, by the ratio of Student's t to the normal
     distribution (Hesterberg 2015, "What teachers should know about the bootstrap").
 
-    Returns:
-      None for fewer than two values or values that aren't finite; the mean twice if all values are equal.
+    Returns None for fewer than two values or values that aren't finite; the mean twice if all values are equal.
 
-    Examples:
-      >>> low, high = bootstrap_interval([0.010, 0.012, 0.011, 0.015, 0.013])
-      >>> print(f"{low:.4f} to {high:.4f}")
-      0.0104 to 0.0150
-      >>> bootstrap_interval([0.010]) is None
-      True
+    >>> low, high = bootstrap_interval([0.010, 0.012, 0.011, 0.015, 0.013])
+    >>> print(f"{low:.4f} to {high:.4f}")
+    0.0104 to 0.0150
     """
     array = np.asarray(values, float)
     count = len(array)
@@ -81,29 +75,26 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
         return None
     if not vary(array):
         return float(array[0]), float(array[0])
-    normal = scipy.stats.norm
-    tail = normal.cdf(math.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 - CONFIDENCE) / 2, count - 1))
+    t = scipy.stats.t.ppf((1 - CONFIDENCE) / 2, count - 1)
+    tail = scipy.stats.norm.cdf(math.sqrt(count / (count - 1)) * t)
     tail = max(float(tail), 0.5 / RESAMPLES)  # no resample lies further out
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NaN is handled below
         bootstrap = scipy.stats.bootstrap(
             (array,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, batch=block_size(count), rng=0
         )
-    low, high = (float(end) for end in bootstrap.confidence_interval)
+    low, high = bootstrap.confidence_interval
     # BCa is undefined where the jackknife is degenerate; the percentile bootstrap never is.
     if math.isnan(low) or math.isnan(high):
-        low, high = (float(end) for end in np.quantile(bootstrap.bootstrap_distribution, [tail, 1 - tail]))
-    return max(low, float(array.min())), min(high, float(array.max()))  # means of equal values are rounded
+        low, high = np.quantile(bootstrap.bootstrap_distribution, [tail, 1 - tail])
+    return float(max(low, array.min())), float(min(high, array.max()))  # means of equal values are rounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Statistics of one metric over the seeds of an arm; None where a value isn't finite.
 
-    Attributes:
-      mean, std, median: over seeds; std with n - 1, None for a single seed.
-      ci95: see `bootstrap_interval`.
-      per_seed: the values.
+    `std` has the divisor n - 1 and is None for a single seed. `ci95` is the `bootstrap_interval`.
     """
 
     mean: float | None
@@ -114,14 +105,11 @@ class Statistics:
 
 
 def summarize(values: Sequence[float] | np.ndarray) -> Statistics:
-    """Statistics of values, one a seed.
+    """Statistics of values, one per seed.
 
-    Examples:
-      >>> statistics = summarize([0.010, 0.012, 0.011])
-      >>> statistics.median, statistics.per_seed
-      (0.011, (0.01, 0.012, 0.011))
-      >>> f"{statistics.mean:.3f}, {statistics.std:.3f}"
-      '0.011, 0.001'
+    >>> statistics = summarize([0.010, 0.012, 0.011])
+    >>> statistics.median, statistics.per_seed
+    (0.011, (0.01, 0.012, 0.011))
     """
     array = np.asarray(values, float)
 
@@ -140,10 +128,9 @@ def summarize(values: Sequence[float] | np.ndarray) -> Statistics:
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of Student's 95 % interval of the mean along the last axis; the mean twice for a single value.
 
-    Examples:
-      >>> low, high = t_interval(np.array([-0.004, -0.002, -0.003]))
-      >>> print(f"{low:.4f} to {high:.4f}")
-      -0.0055 to -0.0005
+    >>> low, high = t_interval(np.array([-0.004, -0.002, -0.003]))
+    >>> print(f"{low:.4f} to {high:.4f}")
+    -0.0055 to -0.0005
     """
     count = values.shape[-1]
     mean = np.asarray(values.mean(axis=-1))
@@ -154,14 +141,13 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Contrast(NamedTuple):
-    """Statistics of a difference between arms, paired by seed.
+    """Statistics of the differences of n seeds between two arms.
 
     Attributes:
-      n: number of seeds.
-      mean, std: of the differences; std with n - 1.
-      low, high: Student's 95 % interval of the mean over seeds.
+      std: standard deviation of the differences, with the divisor n - 1.
+      low, high: Student's 95 % interval of the mean.
       p: two-sided p-value of the sign-flip permutation test for differences around 0; at least `smallest_p(n)`.
-      effect_size: mean / standard deviation of the differences (Cohen's d_z); None where they don't vary.
+      effect_size: mean / std (Cohen's d_z); None if the differences don't vary.
     """
 
     n: int
@@ -194,9 +180,8 @@ def sign_flip_test(values: np.ndarray) -> np.ndarray:
     Equals `scipy.stats.permutation_test`, except that all rows share the same random signs: one matrix product tests
     many rows. Exact for up to 13 seeds.
 
-    Examples:
-      >>> sign_flip_test(np.array([[-0.004, -0.002, -0.003], [-0.004, 0.002, 0.002]])).tolist()
-      [0.25, 1.0]
+    >>> sign_flip_test(np.array([[-0.004, -0.002, -0.003], [-0.004, 0.002, 0.002]])).tolist()
+    [0.25, 1.0]
     """
     count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
@@ -228,16 +213,13 @@ def smallest_p(n: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for the number of tests (Holm 1979): the chance of any false finding stays below the level.
 
-    Examples:
-      >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-      [0.03, 0.06, 0.06]
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in corrected]
+    stepped = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return [float(value) for value in stepped[np.argsort(order)]]
 
 
 def probability_of_superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
@@ -267,10 +249,8 @@ def min_pairs(level: float = ALPHA) -> int | None:
 def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | None:
     """Number of seeds with which 80 % of studies show a true difference, by the paired t-test.
 
-    Args:
-      difference: the true mean of the paired differences; finite.
-      std: standard deviation of the paired differences over seeds.
-      level: significance level; 0.05 / number of comparisons, if those are corrected for.
+    `std` is the standard deviation of the paired differences over seeds. If comparisons are corrected for, `level` is
+    0.05 / their number.
 
     Returns:
       At least `min_pairs(level)`; None if the difference is 0 or more than `MAX_SEEDS` seeds are needed.
@@ -281,15 +261,13 @@ def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | N
     if std == 0:
         return least
     size = abs(difference) / std
-    low, high = least, least
+    high = least
     while power(high, size, level) < POWER:
-        low, high = high, 2 * high
+        high *= 2
         if high > MAX_SEEDS:
             return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, size, level) >= POWER else (middle, high)
-    return high
+    between = range(max(high // 2, least), high)
+    return between.start + bisect.bisect_left(between, True, key=lambda n: power(n, size, level) >= POWER)
 
 
 def detectable(n: int, std: float, level: float = ALPHA) -> float:
@@ -303,10 +281,6 @@ def detectable_size(n: int, level: float) -> float:
     return float(scipy.optimize.brentq(lambda size: power(n, size, level) - POWER, 1e-3, 1e4, rtol=1e-9))
 
 
-Cell = tuple[Any, ...]
-"""One value of each axis."""
-
-
 class Effect(NamedTuple):
     """A main effect or an interaction of a factorial study.
 
@@ -314,7 +288,7 @@ class Effect(NamedTuple):
       axes: one axis, or two for an interaction.
       changes: (from, to) of each axis.
       over: the axes that the effect is averaged over.
-      differences: one for each seed.
+      differences: one per seed.
     """
 
     axes: tuple[str, ...]
@@ -331,15 +305,12 @@ def difference(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.where(np.abs(found) <= ROUNDING * np.maximum(np.abs(values), np.abs(others)), 0.0, found)
 
 
-def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[Cell, np.ndarray]) -> list[Effect]:
+def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[tuple[Any, ...], np.ndarray]) -> list[Effect]:
     """Main effects and two-way interactions of a full factorial study.
 
     A main effect is the change when one axis goes from its first value to another one, averaged over all combinations
-    of the other axes. An interaction is the change of one axis' main effect with the value of another axis.
-
-    Args:
-      axes: axis -> its values, two or more.
-      cells: combination -> values by seed [seeds], with the same seeds in all cells.
+    of the other axes. An interaction is the change of one axis' main effect with the value of another axis. `cells`
+    holds the values by seed [seeds] of each combination of the axes' values, with the same seeds in all cells.
     """
     names = list(axes)
     table = np.empty((*(len(values) for values in axes.values()), len(next(iter(cells.values())))))

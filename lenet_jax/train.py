@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -20,20 +21,30 @@ from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 MICROBATCH = 64
 """Samples whose activations fit in a core's cache. Larger batches train faster in microbatches than as a whole."""
 
-
-def microbatches_for(batch_size: int) -> int:
-    """The number of equal microbatches that each fit in a core's cache; 1 if splitting the batch doesn't pay."""
-    counts = (count for count in range(1, batch_size + 1) if batch_size % count == 0)
-    count = next(count for count in counts if batch_size // count <= MICROBATCH)
-    return count if batch_size // count >= MICROBATCH // 4 else 1
-
-
 MAX_CALL_SAMPLES = 1_000_000
 """Samples x members above which an epoch is split into segments, between which a run can be saved and stopped: about
 20 s on two cores."""
 
 MAX_SEGMENTS = 16
 """Upper limit of segments per epoch: each segment redraws the order of the whole epoch."""
+
+ORDERS = ("fresh", "constant", "stored")
+"""Orders of presentation: random for each epoch, random once for all epochs (as in 1998), or that of the data set."""
+
+
+class Stream(enum.IntEnum):
+    """Constants that a network's key is folded with: one random stream for each use."""
+
+    INIT = 0
+    ORDER = 1
+    AUGMENTATION = 2
+    CURVATURE = 3
+
+
+def microbatches_for(batch_size: int) -> int:
+    """The number of equal microbatches that each fit in a core's cache; 1 if splitting the batch doesn't pay."""
+    size = max(size for size in range(1, MICROBATCH + 1) if batch_size % size == 0)
+    return batch_size // size if size >= MICROBATCH // 4 else 1
 
 
 def divides_epoch(recipe: "Recipe", segments: int) -> bool:
@@ -51,50 +62,30 @@ def segments_for(recipe: "Recipe", members: int) -> int:
     return next((segments for segments in allowed if segments >= wanted), allowed[-1])
 
 
-class Stream(enum.IntEnum):
-    """Constants that a network's key is folded with: one random stream for each use."""
-
-    INIT = 0
-    ORDER = 1
-    AUGMENTATION = 2
-    CURVATURE = 3
-
-
-ORDERS = ("fresh", "constant", "stored")
-"""Orders of presentation: random for each epoch, random once for all epochs (as in 1998), or that of the data set."""
-
-NO_AUGMENTATION = Augmentation()
-
-
 @functools.cache
 def uses_curvature(optimizer: optim.Optimizer) -> bool:
     """Whether an entry of `optim.OPTIMIZERS` divides by the curvature, which training then has to measure."""
-    hyper = jax.eval_shape(lambda: Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))))
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), Architecture()))
-    state = jax.eval_shape(lambda hyper, params: optimizer(hyper).init(params), hyper, params)
-    return optim.curvature_of(state) is not None
+
+    def state() -> optax.OptState:
+        hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+        return optimizer(hyper).init(model.init(jax.random.key(0), Architecture()))
+
+    return optim.curvature_of(jax.eval_shape(state)) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that is fixed when training is compiled. Hashable.
+    """Everything that is fixed when training is compiled. Hashable. `experiments/base.py` documents the config fields.
 
     Attributes:
-      architecture, loss: the network and what it minimizes.
       optimizer, schedule: keys of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
-      batch_size: samples per step.
-      epochs: the length of the training, which the schedule depends on.
       train_size: the number of training images.
       microbatches: parts of a batch, computed one after the other; divides `batch_size`. Only rounding depends on it.
       segments: parts of an epoch, one call of `train_segment` each; `divides_epoch` must hold.
-      augmentation: distortions of the training images.
-      order: an element of `ORDERS`.
-      curvature_patterns: the number of training images that the curvature of ``sdlm`` is measured on.
-      curvature_estimates: estimates per epoch, at equal intervals from its start on; divides `epoch_steps`.
-      curvature_memory: the weight of the previous estimate in the next one; above 0, a running mean.
+      curvature_estimates: estimates per epoch; divides `epoch_steps`.
       curvature_start: a key of `curvature.STARTS`.
       metrics: keys of `evaluate.METRICS`.
-      metrics_per_epoch: how often they are measured, at equal intervals; divides `segments`.
+      metrics_per_epoch: measurements of them at equal intervals; divides `segments`.
     """
 
     architecture: Architecture
@@ -106,7 +97,7 @@ class Recipe:
     train_size: int
     microbatches: int = 1
     segments: int = 1
-    augmentation: Augmentation = NO_AUGMENTATION
+    augmentation: Augmentation = dataclasses.field(default=Augmentation())
     order: str = "fresh"
     curvature_patterns: int = 500
     curvature_estimates: int = 1
@@ -122,9 +113,8 @@ class Recipe:
 
     def optimizer_of(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         """The optimizer of a network with these hyperparameters."""
-        return optim.transformation(
-            self.optimizer, self.schedule, self.epochs * self.epoch_steps, self.epoch_steps, hyper
-        )
+        steps = self.epochs * self.epoch_steps
+        return optim.transformation(self.optimizer, self.schedule, steps, self.epoch_steps, hyper)
 
     @property
     def uses_curvature(self) -> bool:
@@ -166,11 +156,9 @@ class Metrics:
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a network in training.
+    """The state of a network in training. Checkpoints store its fields by name.
 
     Attributes:
-      params: the parameters.
-      optimizer: the optax state.
       key: `jax.random.key(seed)`, from which all random streams derive.
       step: the number of steps done.
       running: sums of the metrics over the steps of the current epoch.
@@ -225,33 +213,17 @@ def gather_batch(images: Images, batch_indices: BatchIndices) -> Batch:
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    next_indices: BatchIndices,
-    hyper: Hyperparameters,
-    images: Images,
-    recipe: Recipe,
-) -> tuple[TrainState, Batch, Metrics]:
-    """One optimizer step.
+    state: TrainState, batch: Batch, next_indices: BatchIndices, hyper: Hyperparameters, images: Images, recipe: Recipe
+) -> tuple[tuple[TrainState, Batch], Metrics]:
+    """One optimizer step: the state after it, a gathered microbatch for the next step, and the metrics before the step.
 
-    Args:
-      state: the state before the step.
-      batch: the first microbatch of the batch, already gathered.
-      next_indices: the microbatches that follow it, [microbatches, samples of a microbatch]: the rest of the batch, and
-        the first microbatch of the next batch.
-      hyper: the network's hyperparameters.
-      images: all images of the data set.
-      recipe: what is trained.
-
-    Returns:
-      The state after the step, the first microbatch of the next batch, and the metrics of the network before the step.
+    `batch` is the first microbatch of the step. `next_indices` [microbatches, samples of a microbatch] are those that
+    follow it: the rest of the step, and the first microbatch of the next one, which is gathered but not trained on.
     """
 
     # Each iteration gathers the next microbatch. As part of the carry, it is written to memory once; if it were
     # gathered where it is used, XLA would gather every pixel again for each tile that reads it.
-    def add_microbatch(
-        carry: tuple[tuple[Params, Metrics], Batch], indices: BatchIndices
-    ) -> tuple[tuple[tuple[Params, Metrics], Batch], None]:
+    def add_microbatch(carry: tuple[Any, Batch], indices: BatchIndices) -> tuple[tuple[Any, Batch], None]:
         total, batch = carry
         next_batch = gather_batch(images, indices)
         return (jax.tree.map(jnp.add, total, gradient_of(state.params, *batch, recipe)), next_batch), None
@@ -261,7 +233,7 @@ def train_step(
     gradient, metrics = jax.tree.map(lambda leaf: leaf / recipe.microbatches, total)
     updates, optimizer = recipe.optimizer_of(hyper).update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    return dataclasses.replace(state, params=params, optimizer=optimizer), batch, metrics
+    return (dataclasses.replace(state, params=params, optimizer=optimizer), batch), metrics
 
 
 def train_epoch(
@@ -287,16 +259,13 @@ def train_segment(
 ) -> tuple[TrainState, Metrics]:
     """Trains the next of the epoch's segments. The metrics are means over the epoch so far."""
 
-    def step(carry: tuple[TrainState, Batch], next_indices: BatchIndices) -> tuple[tuple[TrainState, Batch], Metrics]:
-        state, batch, metrics = train_step(*carry, next_indices, hyper, images, recipe)
-        return (state, batch), metrics
-
     # The steps between two estimates of the curvature; without estimates, the whole segment.
     def stretch(carry: tuple[TrainState, Batch], steps: BatchIndices) -> tuple[tuple[TrainState, Batch], Metrics]:
         state, batch = carry
         if recipe.uses_curvature:
             state = with_curvature(state, images, recipe)
-        (state, batch), metrics = jax.lax.scan(step, (state, batch), steps)
+        step = functools.partial(train_step, hyper=hyper, images=images, recipe=recipe)
+        (state, batch), metrics = jax.lax.scan(lambda carry, indices: step(*carry, indices), (state, batch), steps)
         return (dataclasses.replace(state, step=state.step + len(metrics.loss)), batch), metrics
 
     stretches = max(recipe.curvature_estimates // recipe.segments, 1) if recipe.uses_curvature else 1
@@ -309,8 +278,7 @@ def train_segment(
     indices = batch_indices(state, recipe)
     first = gather_batch(images, jax.tree.map(lambda leaf: leaf[0], indices))
     (state, _), metrics = jax.lax.scan(stretch, (state, first), jax.tree.map(by_step, indices), unroll=stretches == 1)
-    before = jax.tree.map(lambda total: jnp.where(done == 0, 0, total), state.running)
-    running: Metrics = jax.tree.map(lambda total, new: total + new.sum(), before, metrics)
+    running: Metrics = jax.tree.map(lambda old, new: jnp.where(done == 0, 0, old) + new.sum(), state.running, metrics)
     done = done + recipe.epoch_steps // recipe.segments
     return dataclasses.replace(state, running=running), jax.tree.map(lambda total: total / done, running)
 
@@ -331,21 +299,17 @@ def batch_indices(state: TrainState, recipe: Recipe) -> BatchIndices:
     if recipe.augmentation.augmentation != "none":
         key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.AUGMENTATION), epoch)
         distortion = draw(key, count, recipe.augmentation)
-    microbatch = recipe.batch_size // recipe.microbatches
 
     def of_segment(leaf: Array) -> Array:
         segment = jax.lax.dynamic_slice_in_dim(leaf, done * recipe.batch_size, count // recipe.segments)
-        return segment.reshape(-1, microbatch, *leaf.shape[1:])
+        return segment.reshape(-1, recipe.batch_size // recipe.microbatches, *leaf.shape[1:])
 
     microbatches: BatchIndices = jax.tree.map(of_segment, (order[:count], distortion))
     return microbatches
 
 
 def with_curvature(state: TrainState, images: Images, recipe: Recipe) -> TrainState:
-    """The state with a new estimate of the curvature, if one is due.
-
-    Each estimate draws its own training images.
-    """
+    """The state with a new estimate of the curvature, from training images of its own, if one is due."""
     interval = recipe.epoch_steps // recipe.curvature_estimates
 
     def estimated(state: TrainState) -> TrainState:

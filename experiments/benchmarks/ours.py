@@ -75,7 +75,7 @@ class Session:
             first = train.gather_batch(images, microbatches[0])
             return train.train_step(state, first, jnp.roll(microbatches, -1, axis=0), hyper, images, recipe)
 
-        state, _, metrics = jax.jit(step)(state, jax.device_put(self.images.images))
+        (state, _), metrics = jax.jit(step)(state, jax.device_put(self.images.images))
         gradient = optax.tree.get(state.optimizer, "trace")
         return Outcome(float(metrics.loss), flatten(gradient), flatten(state.params))
 

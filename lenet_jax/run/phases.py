@@ -30,7 +30,7 @@ Obtain = Callable[[Phase], PopulationResult]
 
 
 def arm_result(plan: ArmPlan, obtain: Obtain, progress: Progress | None = None) -> ArmResult:
-    """The result of an arm, phase by phase: tuning, if any, then the test. `progress` counts additional populations."""
+    """The result of an arm, phase by phase: tuning, if any, then the test. `progress` counts added populations."""
     tried, wall = pd.DataFrame(), 0.0
     chosen: tuning.Values = {}
     if plan.tuning and plan.arm.tuning:

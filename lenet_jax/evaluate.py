@@ -111,7 +111,7 @@ def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, 
         found = METRICS[name](state, images, recipe)
         named = found if isinstance(found, Mapping) else {"": found}
         for key, number in named.items():
-            value = values[f"{name}_{key}".removesuffix("_")] = jnp.asarray(number)
+            value = values[f"{name}_{key}".removesuffix("_")] = jnp.asarray(number, float)
             if value.shape:
                 raise InputError(f"metrics: {name!r} returns an array of shape {value.shape}; expected a number")
     return values

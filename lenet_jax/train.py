@@ -75,10 +75,10 @@ def uses_curvature(optimizer: optim.Optimizer) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that is fixed when training is compiled. Hashable. `experiments/base.py` documents the config fields.
+    """Everything that is fixed when training is compiled. Hashable.
 
     Attributes:
-      optimizer, schedule: keys of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
+      architecture, loss, optimizer, schedule, batch_size, epochs: as in the config.
       train_size: the number of training images.
       microbatches: parts of a batch, computed one after the other; divides `batch_size`. Only rounding depends on it.
       segments: parts of an epoch, one call of `train_segment` each; `divides_epoch` must hold.
@@ -203,9 +203,9 @@ BatchIndices = tuple[Int[Array, "*batch"], Distortion | None]
 """Indices of images to present, and the distortion of each."""
 
 
-def gather_batch(images: Images, batch_indices: BatchIndices) -> Batch:
+def gather_batch(images: Images, selected: BatchIndices) -> Batch:
     """The normalized and distorted images, as `gradient_of` takes them."""
-    indices, distortion = batch_indices
+    indices, distortion = selected
     inputs, labels = images.take(indices)
     if distortion is not None:
         inputs = jax.vmap(distort, in_axes=(0, 0, None))(inputs, distortion, images.shift)

@@ -75,7 +75,7 @@ def test_defaults_are_those_of_the_config():
                 default = field.default
                 assert (default.augmentation if name == "augmentation" and kind is Recipe else default) == config[name]
                 compared += 1
-    assert compared == 25
+    assert compared == 27
 
 
 def test_golden_step(start, images):

@@ -206,9 +206,8 @@ def compare_runs(
         # With few seeds the variance is hardly known.
         seeds = stats.seeds_needed(size, contrast.std, level) if contrast.n >= FEW_SEEDS else None
         tested.append(TestedContrast(*words, contrast, better, p_holm, seeds))
-    comparison = Comparison(tuple(runs), metric, tuple(arms), tuple(tested), ())
-    notes = [*comparability_notes(runs, arms), *notes, *claim_limits(comparison)]
-    return dataclasses.replace(comparison, notes=tuple(dict.fromkeys(notes)))
+    notes = [*comparability_notes(runs, arms), *notes, *claim_limits(runs, metric, arms, tested)]
+    return Comparison(tuple(runs), metric, tuple(arms), tuple(tested), tuple(dict.fromkeys(notes)))
 
 
 def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) -> tuple[list[Pair], list[str]]:
@@ -319,9 +318,10 @@ def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> l
     return [note for note, applies in notes.items() if applies]
 
 
-def claim_limits(comparison: Comparison) -> list[str]:
+def claim_limits(
+    runs: Sequence[Run], metric: str, arms: Sequence[ArmStatistics], tested: Sequence[TestedContrast]
+) -> list[str]:
     """Limits of the claims that can be made."""
-    runs, metric, arms, tested = comparison.runs, comparison.metric, comparison.arms, comparison.judgements
     found, shown, of_networks = [], {arm.label for arm in arms}, metric not in metrics.OF_ARM
     for run, name in zip(runs, run_names(runs), strict=True):
         labels = [label(name, arm.name) for arm in run.arms]

@@ -150,7 +150,10 @@ def mean_title(curves: Mapping[str, pd.DataFrame]) -> str:
 def final_values(
     arms: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]], metric: str, axes: Axes
 ) -> Axes:
-    """Every seed's value at the end, with the mean and its interval over seeds; arm -> values by seed, and interval."""
+    """Every seed's value at the end, one row per arm, with the mean and its 95 % interval over seeds.
+
+    An arm is its values by seed, and the interval.
+    """
     for row, (values, ends) in enumerate(arms.values()):
         color = style(row)["color"]
         # A seed has the same height in every row, so that pairs can be compared.
@@ -172,7 +175,10 @@ def final_values(
 
 
 def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
-    """Error on the remaining images against the fraction rejected; arm -> result of `metrics.reject_curve`."""
+    """Error on the remaining images against the fraction rejected: mean and 95 % interval over seeds.
+
+    A curve is a result of `metrics.reject_curve`.
+    """
     for index, (arm, curve) in enumerate(curves.items()):
         mean_and_interval(100 * curve.set_axis(100 * curve.index), arm, index, axes)
     axes.set_xlim(left=0)
@@ -212,9 +218,8 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
         axes.fill_between(curve.index, curve.min(axis=1), curve.max(axis=1), color=color, alpha=0.15, linewidth=0)
         if chosen in curve.index:
             axes.plot(chosen, curve.loc[chosen].mean(), "*", color=color, markersize=14, markeredgecolor="white")
-    positive = all((curve.index > 0).all() for curve, _ in curves.values())
-    axes.set_xscale("log" if positive else "linear")
     tried = sorted({value for curve, _ in curves.values() for value in curve.index})
+    axes.set_xscale("log" if tried[0] > 0 else "linear")
     axes.set_xticks(tried, [f"{value:.3g}" for value in tried], rotation=0 if len(tried) < 10 else 60)
     axes.xaxis.set_minor_formatter(NullFormatter())
     logarithmic(axes)

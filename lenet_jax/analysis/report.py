@@ -56,27 +56,24 @@ class Digit(NamedTuple):
 
 
 def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
-    """Writes `comparison.csv`, `differences.csv`, `comparison.md`, figures (PNG, SVG) and `report.html`; gives the paths.
+    """Writes `comparison.csv`, `differences.csv`, `comparison.md`, `report.html` and figures; returns the files.
 
-    Args:
-      comparison: from `compare.compare_runs`.
-      out: folder; created if needed.
-      command: the user's command, for the page.
+    The folder `out` is created if needed; `command` is the user's, for the page.
 
     Raises:
       InputError: `out` can't be written.
     """
     drawn = figures_of(comparison)
-    frames = {"comparison.csv": tables.frame(comparison.arms, comparison.metric)}
+    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
     if comparison.judgements:
-        frames["differences.csv"] = tables.judgement_frame(comparison.judgements, comparison.metric)
+        differences = tables.judgement_frame(comparison.judgements, comparison.metric)
+        texts["differences.csv"] = differences.to_csv(index=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         images = [out / f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
         for file in images:
             figures.save(drawn[file.stem].figure, file)
         svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        texts = {name: table.to_csv(index=False) for name, table in frames.items()}
         texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command)}
         for name, text in texts.items():
             files.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
@@ -177,10 +174,8 @@ def by_label(comparison: Comparison, of_runs: Sequence[Mapping[Any, Any]]) -> di
 
 def predictions_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
     """Predictions by arm, of the runs that stored them."""
-    stored = [run.predictions for run in comparison.runs]
-    return by_label(
-        comparison, [{} if of_run is None else dict(iter(of_run.groupby("arm", sort=False))) for of_run in stored]
-    )
+    stored = [() if run.predictions is None else run.predictions.groupby("arm", sort=False) for run in comparison.runs]
+    return by_label(comparison, [dict(iter(of_arms)) for of_arms in stored])
 
 
 def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:

@@ -122,19 +122,12 @@ def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
     lines = []
     for tested in judgements:
         contrast, better = tested.contrast, tested.probability_of_improvement
-        lines.append(
-            [
-                tested.name,
-                str(contrast.n),
-                metrics.show(contrast.mean, metric, "+"),
-                " to ".join(metrics.show(end, metric, "+") for end in (contrast.low, contrast.high)),
-                show_p(contrast.p),
-                show_p(tested.p_holm),
-                "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
-                "-" if better is None else f"{better:.2f}",
-                "-" if tested.seeds is None else f"{tested.seeds:,}",
-            ]
-        )
+        mean, low, high = (metrics.show(value, metric, "+") for value in (contrast.mean, contrast.low, contrast.high))
+        p_values = [show_p(contrast.p), show_p(tested.p_holm)]
+        size = "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}"
+        probability = "-" if better is None else f"{better:.2f}"
+        seeds = "-" if tested.seeds is None else f"{tested.seeds:,}"
+        lines.append([tested.name, str(contrast.n), mean, f"{low} to {high}", *p_values, size, probability, seeds])
     return ["difference", *numbers], lines, len(numbers)
 
 

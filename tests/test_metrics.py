@@ -174,7 +174,9 @@ def test_confusion_is_a_share_of_the_class():
 def test_the_fraction_of_networks_that_misclassify_an_image():
     first = pd.concat([predictions([1, 1], [1, 0], seed) for seed in (0, 1)])
     second = pd.concat([predictions([1, 1], [seed, 0], seed) for seed in (0, 1)])
-    np.testing.assert_allclose(metrics.misclassified_fraction([first, second]), [[1.0, 0.5], [0.0, 0.0]])
+    found = metrics.misclassified_fraction({"first": first, "second": second})
+    np.testing.assert_allclose(found, [[1.0, 0.5], [0.0, 0.0]])
+    assert list(found) == ["first", "second"]
 
 
 def test_the_least_sure_are_rejected_first():

@@ -32,9 +32,7 @@ class ArmStatistics(stats.Statistics):
 
     Attributes:
       run: name of its run; "" if only one run is compared.
-      arm: its name.
-      axes: sweep axis -> value.
-      chosen: tuned hyperparameter -> chosen value.
+      axes, chosen: sweep axis -> value; tuned hyperparameter -> chosen value.
       settings: all config fields, and "arm", its name, if an older run doesn't say which fields that sets.
       at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
       diverged: networks with a loss that was not finite at some epoch. All statistics include them.
@@ -59,8 +57,11 @@ class ArmStatistics(stats.Statistics):
 
     @property
     def label(self) -> str:
-        """Its name among the arms of all runs."""
+        """See the function `label`."""
         return label(self.run, self.arm)
+
+
+Pair = tuple[ArmStatistics, ArmStatistics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class TestedContrast:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison: arms, then differences, main effects and interactions, and notes on its limits."""
+    """Arms, the differences, main effects and interactions that were tested (`judgements`), and notes on its limits."""
 
     runs: tuple[Run, ...]
     metric: str
@@ -101,13 +102,13 @@ class Comparison:
     judgements: tuple[TestedContrast, ...]
     notes: tuple[str, ...]
 
+    def of_kind(self, *kinds: str) -> list[TestedContrast]:
+        """The tested contrasts of some kinds."""
+        return [tested for tested in self.judgements if tested.kind in kinds]
+
 
 def arm_statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmStatistics]:
-    """Statistics of every arm that has the metric (see `metrics`).
-
-    Raises:
-      InputError: a run has no such metric, or the runs measured it on different splits.
-    """
+    """Statistics of every arm that has the metric (see `metrics`)."""
     defaults = dict(base.get_config())
     measured = {run.folder: metrics.measured(run, metric) for run in runs}
     if len(set(measured.values())) > 1:
@@ -205,14 +206,11 @@ def compare_runs(
         # With few seeds the variance is hardly known.
         seeds = stats.seeds_needed(size, contrast.std, level) if contrast.n >= FEW_SEEDS else None
         tested.append(TestedContrast(*words, contrast, better, p_holm, seeds))
-    comparison = Comparison(tuple(runs), metric, tuple(arms), tuple(tested), ())
-    notes = [*comparability_notes(runs, arms), *notes, *claim_limits(comparison)]
-    return dataclasses.replace(comparison, notes=tuple(dict.fromkeys(notes)))
+    notes = [*comparability_notes(runs, arms), *notes, *claim_limits(runs, metric, arms, tested)]
+    return Comparison(tuple(runs), metric, tuple(arms), tuple(tested), tuple(dict.fromkeys(notes)))
 
 
-def pairs_of(
-    runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str
-) -> tuple[list[tuple[ArmStatistics, ArmStatistics]], list[str]]:
+def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) -> tuple[list[Pair], list[str]]:
     """Pairs of arms to compare, and notes on arms without a partner."""
     if baseline == ALL_PAIRS:
         return [(second, first) for first, second in itertools.combinations(arms, 2)], []
@@ -228,9 +226,7 @@ def pairs_of(
     return matched(runs, arms)
 
 
-def matched(
-    runs: Sequence[Run], arms: Sequence[ArmStatistics]
-) -> tuple[list[tuple[ArmStatistics, ArmStatistics]], list[str]]:
+def matched(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> tuple[list[Pair], list[str]]:
     """Arms of later runs, each with the arm of the first run that agrees in all settings that any run varies."""
     first, *later = run_names(runs)
     varied: set[str] = set()
@@ -282,11 +278,9 @@ def effects_of(arms: Sequence[ArmStatistics]) -> list[stats.Effect]:
 
 def swept_axes(arms: Sequence[ArmStatistics]) -> dict[str, list[Any]]:
     """The axes in which arms differ, with their values in order of appearance."""
-    pairs = [pair for arm in arms for pair in arm.axes.items()]
-    axes: dict[str, list[Any]] = {axis: [] for axis, _ in pairs}
-    for axis, value in pairs:
-        axes[axis] += [] if value in axes[axis] else [value]
-    return {axis: values for axis, values in axes.items() if len(values) > 1}
+    names = dict.fromkeys(axis for arm in arms for axis in arm.axes)
+    axes = {name: list(dict.fromkeys(arm.axes[name] for arm in arms if name in arm.axes)) for name in names}
+    return {name: values for name, values in axes.items() if len(values) > 1}
 
 
 def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
@@ -304,31 +298,30 @@ def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
 
 def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> list[str]:
     """Differences between runs that limit a comparison: data or splits, epochs, settings, versions."""
-    found = []
 
     def differ(values: Sequence[Any]) -> bool:
         return any(value != values[0] for value in values)
 
-    data = [{arm.data for arm in arms if arm.run == name} for name in run_names(runs)]
-    if differ([{**run.summary["dataset"], "name": ""} for run in runs]) or differ(data):
-        found.append("warning: the runs used different data sets or splits of them")
+    datasets = [{**run.summary["dataset"], "name": ""} for run in runs]
+    measured_on = [{arm.data for arm in arms if arm.run == name} for name in run_names(runs)]
     ignored = ("sweep", "dataset", "data_dir", "seeds", "first_seed", "store_predictions")
     shared = [field for field in runs[0].config if all(field in run.config for run in runs) and field not in ignored]
     fields = [field for field in shared if differ([run.config[field] for run in runs])]
-    if "epochs" in fields:
-        found.append("warning: the runs trained for different numbers of epochs")
-    if set(fields) - {"epochs"}:
-        found.append(f"the runs' configs differ in {', '.join(fields)}")
     versions = [run.provenance.get("versions", {}) for run in runs]
     changed = [name for name in PACKAGES if differ([version.get(name) for version in versions])]
-    if changed:
-        found.append(f"warning: the runs were made with different versions of {', '.join(changed)}")
-    return found
+    notes = {
+        "warning: the runs used different data sets or splits of them": differ(datasets) or differ(measured_on),
+        "warning: the runs trained for different numbers of epochs": "epochs" in fields,
+        f"the runs' configs differ in {', '.join(fields)}": set(fields) - {"epochs"},
+        f"warning: the runs were made with different versions of {', '.join(changed)}": changed,
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
-def claim_limits(comparison: Comparison) -> list[str]:
+def claim_limits(
+    runs: Sequence[Run], metric: str, arms: Sequence[ArmStatistics], tested: Sequence[TestedContrast]
+) -> list[str]:
     """Limits of the claims that can be made."""
-    runs, metric, arms, tested = comparison.runs, comparison.metric, comparison.arms, comparison.judgements
     found, shown, of_networks = [], {arm.label for arm in arms}, metric not in metrics.OF_ARM
     for run, name in zip(runs, run_names(runs), strict=True):
         labels = [label(name, arm.name) for arm in run.arms]

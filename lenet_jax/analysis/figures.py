@@ -1,10 +1,10 @@
-"""Figures of runs. Each function draws into axes and returns them."""
+"""Figures of runs. Functions draw into the axes that they are given, and return them."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -35,11 +35,7 @@ INK = "#262626"
 RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.facecolor": "none",
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "text.parse_math": False,  # names of arms may hold $
     "svg.hashsalt": "lenet_jax",  # the same figure is the same file
     "axes.spines.top": False,
@@ -87,13 +83,9 @@ def value_axis(axis: Axis, metric: str) -> str:
 
 
 def mean_and_interval(values: pd.DataFrame, label: str, index: int, axes: Axes) -> None:
-    """The mean over seeds against the rows' index, and Student's 95 % interval, clipped to the range of the seeds.
+    """The mean over seeds (columns) against the rows' index, and Student's 95 % interval, clipped to the seeds' range.
 
-    Args:
-      values: as drawn, one column a seed; values that are not finite are left out.
-      label: for the legend.
-      index: of the colour and line style.
-      axes: drawn into.
+    Values that are not finite are left out. The index determines colour and line style.
     """
     rows = [row[np.isfinite(row)] for row in values.to_numpy()]
     # Clipped: with an outlier, Student's interval of an error can go below 0.
@@ -117,13 +109,20 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
     axes.set(**{f"{axis}ticks": [tick for tick in ticks if low <= tick <= high], f"{axis}lim": (low, high)})
 
 
+def finish(axes: Axes, title: str, xlabel: str, ylabel: str = "", grid: Literal["both", "x", "y"] = "both") -> Axes:
+    """Title, axis labels, grid lines, and a legend if any arm has a label for it."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(axis=grid, alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
+    return axes
+
+
 def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes) -> Axes:
     """Mean and 95 % interval over seeds against the epoch, one colour per arm; of few arms, every seed as a thin line.
 
-    Args:
-      curves: arm -> one row an epoch (the index), one column a seed.
-      metric: for the labels, as in ``test_error``.
-      axes: drawn into; the value axis is logarithmic.
+    A curve has one row an epoch (the index), and one column a seed; the value axis is logarithmic.
     """
     every_seed = len(curves) <= MAX_DETAILED_ARMS
     for index, (arm, curve) in enumerate(curves.items()):
@@ -137,14 +136,9 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], metric: str, axes: Axes)
             axes.plot(finite.index, finite.to_numpy(), color=style(index)["color"], **faint)
         mean_and_interval(finite, arm, index, axes)
     logarithmic(axes)
-    axes.set_ylabel(value_axis(axes.yaxis, metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    axes.grid(axis="y", alpha=0.25)
     title = f"{metrics.title(metric)}: {mean_title(curves)}" + ", every seed" * every_seed
-    axes.set_title(title.capitalize(), fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
-    return axes
+    return finish(axes, title.capitalize(), "epoch", value_axis(axes.yaxis, metric), grid="y")
 
 
 def mean_title(curves: Mapping[str, pd.DataFrame]) -> str:
@@ -158,10 +152,7 @@ def final_values(
 ) -> Axes:
     """Every seed's value at the end, one row per arm, with the mean and its 95 % interval over seeds.
 
-    Args:
-      arms: arm -> values by seed, and the interval.
-      metric: for the labels.
-      axes: drawn into.
+    An arm is its values by seed, and the interval.
     """
     for row, (values, ends) in enumerate(arms.values()):
         color = style(row)["color"]
@@ -172,39 +163,28 @@ def final_values(
             axes.plot(ends, [row, row], color=color, linewidth=5, alpha=0.6, solid_capstyle="butt")
         mean = float(np.mean(values))
         axes.plot([mean, mean], [row - 0.33, row + 0.33], color=color, linewidth=2)
-        text = metrics.show(mean, metric)
-        axes.annotate(
-            text, (mean, row - 0.33), (0, 2), textcoords="offset points", ha="center", va="bottom", color=color
-        )
+        above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(metrics.show(mean, metric), (mean, row - 0.33), color=color, **above)
     axes.set_yticks(range(len(arms)), list(arms))
     axes.set_ylim(len(arms) - 0.4, -0.7)
     seen = [value for values, _ in arms.values() for value in values]
     if min(seen) > 0 and max(seen) > MAX_LINEAR_RATIO * min(seen):
         logarithmic(axes, "x")
-    axes.set_xlabel(value_axis(axes.xaxis, metric))
-    axes.grid(axis="x", alpha=0.25)
     title = f"{metrics.title(metric)} at the end: every seed, mean, 95 % interval over seeds"
-    axes.set_title(title.capitalize(), fontsize=10)
-    return axes
+    return finish(axes, title.capitalize(), value_axis(axes.xaxis, metric), grid="x")
 
 
 def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
-    """The error on the remaining images against the fraction rejected: mean and 95 % interval over seeds.
+    """Error on the remaining images against the fraction rejected: mean and 95 % interval over seeds.
 
-    Args:
-      curves: arm -> result of `metrics.reject_curve`.
-      axes: drawn into.
+    A curve is a result of `metrics.reject_curve`.
     """
     for index, (arm, curve) in enumerate(curves.items()):
         mean_and_interval(100 * curve.set_axis(100 * curve.index), arm, index, axes)
-    axes.set_xlabel("rejected (% of the test images, smallest margin first)")
-    axes.set_ylabel("error on the remaining images (%)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    axes.set_title(f"Reject curves: {mean_title(curves)}", fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
-    return axes
+    xlabel = "rejected (% of the test images, smallest margin first)"
+    return finish(axes, f"Reject curves: {mean_title(curves)}", xlabel, "error on the remaining images (%)")
 
 
 def forest(
@@ -212,12 +192,8 @@ def forest(
 ) -> Axes:
     """Differences and their 95 % intervals, one row each, around the line of no difference.
 
-    Args:
-      rows: name -> mean, low, high, and whether it is significant; filled if so.
-      title: of the figure.
-      label: of the value axis.
-      axes: drawn into.
-      percent: whether values are fractions, shown in percent.
+    A row is mean, low, high, and whether it is significant, which fills its dot. `label` is that of the value axis;
+    `percent` shows fractions in percent.
     """
     axes.axvline(0, color=INK, linewidth=0.8)
     for row, (mean, low, high, significant) in enumerate(rows.values()):
@@ -228,19 +204,13 @@ def forest(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     if percent:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-    axes.set_xlabel(label)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_title(title, fontsize=10)
-    return axes
+    return finish(axes, title, label, grid="x")
 
 
 def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, axes: Axes) -> Axes:
     """Validation error against a tuned hyperparameter: mean and range over the tuning seeds, and the chosen value.
 
-    Args:
-      curves: arm -> one row per value of the hyperparameter (the index), one column per tuning seed; and the choice.
-      name: of the hyperparameter.
-      axes: drawn into.
+    A curve has one row per value of the hyperparameter (the index), and one column per tuning seed.
     """
     for index, (arm, (curve, chosen)) in enumerate(curves.items()):
         color = style(index)["color"]
@@ -248,65 +218,38 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
         axes.fill_between(curve.index, curve.min(axis=1), curve.max(axis=1), color=color, alpha=0.15, linewidth=0)
         if chosen in curve.index:
             axes.plot(chosen, curve.loc[chosen].mean(), "*", color=color, markersize=14, markeredgecolor="white")
-    positive = all((curve.index > 0).all() for curve, _ in curves.values())
-    axes.set_xscale("log" if positive else "linear")
     tried = sorted({value for curve, _ in curves.values() for value in curve.index})
+    axes.set_xscale("log" if tried[0] > 0 else "linear")
     axes.set_xticks(tried, [f"{value:.3g}" for value in tried], rotation=0 if len(tried) < 10 else 60)
     axes.xaxis.set_minor_formatter(NullFormatter())
     logarithmic(axes)
-    axes.set_xlabel(name.replace("_", " "))
-    axes.set_ylabel(value_axis(axes.yaxis, "validation_error"))
-    axes.grid(alpha=0.25)
-    axes.set_title("Tuning: mean and range over seeds; star: chosen value", fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
-    return axes
-
-
-def is_correct(matrix: pd.DataFrame) -> np.ndarray:
-    """The cells of a confusion matrix that hold correct classifications."""
-    found: np.ndarray = matrix.index.to_numpy()[:, None] == matrix.columns.to_numpy()[None, :]
-    return found
+    title = "Tuning: mean and range over seeds; star: chosen value"
+    return finish(axes, title, name.replace("_", " "), value_axis(axes.yaxis, "validation_error"))
 
 
 def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
-    """Confusion matrices, one per arm, mean over seeds, in percent of the class.
-
-    Args:
-      matrices: arm -> result of `metrics.confusion`.
-    """
+    """Confusion matrices in percent of the class, one per arm: arm -> result of `metrics.confusion`."""
+    percents = {arm: 100 * matrix for arm, matrix in matrices.items()}
+    errors = {arm: percent.mask(np.equal.outer(percent.index, percent.columns)) for arm, percent in percents.items()}
+    largest = max(1e-9, *(np.nanmax(values) for values in errors.values()))  # one colour scale for all arms
+    colors = matplotlib.colormaps["Oranges"].with_extremes(bad="white")
     columns = min(2, len(matrices))
     rows = -(-len(matrices) // columns)
     lines = max(arm.count("\n") + 1 for arm in matrices)
-    # One colour scale for all, without the correct ones.
-    largest = max(1e-9, *(100 * matrix.to_numpy()[~is_correct(matrix)].max() for matrix in matrices.values()))
     with styled():
         made = Figure(figsize=(5.0 * columns, (4.4 + 0.16 * lines) * rows), layout="constrained")
         grid = made.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(matrices) :]:
             axes.set_axis_off()
-        for axes, (arm, matrix) in zip(grid, matrices.items(), strict=False):
-            percent = 100 * matrix.to_numpy()
-            confused = np.where(is_correct(matrix), np.nan, percent)
-            axes.imshow(confused, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="white"), vmin=0, vmax=largest)
-            for row, column in np.ndindex(percent.shape):
-                value = percent[row, column]
-                dark = not np.isnan(confused[row, column]) and value > 0.6 * largest
-                text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
-                axes.text(
-                    column,
-                    row,
-                    text if value else "",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if dark else "#222222",
-                )
-            axes.set_xticks(
-                range(matrix.shape[1]), [{"-1": "none"}.get(str(label), str(label)) for label in matrix.columns]
-            )
-            axes.set_yticks(range(matrix.shape[0]), list(matrix.index))
-            axes.set_xlabel("predicted")
-            axes.set_ylabel("class")
+        for axes, (arm, percent) in zip(grid, percents.items(), strict=False):
+            axes.imshow(errors[arm], cmap=colors, vmin=0, vmax=largest)
+            for (row, column), value in np.ndenumerate(percent):
+                text = f"{value:.{1 if value < 9.95 else 0}f}" if value else ""
+                color = "white" if errors[arm].iloc[row, column] > 0.6 * largest else "#222222"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+            axes.set_xticks(range(percent.shape[1]), ["none" if label == -1 else str(label) for label in percent])
+            axes.set_yticks(range(percent.shape[0]), list(percent.index))
+            axes.set(xlabel="predicted", ylabel="class")
             axes.set_title(arm, fontsize=9)
     return made
 

@@ -8,7 +8,7 @@ tuning, compilation and evaluation, and the speed of its last training).
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,6 @@ CLASS_ERROR, EPOCHS_TO = "test_error_class_", "epochs_to_"
 
 CURVES = ("test_error", "validation_error")
 """Metrics that ``epochs_to_ERROR`` is read from: the first one with a curve."""
-
-MAX_REJECTED = 0.1
-"""Fraction of the images where `reject_curve` ends."""
 
 
 def names(run: Run) -> list[str]:
@@ -67,14 +64,9 @@ def difference_unit(metric: str) -> str:
     return " percentage points" if is_percent(metric) else unit(metric)
 
 
-def label(metric: str) -> str:
-    """The metric in words with its unit, for an axis or a heading."""
-    return f"{title(metric)} ({unit(metric).strip()})" if unit(metric) else title(metric)
-
-
-def is_final(metric: str) -> bool:
-    """Whether the metric is measured at the last epoch."""
-    return metric not in OF_ARM and not metric.startswith(EPOCHS_TO)
+def label(metric: str, unit_of: Callable[[str], str] = unit) -> str:
+    """The metric in words with its unit, or that of differences (`difference_unit`), for an axis or a heading."""
+    return f"{title(metric)} ({unit_of(metric).strip()})" if unit_of(metric) else title(metric)
 
 
 def split_of(metric: str) -> str:
@@ -94,11 +86,7 @@ def show(value: float | None, metric: str, sign: str = "") -> str:
 
 
 def threshold(metric: str) -> float:
-    """The error of ``epochs_to_ERROR``.
-
-    Raises:
-      InputError: it is not between 0 and 1.
-    """
+    """The error of ``epochs_to_ERROR``."""
     text = metric.removeprefix(EPOCHS_TO)
     if not re.fullmatch(r"0?\.\d+", text) or not float(text):
         raise InputError(f"metric: {metric!r}; allowed is an error between 0 and 1, as in 'epochs_to_0.02'")
@@ -106,11 +94,7 @@ def threshold(metric: str) -> float:
 
 
 def rows(run: Run, metric: str) -> pd.DataFrame:
-    """The rows of ``metrics.parquet`` of a metric such as ``validation_error``, at all epochs.
-
-    Raises:
-      InputError: the run has no such metric.
-    """
+    """The rows of ``metrics.parquet`` of a metric such as ``validation_error``, at all epochs."""
     split, _, name = metric.partition("_")
     found = run.metrics[(run.metrics.split == split) & (run.metrics.metric == name)]
     if found.empty:
@@ -136,18 +120,13 @@ def curve_metric(runs: Sequence[Run], metric: str) -> str | None:
     Otherwise, for the test split, the same on the validation split; otherwise the same during training (``running``).
     """
     split, _, name = metric.partition("_")
-    stand_ins = [
-        f"{other}_{name}" for other in {"test": ("validation", "running"), "train": ("running",)}.get(split, ())
-    ]
-    return next((found for found in (metric, *stand_ins) if all(has_curve(run, found) for run in runs)), None)
+    stand_ins = {"test": ("validation", "running"), "train": ("running",)}.get(split, ())
+    candidates = [f"{one}_{name}" for one in (split, *stand_ins)]
+    return next((found for found in candidates if all(has_curve(run, found) for run in runs)), None)
 
 
 def measured(run: Run, metric: str) -> str:
-    """The metric of single epochs that a metric is read from: a curve of errors for ``epochs_to_ERROR``, else itself.
-
-    Raises:
-      InputError: the run has no such curve.
-    """
+    """The metric of single epochs that a metric is read from: a curve of errors for ``epochs_to_ERROR``, or itself."""
     if not metric.startswith(EPOCHS_TO):
         return metric
     for error in CURVES:
@@ -175,8 +154,10 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
         curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
         values = curve.groupby(["arm", "seed"]).value.min()
     elif metric.startswith(CLASS_ERROR):
-        of_class = predictions(run, metric)
-        of_class = of_class[of_class.label.astype(str) == metric.removeprefix(CLASS_ERROR)]
+        if run.predictions is None:
+            folder = str(run.folder)
+            raise InputError(f"metric: {metric!r} needs predictions, but {folder!r} has store_predictions=False")
+        of_class = run.predictions[run.predictions.label.astype(str) == metric.removeprefix(CLASS_ERROR)]
         if of_class.empty:
             raise InputError(f"metric: {metric!r} is not one of {', '.join(names(run))} (run {str(run.folder)!r})")
         values = (of_class.label != of_class.predicted).groupby([of_class.arm, of_class.seed]).mean()
@@ -188,34 +169,19 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     return {arm.name: by_name[arm.name].droplevel("arm").sort_index() for arm in run.arms if arm.name in by_name}
 
 
-def predictions(run: Run, metric: str) -> pd.DataFrame:
-    """The run's predictions, which the metric needs.
-
-    Raises:
-      InputError: the run has none.
-    """
-    if run.predictions is None:
-        raise InputError(f"metric: {metric!r} needs predictions, but {str(run.folder)!r} has store_predictions=False")
-    return run.predictions
-
-
 def curves(run: Run, metric: str) -> dict[str, pd.DataFrame]:
     """Learning curves: arm -> one row per epoch, one column per seed."""
-    every = rows(run, metric)
-    tables = dict(iter(every.groupby("arm", sort=False)))
-    return {str(arm): table.pivot(index="epoch", columns="seed", values="value") for arm, table in tables.items()}
+    tables = rows(run, metric).groupby("arm", sort=False)
+    return {str(arm): table.pivot(index="epoch", columns="seed", values="value") for arm, table in tables}
 
 
 def reject_curve(predictions: pd.DataFrame) -> pd.DataFrame:
     """Error on the remaining images when those with the smallest margins are rejected (LeCun et al. 1998, sec. III.C).
 
-    Args:
-      predictions: of one arm, see `folder.Run`.
-
-    Returns:
-      One row per rejected fraction of all images (the index), one column per seed.
+    Takes an arm's predictions (see `folder.Run`). One row per rejected fraction of all images, from 0 to 0.1 (the
+    index); one column per seed.
     """
-    fractions = np.linspace(0, MAX_REJECTED, 101)
+    fractions = np.linspace(0, 0.1, 101)
     columns = {}
     for seed, of_seed in predictions.groupby("seed"):
         largest_first = of_seed.sort_values(["margin", "image"], ascending=False, kind="stable")
@@ -235,11 +201,7 @@ def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
     return counts.reindex(index=classes[classes >= 0], columns=classes, fill_value=0.0)
 
 
-def misclassified_fraction(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Fraction of an arm's networks that misclassify each test image: one row per image, one column per arm.
-
-    Args:
-      tables: predictions of one arm each.
-    """
-    fractions = [(table.label != table.predicted).groupby(table.image).mean() for table in tables]
-    return pd.concat(fractions, axis=1, keys=range(len(fractions)))
+def misclassified_fraction(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Fraction of networks that misclassify each test image: one row per image, one column per arm's predictions."""
+    fractions = {arm: (table.label != table.predicted).groupby(table.image).mean() for arm, table in tables.items()}
+    return pd.concat(fractions, axis=1)

@@ -23,7 +23,6 @@ from lenet_jax.analysis.compare import Comparison, TestedContrast
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.run import files, tuning
-from lenet_jax.run.folder import Run
 
 MAX_FOREST_ROWS = 60
 """Rows of a forest plot; the tables hold all."""
@@ -47,48 +46,34 @@ class ReportFigure(NamedTuple):
 
 
 class Digit(NamedTuple):
-    """A test image of the report.
+    """A test image of the report."""
 
-    Attributes:
-      image: its index in the test set.
-      source: a data URI.
-      label: its class.
-      predicted: the most frequent wrong prediction.
-      misclassified: arm -> fraction of its networks that misclassify the image.
-    """
-
-    image: int
-    source: str
+    image: int  # its index in the test set
+    source: str  # a data URI
     label: int
-    predicted: int
-    misclassified: dict[str, float]
+    predicted: int  # the most frequent wrong prediction
+    misclassified: Mapping[Any, float]  # arm -> fraction of its networks
 
 
 def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
-    """Writes `comparison.csv`, `differences.csv`, `comparison.md`, the figures (PNG, SVG) and `report.html`.
+    """Writes `comparison.csv`, `differences.csv`, `comparison.md`, `report.html` and figures; returns the files.
 
-    Args:
-      comparison: from `compare.compare_runs`.
-      out: folder; created if needed.
-      command: the user's command, for the page.
-
-    Returns:
-      The files written.
+    The folder `out` is created if needed; `command` is the user's, for the page.
 
     Raises:
       InputError: `out` can't be written.
     """
     drawn = figures_of(comparison)
-    frames = {"comparison.csv": tables.frame(comparison.arms, comparison.metric)}
+    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
     if comparison.judgements:
-        frames["differences.csv"] = tables.judgement_frame(comparison.judgements, comparison.metric)
+        differences = tables.judgement_frame(comparison.judgements, comparison.metric)
+        texts["differences.csv"] = differences.to_csv(index=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         images = [out / f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
         for file in images:
             figures.save(drawn[file.stem].figure, file)
         svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        texts = {name: table.to_csv(index=False) for name, table in frames.items()}
         texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command)}
         for name, text in texts.items():
             files.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
@@ -133,15 +118,12 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
             "Every seed",
             f"Each dot is the {title} of one seed. Bars: 95 % interval of the mean over seeds (bootstrap).",
         )
-    differences = [tested for tested in comparison.judgements if tested.kind == "difference"]
-    effects = [tested for tested in comparison.judgements if tested.kind != "difference"]
-    sides = "Left of 0, the arm named first has smaller values. "
-    for heading, shown, reading in (("Differences", differences, sides), ("Effects", effects, "")):
-        if 0 < len(shown) <= MAX_FOREST_ROWS:
-            found[f"{metric}_{heading.lower()}"] = forest_of(shown, metric, heading, reading)
+    for heading, kinds in {"Differences": ["difference"], "Effects": ["main effect", "interaction"]}.items():
+        if 0 < len(shown := comparison.of_kind(*kinds)) <= MAX_FOREST_ROWS:
+            found[f"{metric}_{heading.lower()}"] = forest_of(shown, metric, heading)
     if curve_metric := metrics.curve_metric(comparison.runs, metric):
-        curves = by_label(comparison, lambda run: metrics.curves(run, curve_metric))
-        drawn = {label_lines(name): curve for name, curve in curves}
+        curves = by_label(comparison, [metrics.curves(run, curve_metric) for run in comparison.runs])
+        drawn = {label_lines(name): curve for name, curve in curves.items()}
         when = "during" if curve_metric.startswith("running") else "after"
         every_seed = ", and every seed as a thin line" * (len(drawn) <= figures.MAX_DETAILED_ARMS)
         found[f"{curve_metric}_learning_curves"] = ReportFigure(
@@ -150,7 +132,7 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
             f"The {metrics.title(curve_metric)} {when} each epoch: {MEAN_CAPTION}{every_seed}.",
         )
     found |= tuning_figures(comparison)
-    predictions = dict(predictions_of(comparison))
+    predictions = predictions_of(comparison)
     if 0 < len(predictions) <= figures.MAX_DETAILED_ARMS:
         matrices = {label_lines(name): metrics.confusion(table) for name, table in predictions.items()}
         found["confusion"] = ReportFigure(
@@ -167,47 +149,33 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
     return found
 
 
-def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str, reading: str) -> ReportFigure:
-    """Differences or effects as a forest plot; `reading` explains its sides in the caption."""
-    rows = {
-        wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", tested.name)): (
-            tested.contrast.mean,
-            tested.contrast.low,
-            tested.contrast.high,
-            tested.significant,
-        )
-        for tested in judgements
-    }
-    percent = metrics.is_percent(metric)
-    unit = metrics.difference_unit(metric).strip()
-    label = f"difference in {metrics.title(metric)}" + (f" ({unit})" if unit else "")
+def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str) -> ReportFigure:
+    """Differences or effects as a forest plot."""
+    rows = {}
+    for tested in judgements:
+        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", tested.name))
+        rows[name] = (tested.contrast.mean, tested.contrast.low, tested.contrast.high, tested.significant)
+    percent, label = metrics.is_percent(metric), f"difference in {metrics.label(metric, metrics.difference_unit)}"
     title = "Mean, 95 % interval over seeds; filled: corrected p < 0.05"
+    sides = "Left of 0, the arm named first has smaller values. " if heading == "Differences" else ""
     return ReportFigure(
         figures.figure(lambda axes: figures.forest(rows, title, label, axes, percent), rows),
         heading,
         f"{heading} in {metrics.title(metric)}, paired by seed: mean and Student's 95 % interval over seeds. "
-        f"{reading}Filled dots: significant (corrected p < 0.05).",
+        f"{sides}Filled dots: significant (corrected p < 0.05).",
     )
 
 
-def by_label(comparison: Comparison, of_run: Any) -> list[tuple[str, Any]]:
-    """Values of `of_run`, which maps a run to arm -> value, under the labels of the comparison's arms."""
-    found = []
-    for run, name in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
-        for arm, value in of_run(run).items():
-            found.append((compare.label(name, arm), value))
-    return found
+def by_label(comparison: Comparison, of_runs: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+    """For each run a mapping arm -> value, as one mapping under the labels of the comparison's arms."""
+    names = zip(compare.run_names(comparison.runs), of_runs, strict=True)
+    return {compare.label(name, arm): value for name, of_run in names for arm, value in of_run.items()}
 
 
-def predictions_of(comparison: Comparison) -> list[tuple[str, pd.DataFrame]]:
+def predictions_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
     """Predictions by arm, of the runs that stored them."""
-
-    def of_run(run: Run) -> dict[str, pd.DataFrame]:
-        if run.predictions is None:
-            return {}
-        return {str(arm): table for arm, table in run.predictions.groupby("arm", sort=False)}
-
-    return by_label(comparison, of_run)
+    stored = [() if run.predictions is None else run.predictions.groupby("arm", sort=False) for run in comparison.runs]
+    return by_label(comparison, [dict(iter(of_arms)) for of_arms in stored])
 
 
 def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
@@ -232,21 +200,14 @@ def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
     }
 
 
-def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mapping[str, str], command: str = "") -> str:
-    """The comparison as one page without scripts or network access, for light and dark screens and screen readers.
-
-    Args:
-      comparison: from `compare.compare_runs`.
-      drawn: figures by name.
-      svgs: their SVG.
-      command: see `write`.
-    """
+def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mapping[str, str], command: str) -> str:
+    """The comparison as one page without scripts or network access, for light and dark screens and screen readers."""
     metric, tested = comparison.metric, comparison.judgements
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     agreed, disputed, missing = digits_of(comparison)
-    without = len(comparison.arms) - len(predictions_of(comparison))
+    predictions = predictions_of(comparison)
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
         version=__version__,
@@ -269,16 +230,9 @@ def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mappin
         agreed=agreed,
         disputed=disputed,
         missing=missing,
-        without=without,
-        runs=[
-            {
-                "folder": str(run.folder),
-                "command": run.provenance.get("command", ""),
-                "config": json.dumps(run.config, indent=2),
-                "provenance": json.dumps(run.provenance, indent=2),
-            }
-            for run in comparison.runs
-        ],
+        without=sum(arm.label not in predictions for arm in comparison.arms),
+        runs=comparison.runs,
+        as_json=functools.partial(json.dumps, indent=2),
     )
 
 
@@ -295,35 +249,27 @@ def inline_svg(svg: str, prefix: str) -> str:
 
 def overview_cells(comparison: Comparison) -> tables.Cells:
     """The mean of every metric of the first run: one row per metric, one column per arm."""
-
-    def of_run(run: Run, name: str) -> dict[str, pd.Series]:
-        return metrics.by_arm(run if name.startswith(metrics.EPOCHS_TO) else ends[run.folder], name)
-
-    shared = [name for name in metrics.names(comparison.runs[0]) if not name.startswith(metrics.CLASS_ERROR)]
-    ends = {run.folder: metrics.at_end(run) for run in comparison.runs}
-    columns: dict[str, dict[str, pd.Series]] = {}
-    for name in shared:
+    runs, arms = comparison.runs, [arm.label for arm in comparison.arms]
+    last_epochs = [metrics.at_end(run) for run in runs]
+    rows = []
+    for name in metrics.names(runs[0]):
+        if name.startswith(metrics.CLASS_ERROR):
+            continue
+        measured = runs if name.startswith(metrics.EPOCHS_TO) else last_epochs
         try:
-            columns[name] = dict(by_label(comparison, lambda run, name=name: of_run(run, name)))
+            values = by_label(comparison, [metrics.by_arm(run, name) for run in measured])
         except InputError:
             continue  # missing in another run
-    rows = [
-        [
-            metrics.label(name),
-            *("-" if values is None else metrics.show(float(values.mean()), name) for values in found),
-        ]
-        for name, found in (
-            (name, [of_arm.get(arm.label) for arm in comparison.arms]) for name, of_arm in columns.items()
-        )
-    ]
-    return ["metric", *(arm.label for arm in comparison.arms)], rows, len(comparison.arms)
+        means = [metrics.show(float(values[arm].mean()), name) if arm in values else "-" for arm in arms]
+        rows.append([metrics.label(name), *means])
+    return ["metric", *arms], rows, len(arms)
 
 
 def class_cells(comparison: Comparison) -> tables.Cells | None:
     """Test error by class, mean over seeds: one row per arm."""
     rows: list[list[str]] = []
     labels: list[Any] = []
-    for name, table in predictions_of(comparison):
+    for name, table in predictions_of(comparison).items():
         errors = (table.label != table.predicted).groupby(table.label).mean()
         labels = labels or list(errors.index)
         rows.append([name, *(f"{100 * errors.get(label, np.nan):.2f}" for label in labels)])
@@ -335,8 +281,8 @@ def power_cells(comparison: Comparison) -> tables.Cells | None:
     counts = (10, 20, 50, 100)
     level = stats.ALPHA / max(len(comparison.judgements), 1)
     rows = []
-    for tested in comparison.judgements:
-        if tested.kind == "difference" and tested.contrast.effect_size is not None:
+    for tested in comparison.of_kind("difference"):
+        if tested.contrast.effect_size is not None:
             sizes = [stats.detectable(count, tested.contrast.std, level) for count in counts]
             rows.append([tested.name, *(metrics.show(size, comparison.metric) for size in sizes)])
     return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
@@ -354,26 +300,19 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
     dataset = datasets.at_hand(str(name), str(comparison.arms[0].settings.get("data_dir", "")))
     if dataset is None or dataset.fingerprint != fingerprint:
         return [], [], f"The images of {name} are not available here."
-    names = [name for name, _ in predictions]
-    fractions = metrics.misclassified_fraction([table for _, table in predictions]).set_axis(names, axis=1)
+    fractions = metrics.misclassified_fraction(predictions)
     least, most = fractions.min(axis=1), fractions.max(axis=1)
-    agreed = first_images(least[least >= 0.5])
-    disputed = first_images((most - least)[most > least])
-    together = pd.concat([table for _, table in predictions], ignore_index=True)
+    agreed = least[least >= 0.5].nlargest(MAX_DIGITS).index
+    disputed = (most - least)[most > least].nlargest(MAX_DIGITS).index
+    together = pd.concat(predictions.values(), ignore_index=True)
     misclassified = together[together.image.isin([*agreed, *disputed]) & (together.label != together.predicted)]
     predicted = misclassified.groupby("image").predicted.agg(lambda found: found.mode().iloc[0])
 
     def digit(index: int) -> Digit:
-        of_arms = dict(zip(names, fractions.loc[index].to_numpy(float).tolist(), strict=True))
-        source = data_uri(dataset.test_images[index])
-        return Digit(index, source, int(dataset.test_labels[index]), int(predicted[index]), of_arms)
+        source, label = data_uri(dataset.test_images[index]), int(dataset.test_labels[index])
+        return Digit(index, source, label, int(predicted[index]), fractions.loc[index].to_dict())
 
     return [digit(index) for index in agreed], [digit(index) for index in disputed], ""
-
-
-def first_images(values: pd.Series) -> list[int]:
-    """Indices of the images with the largest values."""
-    return [int(index) for index in values.sort_values(ascending=False, kind="stable").index[:MAX_DIGITS]]
 
 
 def data_uri(image: np.ndarray) -> str:

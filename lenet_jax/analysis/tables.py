@@ -15,29 +15,29 @@ from lenet_jax.analysis import metrics
 from lenet_jax.analysis.compare import ArmStatistics, Comparison, TestedContrast
 from lenet_jax.run.folder import ONLY_ARM, Run, format_value
 
+Cells = tuple[list[str], list[list[str]], int]
+"""A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""
+
+MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
+"""Differences without the best arm, and main effects, that a summary has a sentence for."""
+
 
 def summary(comparison: Comparison) -> str:
     """The main results, in sentences."""
-    metric, arms = comparison.metric, [arm for arm in comparison.arms if arm.mean is not None]
+    metric, title, total = comparison.metric, metrics.title(comparison.metric), len(comparison.arms)
+    arms = [arm for arm in comparison.arms if arm.mean is not None]
     if not arms:
-        return f"No arm has a finite mean {metrics.title(metric)}."
-    lower, total = metrics.lower_is_better(metric), len(comparison.arms)
-    best = (min if lower else max)(arms, key=lambda arm: arm.mean or 0.0)
+        return f"No arm has a finite mean {title}."
+    rank, extreme = ("lowest", min) if metrics.lower_is_better(metric) else ("highest", max)
+    best = extreme(arms, key=lambda arm: arm.mean or 0.0)
     value = f"{metrics.show(best.mean, metric)}{metrics.unit(metric)}"
     if best.ci95:
         value += f" ({interval(best.n, *(metrics.show(end, metric) for end in best.ci95))})"
-    data = data_title(comparison.runs[0])
-    if total == 1:
-        sentences = [f"On {data}, the mean {metrics.title(metric)} is {value}."]
-    else:
-        rank = "lowest" if lower else "highest"
-        sentences = [f"On {data}, {best.label} has the {rank} {metrics.title(metric)}: {value}."]
+    subject = f"{best.label} has the {rank} {title}:" if total > 1 else f"the mean {title} is"
+    sentences = [f"On {data_title(comparison.runs[0])}, {subject} {value}."]
     if unknown := total - len(arms):
         sentences.append(f"{unknown} of {total} arms {'has' if unknown == 1 else 'have'} no finite mean.")
-    differences, main, interactions = (
-        [found for found in comparison.judgements if found.kind == kind]
-        for kind in ("difference", "main effect", "interaction")
-    )
+    differences = comparison.of_kind("difference")
     # The difference between the best arm and the baseline, if there is one; all differences if they are few.
     shown = [found for found in differences if found.name.startswith(f"{best.label} against ")][:1]
     if not shown and len(differences) <= MAX_DIFFERENCES:
@@ -46,12 +46,9 @@ def summary(comparison: Comparison) -> str:
         count = sum(found.significant for found in differences)
         level = f"p < {stats.ALPHA:.2g} after Holm's correction"
         sentences.append(f"{count} of {len(differences)} differences are significant ({level}).")
-    shown = shown + main[:MAX_EFFECTS] + [found for found in interactions if found.significant][:1]
+    interactions = [found for found in comparison.of_kind("interaction") if found.significant]
+    shown = [*shown, *comparison.of_kind("main effect")[:MAX_EFFECTS], *interactions[:1]]
     return " ".join([*sentences, *(sentence(found, comparison) for found in shown)])
-
-
-MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
-"""Differences without the best arm, and main effects, that a summary has a sentence for."""
 
 
 def interval(seeds: int, low: str, high: str) -> str:
@@ -69,15 +66,11 @@ def sentence(tested: TestedContrast, comparison: Comparison) -> str:
     """A tested contrast as a sentence."""
     contrast, metric = tested.contrast, comparison.metric
     mean, low, high = contrast.mean, contrast.low, contrast.high
+    verb, sign = {-1: "lowers it by", 0: "changes it by", 1: "raises it by"}[int(np.sign(mean))], ""
     if tested.kind == "interaction":
         verb, sign = "is", "+"
-    elif mean == 0:
-        verb, sign = "changes it by", ""
     elif mean < 0:
-        verb, sign = "lowers it by", ""
         mean, low, high = -mean, -high, -low
-    else:
-        verb, sign = "raises it by", ""
     size, start, end = (metrics.show(value, metric, sign) for value in (mean, low, high))
     found = f"{tested.subject} {verb} {size}{metrics.difference_unit(metric)} ({interval(contrast.n, start, end)}"
     if stats.smallest_p(contrast.n) * len(comparison.judgements) >= stats.ALPHA:
@@ -91,43 +84,36 @@ def show_p(p: float, equals: str = "") -> str:
     return f"{equals}{p:.2g}" if p >= 0.001 else "< 0.001"
 
 
-Cells = tuple[list[str], list[list[str]], int]
-"""A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""
-
-
 def arms_title(metric: str) -> str:
     """The caption of a table of arms."""
-    when = " at the last epoch" if metrics.is_final(metric) else ""
-    covered = "" if metric in metrics.OF_ARM else "; 95 % CI over seeds (bootstrap)"
-    return f"{metrics.label(metric).capitalize()}{when}{covered}"
+    label = metrics.label(metric).capitalize()
+    if metric in metrics.OF_ARM:
+        return label
+    when = "" if metric.startswith(metrics.EPOCHS_TO) else " at the last epoch"
+    return f"{label}{when}; 95 % CI over seeds (bootstrap)"
 
 
 def differences_title(metric: str) -> str:
     """The caption of a table of differences."""
-    unit = metrics.difference_unit(metric).strip()
-    label = f"Paired differences in {metrics.title(metric)}" + (f" ({unit})" if unit else "")
-    return f"{label}; 95 % CI over seeds"
+    return f"Paired differences in {metrics.label(metric, metrics.difference_unit)}; 95 % CI over seeds"
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
-    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does.
-
-    The only arm of a run without a sweep needs no name.
-    """
+    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does."""
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
-    named = any(row.arm != ONLY_ARM for row in rows)
+    named = any(row.arm != ONLY_ARM for row in rows)  # the only arm of a run without a sweep needs no name
     tuned = list(dict.fromkeys(name for row in rows for name in row.chosen))
-    header = [*(["run"] if several else []), *(axes or ["arm"] * named)]
+    header = ["run"] * several + (axes or ["arm"] * named)
     numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", "diverged"]
     lines = []
     for row in rows:
-        names = [format_value(row.axes[axis]) for axis in axes] or [row.arm] * named
+        names = [row.run] * several + ([format_value(row.axes[axis]) for axis in axes] or [row.arm] * named)
         chosen = [format_value(row.chosen[name]) if name in row.chosen else "-" for name in tuned]
         ends = " - ".join(metrics.show(end, metric) for end in row.ci95) if row.ci95 else "-"
         shown = [metrics.show(value, metric) for value in (row.mean, row.std, row.median)]
-        lines.append([*([row.run] if several else []), *names, *chosen, str(row.n), *shown, ends, str(row.diverged)])
-    return [*header, *numbers], lines, len(numbers)
+        lines.append([*names, *chosen, str(row.n), *shown, ends, str(row.diverged)])
+    return header + numbers, lines, len(numbers)
 
 
 def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
@@ -136,19 +122,12 @@ def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
     lines = []
     for tested in judgements:
         contrast, better = tested.contrast, tested.probability_of_improvement
-        lines.append(
-            [
-                tested.name,
-                str(contrast.n),
-                metrics.show(contrast.mean, metric, "+"),
-                " to ".join(metrics.show(end, metric, "+") for end in (contrast.low, contrast.high)),
-                show_p(contrast.p),
-                show_p(tested.p_holm),
-                "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
-                "-" if better is None else f"{better:.2f}",
-                "-" if tested.seeds is None else f"{tested.seeds:,}",
-            ]
-        )
+        mean, low, high = (metrics.show(value, metric, "+") for value in (contrast.mean, contrast.low, contrast.high))
+        p_values = [show_p(contrast.p), show_p(tested.p_holm)]
+        size = "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}"
+        probability = "-" if better is None else f"{better:.2f}"
+        seeds = "-" if tested.seeds is None else f"{tested.seeds:,}"
+        lines.append([tested.name, str(contrast.n), mean, f"{low} to {high}", *p_values, size, probability, seeds])
     return ["difference", *numbers], lines, len(numbers)
 
 
@@ -179,12 +158,11 @@ def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]
     """A table for a terminal; the last `numbers` columns hold numbers."""
     made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
     names = len(header) - numbers
-    for index, name in enumerate(header):
-        if index < names:
-            made.add_column(Text(name), overflow="fold")
-        else:
-            width = max([len(line[index]) for line in lines], default=0)
-            made.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
+    for name in header[:names]:
+        made.add_column(Text(name), overflow="fold")
+    for index, name in enumerate(header[names:], start=names):
+        width = max([len(line[index]) for line in lines], default=0)
+        made.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
     for line in lines:
         broken = [cell.replace(", ", "\n").replace(",", "\n") for cell in line[:names]]
         made.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
@@ -224,11 +202,9 @@ def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:
 
 def judgement_frame(judgements: Sequence[TestedContrast], metric: str) -> pd.DataFrame:
     """The differences as a data frame."""
-    found = [
-        {"kind": tested.kind, "name": tested.name, "metric": metric}
-        | tested.contrast._asdict()
+    return pd.DataFrame(
+        {"kind": tested.kind, "name": tested.name, "metric": metric, **tested.contrast._asdict()}
         | {"p_holm": tested.p_holm, "improvement": tested.probability_of_improvement}
         | {"seeds_for_80_percent": tested.seeds}
         for tested in judgements
-    ]
-    return pd.DataFrame(found)
+    )

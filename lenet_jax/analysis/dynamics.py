@@ -32,13 +32,10 @@ from lenet_jax.run import folder as run_folder
 from lenet_jax.run import plan as planning
 from lenet_jax.train import Images, Recipe
 
-RUNS = Path("runs")
-"""Folder of the notebooks' runs, beside the notebooks; git ignores it."""
-
+RUNS = Path("runs")  # of the notebooks, beside them; git ignores the folder
 LAYERS = tuple(field.name for field in dataclasses.fields(Params))
-
-SATURATED_BELOW = 0.1
-"""A unit is saturated where its slope is below this fraction of the largest slope of its activation."""
+SATURATED_BELOW = 0.1  # a unit is saturated where its slope is below this fraction of its activation's largest slope
+IMPOSSIBLE_LOGIT = -40.0  # of a class whose probability is 0 in single precision, if others are around 0
 
 
 def run(config: ConfigDict, name: str) -> TrainedRun:
@@ -184,19 +181,14 @@ def layer_of(
 
 
 def layer_table(recorded: Mapping[str, Layer], setting: SingleArm, segments: int = 1) -> pd.DataFrame:
-    """Results of `record_training` with `by_layer` as a table: epoch, seed, layer, and the fields of `Layer`."""
-    tables = []
-    for name in sorted(recorded, key=LAYERS.index):  # JAX sorts dictionaries
-        layer = recorded[name]
-        times, members = np.indices(layer.mean.shape)
-        columns = {field.name: np.ravel(getattr(layer, field.name)) for field in dataclasses.fields(Layer)}
-        keys = {"epoch": times.ravel() / segments, "seed": np.take(setting.seeds, members.ravel()), "layer": name}
-        tables.append(pd.DataFrame(keys | columns))
-    return pd.concat(tables, ignore_index=True)
-
-
-IMPOSSIBLE_LOGIT = -40.0
-"""A logit of a class whose probability is 0 in single precision, if others are around 0."""
+    """Results of `record_training` with `by_layer` as a table: layer, epoch, seed, and the fields of `Layer`."""
+    epochs = np.arange(len(next(iter(recorded.values())).mean)) / segments
+    index = pd.MultiIndex.from_product([epochs, setting.seeds], names=["epoch", "seed"])
+    tables = {
+        name: pd.DataFrame({column: np.ravel(values) for column, values in vars(recorded[name]).items()}, index)
+        for name in sorted(recorded, key=LAYERS.index)  # JAX sorts dictionaries
+    }
+    return pd.concat(tables, names=["layer"]).reset_index()
 
 
 def logits_at(probability: Float[Array, ""], rivals: int) -> Float[Array, "10"]:

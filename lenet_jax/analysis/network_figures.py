@@ -108,8 +108,8 @@ def connections(table: Connections, axes: Axes) -> Axes:
 
 def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
     """F6's 84 activations as the 7 x 12 image that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
-    options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
-    axes.imshow(np.asarray(f6, float).reshape(BITMAP_SHAPE), **options)
+    pixels = np.asarray(f6, float).reshape(BITMAP_SHAPE)
+    axes.imshow(pixels, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])  # framed, since bitmaps are white at their edges
     axes.spines[:].set_visible(True)
     axes.set_title(title, fontsize=10)

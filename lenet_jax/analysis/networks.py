@@ -81,7 +81,11 @@ class TrainedRun(run_folder.Run):
         return one
 
     def normalize(self, images: np.ndarray, arm: str = "") -> Float[Array, "*images 32 32"]:
-        """Finite pixels [..., 28, 28] or [..., 32, 32] from 0 to 255 as inputs of an arm's networks."""
+        """Pixels [..., 28, 28] or [..., 32, 32] from 0 to 255 as inputs of an arm's networks.
+
+        Raises:
+          InputError: images have another size, or pixels that are not finite numbers.
+        """
         images = np.asarray(images)
         if images.dtype.kind not in "biuf":
             raise InputError(

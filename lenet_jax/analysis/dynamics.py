@@ -51,7 +51,7 @@ def run(config: ConfigDict, name: str) -> TrainedRun:
 
 
 class SingleArm(NamedTuple):
-    """One arm, ready to be trained or measured; `splits` holds indices into `images`, `hyper` one value per name."""
+    """One arm, ready to be trained or measured. `splits` are indices into `images`; `hyper` is by hyperparameter."""
 
     recipe: Recipe
     images: Images

@@ -155,10 +155,9 @@ def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str],
                     powers(axes, "y")
             row[0].set_ylabel(label)
             row[0].margins(y=0.08)
-        for axes, arm in zip(grid[0], tables, strict=True):
-            axes.set_title(arm.replace(", ", ",\n"), fontsize=10)
-        for axes in grid[-1]:
-            axes.set_xlabel("epoch")
+        for top, bottom, arm in zip(grid[0], grid[-1], tables, strict=True):
+            top.set_title(arm.replace(", ", ",\n"), fontsize=10)
+            bottom.set_xlabel("epoch")
         grid[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return made
 

@@ -119,8 +119,7 @@ class Classification(NamedTuple):
 
     Attributes:
       digits: the class with the best score.
-      scores: means over the networks that didn't diverge: probabilities for ``softmax`` outputs, negative penalties for
-        ``rbf``.
+      scores: means over networks that didn't diverge: probabilities for ``softmax``, negative penalties for ``rbf``.
       margins: difference between the best and the second best score (`model.decide`); reject images with small ones.
       votes: number of networks that choose each class.
     """

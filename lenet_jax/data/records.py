@@ -73,7 +73,7 @@ def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_line_errors(start: str) -> Iterator[None]:
-    """Silences TFDS's harmless warnings and turns each of its many kinds of errors into a line that begins so."""
+    """Silences TFDS's harmless warnings and turns each of its many kinds of errors into one line after `start`."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -192,7 +192,7 @@ def test_effective_rates():
     """Of F6's biases by hand: d2y_D/dx^2 = 2, so that h is the mean of 2 f'(a)^2 over all training images."""
     fields = {"activation": "scaled_tanh", "output": "rbf", "initializer": "lecun1998_sqrt", "loss": "map"}
     setting = dynamics.resolve(config_of(**fields, optimizer="sdlm", curvature_patterns=100, mu=0.02))
-    params = dynamics.initial_params(setting, 0)
+    params = dynamics.initial_state(setting, 0).params
     rates = dynamics.effective_rates(setting, 0)
     states = np.asarray(states_of(params, setting.take("train", 100)[0], setting.recipe.architecture)["f6"])
     slopes = 1.7159 * 2 / 3 * (1 - (states / 1.7159) ** 2)
@@ -248,7 +248,7 @@ def test_a_run_is_made_once_and_has_the_networks_that_are_recorded(tmp_path, mon
     assert_close(jax.tree.map(lambda leaf: leaf[-1], recorded), made.params(), 1e-4)
     for seed in setting.seeds:
         network = jax.tree.map(lambda leaf, seed=seed: leaf[0, seed], recorded)
-        assert_close(network, dynamics.initial_params(setting, seed), 1e-6)
+        assert_close(network, dynamics.initial_state(setting, seed).params, 1e-6)
 
 
 def test_another_run_in_the_folder_is_moved_aside(tmp_path, monkeypatch):

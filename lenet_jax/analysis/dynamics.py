@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
@@ -31,21 +32,14 @@ from lenet_jax.run import folder as run_folder
 from lenet_jax.run import plan as planning
 from lenet_jax.train import Images, Recipe
 
-RUNS = Path("runs")
-"""Folder of the notebooks' runs, beside the notebooks; git ignores it."""
-
+RUNS = Path("runs")  # of the notebooks, beside them; git ignores the folder
 LAYERS = tuple(field.name for field in dataclasses.fields(Params))
-
-SATURATED_BELOW = 0.1
-"""A unit is saturated where its slope is below this fraction of the largest slope of its activation."""
+SATURATED_BELOW = 0.1  # a unit is saturated where its slope is below this fraction of its activation's largest slope
+IMPOSSIBLE_LOGIT = -40.0  # of a class whose probability is 0 in single precision, if others are around 0
 
 
 def run(config: ConfigDict, name: str) -> TrainedRun:
-    """The run of a config in `RUNS/name`, trained unless the folder has it. The run of another config is moved aside.
-
-    Raises:
-      InputError: see `runner.run`.
-    """
+    """The run of a config in `RUNS/name`, trained unless the folder has it; another config's run is moved aside."""
     folder = RUNS / name
     try:
         run_folder.is_finished(folder, arms.describe(config), arms.describe(ConfigDict()))
@@ -57,15 +51,7 @@ def run(config: ConfigDict, name: str) -> TrainedRun:
 
 
 class SingleArm(NamedTuple):
-    """One arm, ready to be trained or measured.
-
-    Attributes:
-      recipe: of training.
-      images: of all splits.
-      splits: name -> indices into `images`.
-      hyper: values of `optim.HYPERPARAMETERS`.
-      seeds: of its networks.
-    """
+    """One arm, ready to be trained or measured. `splits` are indices into `images`; `hyper` is by hyperparameter."""
 
     recipe: Recipe
     images: Images
@@ -98,15 +84,10 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> SingleArm:
 
 
 def record_training(setting: SingleArm, measure: Callable[[Params], Any], segments: int = 1) -> Any:
-    """Trains every seed and measures its network before training and after each segment of each epoch.
+    """Trains every seed and measures its network before training and after each of the equal segments of each epoch.
 
-    Args:
-      setting: the arm to train.
-      measure: one network -> arrays in any tree; it is vmapped over the seeds.
-      segments: number of equal segments of an epoch.
-
-    Returns:
-      A tree of NumPy arrays [1 + epochs x segments, seeds, ...].
+    `measure` maps one network to a tree of arrays. The result has the same tree, of NumPy arrays
+    [1 + epochs x segments, seeds, ...].
 
     Raises:
       ValueError: an epoch can't be divided into that many equal segments.
@@ -135,7 +116,7 @@ class Layer:
     """Statistics of one layer of a network on a batch of images.
 
     Attributes:
-      mean, spread: mean and standard deviation of its activations over units and images.
+      mean, spread: mean and standard deviation of the activations over units and images.
       signal: standard deviation of a unit's activation over images, root mean square over units. Where it is 0, later
         layers see the same input whatever the digit.
       slope: mean of sigma'(a) over units and images; 1 for layers without sigma.
@@ -151,11 +132,6 @@ class Layer:
     saturated: Float[Array, ""]
     gradient: Float[Array, ""]
     weights: Float[Array, ""]
-
-
-def norm(tree: Any) -> Float[Array, ""]:
-    """Euclidean norm of a tree of arrays."""
-    return jnp.sqrt(sum((jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
 
 
 def preactivations(
@@ -199,42 +175,34 @@ def layer_of(
         signal=jnp.sqrt(activations.var(axis=0).mean()),
         slope=slopes.mean(),
         saturated=(slopes < SATURATED_BELOW * largest).mean(),
-        gradient=norm(gradient),
-        weights=norm(parameters),
+        gradient=optax.tree.norm(gradient),
+        weights=optax.tree.norm(parameters),
     )
 
 
 def layer_table(recorded: Mapping[str, Layer], setting: SingleArm, segments: int = 1) -> pd.DataFrame:
-    """Results of `record_training` with `by_layer` as a table: epoch, seed, layer, and the fields of `Layer`."""
-    tables = []
-    for name in sorted(recorded, key=LAYERS.index):  # JAX sorts dictionaries
-        layer = recorded[name]
-        times, members = np.indices(layer.mean.shape)
-        columns = {field.name: np.ravel(getattr(layer, field.name)) for field in dataclasses.fields(Layer)}
-        keys = {"epoch": times.ravel() / segments, "seed": np.take(setting.seeds, members.ravel()), "layer": name}
-        tables.append(pd.DataFrame(keys | columns))
-    return pd.concat(tables, ignore_index=True)
+    """Results of `record_training` with `by_layer` as a table: layer, epoch, seed, and the fields of `Layer`."""
+    epochs = np.arange(len(next(iter(recorded.values())).mean)) / segments
+    index = pd.MultiIndex.from_product([epochs, setting.seeds], names=["epoch", "seed"])
+    tables = {
+        name: pd.DataFrame({column: np.ravel(values) for column, values in vars(recorded[name]).items()}, index)
+        for name in sorted(recorded, key=LAYERS.index)  # JAX sorts dictionaries
+    }
+    return pd.concat(tables, names=["layer"]).reset_index()
 
 
-IMPOSSIBLE_LOGIT = -40.0
-"""A logit of a class whose probability is 0 in single precision, if others are around 0."""
-
-
-def logits_at(probability: Float[Array, ""], rivals: int = 1, classes: int = 10) -> Float[Array, " classes"]:
+def logits_at(probability: Float[Array, ""], rivals: int) -> Float[Array, "10"]:
     """Logits that give class 0 this probability, and the next `rivals` classes equal shares of the rest."""
     rest = jnp.log1p(-probability) - jnp.log(jnp.float32(rivals))
-    index = jnp.arange(classes)
+    index = jnp.arange(10)
     return jnp.where(index == 0, jnp.log(probability), jnp.where(index <= rivals, rest, IMPOSSIBLE_LOGIT))
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "rivals"))
-def logit_gradient(loss: Loss, probability: Float[Array, ""], rivals: int = 1) -> Float[Array, " classes"]:
+def logit_gradient(loss: Loss, probability: Float[Array, ""], rivals: int = 1) -> Float[Array, "10"]:
     """dE/ds_i: gradient of the loss with respect to the logits of `logits_at`, for the label 0."""
-
-    def of_logits(logits: Float[Array, " classes"]) -> Float[Array, ""]:
-        return loss(logits[None], jnp.zeros(1, jnp.int32))
-
-    gradient: Array = jax.grad(of_logits)(logits_at(probability, rivals))
+    of_logits = jax.grad(lambda logits: loss(logits[None], jnp.zeros(1, jnp.int32)))
+    gradient: Array = of_logits(logits_at(probability, rivals))
     return gradient
 
 
@@ -248,44 +216,28 @@ def along(
     first: Params, second: Params, shares: Float[Array, " points"], setting: SingleArm, indices: range
 ) -> Evaluation:
     """Evaluation of networks on the line between two, on the images at these indices: means [points]."""
+    evaluate = jax.jit(evaluation.evaluate, static_argnames="recipe")
     ends = jnp.int32(indices.start), jnp.int32(indices.stop)
-    found: Evaluation = evaluate_line(first, second, shares, setting.images, *ends, setting.recipe)
-    return found
-
-
-@functools.partial(jax.jit, static_argnames="recipe")
-def evaluate_line(
-    first: Params,
-    second: Params,
-    shares: Float[Array, " points"],
-    images: Images,
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
-    recipe: Recipe,
-) -> Evaluation:
-    """`evaluate.evaluate` of every network on the line."""
-
-    def at(share: Float[Array, ""]) -> Evaluation:
-        return evaluation.evaluate(interpolate(first, second, share), images, start, stop, recipe)
-
-    found: Evaluation = jax.lax.map(at, shares)
-    return found
+    networks = (interpolate(first, second, share) for share in shares)
+    found = [evaluate(network, setting.images, *ends, recipe=setting.recipe) for network in networks]
+    means: Evaluation = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    return means
 
 
 def barrier(shares: Float[np.ndarray, " points"], values: Float[np.ndarray, " points"]) -> float:
-    """Largest rise of a path's values above the straight line between its ends; at least 0.
+    """Largest rise of a path's values above the straight line between its ends; at least 0. Shares increase.
 
     Entezari et al. 2022 (arXiv:2110.06296), eq. 2.
     """
     shares, values = np.asarray(shares, float), np.asarray(values, float)
-    line = values[0] + (shares - shares[0]) / (shares[-1] - shares[0]) * (values[-1] - values[0])
-    return float(np.max(values - line))
+    return float(np.max(values - np.interp(shares, shares[[0, -1]], values[[0, -1]])))
 
 
-def initial_params(setting: SingleArm, seed: int) -> Params:
-    """The network of a seed before training."""
-    made: train.TrainState = start(jnp.uint32(seed), hyperparameters(setting), recipe=setting.recipe)
-    return made.params
+def initial_state(setting: SingleArm, seed: int) -> train.TrainState:
+    """The state of a seed's network before training."""
+    start = jax.jit(train.init, static_argnames="recipe")
+    state: train.TrainState = start(jnp.uint32(seed), hyperparameters(setting), recipe=setting.recipe)
+    return state
 
 
 def effective_rates(setting: SingleArm, seed: int) -> Params:
@@ -296,18 +248,11 @@ def effective_rates(setting: SingleArm, seed: int) -> Params:
     """
     if setting.recipe.optimizer != "sdlm":
         raise InputError(f"optimizer: {setting.recipe.optimizer!r} has no curvature; allowed is 'sdlm'")
-    hyper = hyperparameters(setting)
-    state = estimate(start(jnp.uint32(seed), hyper, recipe=setting.recipe), setting.images, recipe=setting.recipe)
-    second = optim.curvature_of(state.optimizer)
+    estimate = jax.jit(train.with_curvature, static_argnames="recipe")
+    state = estimate(initial_state(setting, seed), setting.images, recipe=setting.recipe)
+    hyper, second = hyperparameters(setting), optim.curvature_of(state.optimizer)
     rates: Params = jax.tree.map(lambda leaf: hyper.learning_rate / (hyper.mu + leaf), second)
     return rates
-
-
-start = jax.jit(train.init, static_argnames="recipe")
-"""`train.init`, compiled."""
-
-estimate = jax.jit(train.with_curvature, static_argnames="recipe")
-"""`train.with_curvature`, compiled."""
 
 
 def hyperparameters(setting: SingleArm) -> optim.Hyperparameters:
@@ -317,7 +262,7 @@ def hyperparameters(setting: SingleArm) -> optim.Hyperparameters:
 
 def numbers_by_layer(params: Params) -> dict[str, Float[np.ndarray, " numbers"]]:
     """The numbers of each layer, in one row; layers without parameters are left out."""
-    layers = {field.name: jax.tree.leaves(getattr(params, field.name)) for field in dataclasses.fields(params)}
+    layers = {name: jax.tree.leaves(getattr(params, name)) for name in LAYERS}
     return {name: np.concatenate([np.ravel(leaf) for leaf in leaves]) for name, leaves in layers.items() if leaves}
 
 

@@ -17,19 +17,13 @@ from lenet_jax.evaluate import Evaluation
 from lenet_jax.layers import BITMAP_SHAPE, BITMAPS
 from lenet_jax.layers import Table as Connections
 
-GAP_PIXELS = 1
-"""Pixels between the tiles of a mosaic."""
-
 
 def mosaic(tiles: Float[np.ndarray, "tiles rows columns"], across: int) -> Float[np.ndarray, "height width"]:
-    """Tiles side by side, `across` in a row, with gaps of NaN."""
-    count, rows, columns = tiles.shape
-    down = -(-count // across)
-    sheet = np.full((down * (rows + GAP_PIXELS) - GAP_PIXELS, across * (columns + GAP_PIXELS) - GAP_PIXELS), np.nan)
-    for index, tile in enumerate(tiles):
-        top, left = index // across * (rows + GAP_PIXELS), index % across * (columns + GAP_PIXELS)
-        sheet[top : top + rows, left : left + columns] = tile
-    return sheet
+    """Tiles side by side, `across` in a row, with gaps of one pixel; gaps and missing tiles are NaN."""
+    padded = np.pad(tiles, ((0, -len(tiles) % across), (0, 1), (0, 1)), constant_values=np.nan)
+    count, rows, columns = padded.shape
+    grid = padded.reshape(count // across, across, rows, columns).swapaxes(1, 2)
+    return grid.reshape(-1, across * columns)[:-1, :-1]
 
 
 def picture(pixels: Float[Array | np.ndarray, "rows columns"], axes: Axes, title: str = "") -> Axes:
@@ -43,32 +37,20 @@ def picture(pixels: Float[Array | np.ndarray, "rows columns"], axes: Axes, title
 def maps(activations: Array | np.ndarray, axes: Axes, title: str = "", across: int = 0) -> Axes:
     """Activations of a layer: feature maps [maps, rows, columns] side by side, or units [units] as a strip.
 
-    White is the layer's smallest value, black its largest.
-
-    Args:
-      activations: of one layer, from `model.activations`.
-      axes: drawn into.
-      title: of the axes.
-      across: maps or units in a row; 0 for all.
+    White is the layer's smallest value, black its largest. `across` is the number in a row; 0 for all.
     """
     values = np.asarray(activations, float)
-    if values.ndim == 1:
-        across = across or len(values)
-        padded = np.full(-(-len(values) // across) * across, np.nan)
-        padded[: len(values)] = values
-        sheet = padded.reshape(-1, across)
-    else:
-        sheet = mosaic(values, across or len(values))
-    return picture(sheet, axes, title)
+    across = across or len(values)
+    if values.ndim == 3:
+        return picture(mosaic(values, across), axes, title)
+    padded = np.pad(values, (0, -len(values) % across), constant_values=np.nan)
+    return picture(padded.reshape(-1, across), axes, title)
 
 
 def states(activations: Mapping[str, Array], image: Array | np.ndarray, best: int | None = None) -> Figure:
-    """Activations of a network for one image: the image, the feature maps of every layer, the units, the output.
+    """Activations from `model.activations` for one image [32, 32]: the image, the maps, the units, the output.
 
-    Args:
-      activations: of one image, from `model.activations`.
-      image: [32, 32].
-      best: see `scores`.
+    For `best`, see `scores`.
     """
     with styled():
         figure = Figure(figsize=(8.0, 7.6), layout="constrained")
@@ -89,18 +71,17 @@ def scores(values: Array | np.ndarray | Sequence[float], axes: Axes, title: str 
     heights = np.asarray(values, float)
     best = int(heights.argmax()) if best is None else best
     colors = [COLORS[1] if index == best else COLORS[0] for index in range(len(heights))]
-    axes.bar(np.arange(len(heights)), heights, color=colors)
+    axes.bar(range(len(heights)), heights, color=colors)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set_xticks(np.arange(len(heights)))
+    axes.set_xticks(range(len(heights)))
     axes.set_title(title, fontsize=10)
     return axes
 
 
 def kernels(kernel: Array | np.ndarray, axes: Axes, title: str = "", across: int = 10) -> Axes:
     """Convolution kernels [connections, 5, 5] on one scale: blue is negative, red positive, white 0."""
-    values = np.asarray(kernel, float)
-    bound = float(np.abs(values).max()) or 1.0
-    sheet = mosaic(values, min(across, len(values)))
+    bound = float(np.abs(kernel).max()) or 1.0
+    sheet = mosaic(np.asarray(kernel, float), min(across, len(kernel)))
     drawn = axes.imshow(sheet, cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest")
     axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="weight")
     axes.set_facecolor("0.85")
@@ -111,26 +92,24 @@ def kernels(kernel: Array | np.ndarray, axes: Axes, title: str = "", across: int
 
 def connections(table: Connections, axes: Axes) -> Axes:
     """C3's connection table as in LeCun et al. 1998, table I: one row per S2 map, one column per C3 map."""
-    inputs = 1 + max(source for sources in table for source in sources)
+    inputs = 1 + max(map(max, table))
     connected = np.zeros((inputs, len(table)))
     for output, sources in enumerate(table):
         connected[list(sources), output] = 1
     axes.imshow(connected, cmap="gray_r", vmin=0, vmax=1.3)
-    axes.set_xticks(np.arange(len(table)))
-    axes.set_yticks(np.arange(inputs))
+    axes.set(xlabel="map of C3", ylabel="map of S2", xticks=range(len(table)), yticks=range(inputs))
     axes.set_xticks(np.arange(len(table) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(inputs + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="0.7", linewidth=0.6)
     axes.tick_params(which="both", length=0)
-    axes.set(xlabel="map of C3", ylabel="map of S2")
     axes.set_title(f"{int(connected.sum())} connections", fontsize=10)
     return axes
 
 
 def code(f6: Array | np.ndarray, axes: Axes, title: str = "") -> Axes:
     """F6's 84 activations as the 7 x 12 image that RBF outputs compare with a digit's bitmap: black is +1, white -1."""
-    options: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
-    axes.imshow(np.asarray(f6, float).reshape(BITMAP_SHAPE), **options)
+    pixels = np.asarray(f6, float).reshape(BITMAP_SHAPE)
+    axes.imshow(pixels, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])  # framed, since bitmaps are white at their edges
     axes.spines[:].set_visible(True)
     axes.set_title(title, fontsize=10)
@@ -164,10 +143,7 @@ def layer_curves(table: pd.DataFrame, column: str, axes: Axes) -> Axes:
 def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str], logarithmic: bool = False) -> Figure:
     """Columns of `layer_table` over training: one column per arm, one row per quantity, one line per layer.
 
-    Args:
-      tables: arm -> table.
-      columns: column of the tables -> label of the axis.
-      logarithmic: whether all value axes are.
+    `tables` maps arms to tables, `columns` the tables' columns to labels of axes.
     """
     with styled():
         made = Figure(figsize=(8.4, 0.4 + 2.4 * len(columns)), layout="constrained")
@@ -179,31 +155,25 @@ def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str],
                     powers(axes, "y")
             row[0].set_ylabel(label)
             row[0].margins(y=0.08)
-        for axes, arm in zip(grid[0], tables, strict=True):
-            axes.set_title(arm.replace(", ", ",\n"), fontsize=10)
-        for axes in grid[-1]:
-            axes.set_xlabel("epoch")
+        for top, bottom, arm in zip(grid[0], grid[-1], tables, strict=True):
+            top.set_title(arm.replace(", ", ",\n"), fontsize=10)
+            bottom.set_xlabel("epoch")
         grid[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return made
 
 
 def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str, axes: Axes) -> Axes:
-    """A field of `Evaluation` along paths between networks; dashed: the straight line between the ends.
+    """A field of `Evaluation` along paths between networks, errors in percent; dashed: a line between the ends.
 
-    Args:
-      shares: of the second network.
-      paths: label -> evaluations at these shares.
-      metric: ``loss``, ``error``, ...; errors are drawn in percent.
-      axes: drawn into.
+    `paths` maps labels to the evaluations at these shares of the second network.
     """
-    factor = 100 if metric == "error" else 1
-    for index, (label, found) in enumerate(paths.items()):
+    factor, label = (100, "error (%)") if metric == "error" else (1, metric)
+    for index, (name, found) in enumerate(paths.items()):
         values = factor * np.asarray(getattr(found, metric))
         color = COLORS[index % len(COLORS)]
-        axes.plot(shares, values, color=color, marker="os^D"[index % 4], markersize=3.5, label=label)
+        axes.plot(shares, values, color=color, marker="os^D"[index % 4], markersize=3.5, label=name)
         axes.plot(shares[[0, -1]], values[[0, -1]], color=color, linewidth=0.8, linestyle="--")
-    axes.set_xlabel("share of the second network")
-    axes.set_ylabel(f"{metric} (%)" if metric == "error" else metric)
+    axes.set(xlabel="share of the second network", ylabel=label)
     axes.grid(axis="y", alpha=0.25)
     return axes
 
@@ -211,14 +181,13 @@ def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str
 def rate_histogram(rates: Float[np.ndarray, " numbers"], edges: Sequence[float] | np.ndarray, axes: Axes) -> Axes:
     """Histogram of a layer's effective learning rates, in percent of its parameters, on a logarithmic axis."""
     weights = np.full(len(rates), 100 / len(rates))
-    axes.hist(np.clip(rates, edges[0], edges[-1]), [float(edge) for edge in edges], weights=weights, color=COLORS[0])
+    axes.hist(np.clip(rates, edges[0], edges[-1]), list(edges), weights=weights, color=COLORS[0])
     return powers(axes, "x")
 
 
 def codes(reading: Reading, axes: Sequence[Axes] | np.ndarray) -> Sequence[Axes] | np.ndarray:
     """Draws F6's code, the nearest bitmap and the runner-up's, with their penalties, into three axes."""
-    best, second = (int(digit) for digit in reading.order[:2])
     code(reading.code, axes[0], "F6")
-    for digit, one in zip((best, second), axes[1:], strict=True):
+    for digit, one in zip(map(int, reading.order[:2]), axes[1:], strict=True):
         code(BITMAPS[digit], one, f"bitmap {digit}\npenalty {reading.penalties[digit]:.1f}")
     return axes

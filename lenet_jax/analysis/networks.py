@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lenet_jax import model, population
+from lenet_jax import IMAGE_SIZE, model, population
 from lenet_jax.data import preprocess
 from lenet_jax.data.photos import SIDE
 from lenet_jax.errors import InputError, check_choice
@@ -25,21 +25,17 @@ from lenet_jax.run.parts import EXPERIMENT
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainedRun(run_folder.Run):
-    """A finished run with its networks; see `folder.Run` for config, metrics and the other tables.
+    """A finished run with its networks, which are read on first use; see `folder.Run` for config and tables.
 
-    Networks are read on first use. Wherever an arm is named, "" stands for the one with the smallest mean test error.
+    Wherever an arm is named, "" stands for the one with the smallest mean test error.
     """
 
     _networks: dict[str, Params] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def arm(self, name: str = "") -> ArmSummary:
-        """An arm's row of ``summary.json``.
-
-        Raises:
-          InputError: the run has no such arm.
-        """
+        """An arm's row of ``summary.json``."""
         if not name:
-            return min(self.arms, key=mean_error)
+            return min(self.arms, key=lambda row: 1.0 if row.test_error.mean is None else row.test_error.mean)
         rows = {row.name: row for row in self.arms}
         named = run_folder.arm_named(name, rows)
         check_choice("arm", named, rows)
@@ -71,9 +67,8 @@ class TrainedRun(run_folder.Run):
         """
         name, seeds = self.arm(arm).name, self.seeds(arm)
         if name not in self._networks:
-            arrays = checkpoints.networks(
-                self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(name), len(seeds)
-            )
+            folder = self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(name)
+            arrays = checkpoints.networks(folder, len(seeds))
             init = functools.partial(model.init, architecture=self.architecture(name))
             shapes = jax.eval_shape(init, jax.random.key(0))
             leaves = [jnp.asarray(arrays[f"params/{leaf}"]) for leaf, _ in population.leaves_of(shapes)]
@@ -91,21 +86,20 @@ class TrainedRun(run_folder.Run):
         Raises:
           InputError: images have another size, or pixels that are not finite numbers.
         """
-        images, sizes = np.asarray(images), (SIDE, model.IMAGE_SIZE)
+        images = np.asarray(images)
         if images.dtype.kind not in "biuf":
             raise InputError(
                 f"images: type {images.dtype}; allowed are numbers, which lenet_jax.read_image and then "
                 "lenet_jax.to_mnist make from a file"
             )
-        side = images.shape[-1] if images.ndim else 0
         if not np.isfinite(images).all():
             raise InputError("images: some pixels are not finite; allowed are numbers from 0 to 255")
-        if side not in sizes or images.shape[-2:] != (side, side):
-            raise InputError(
-                f"images: shape {list(images.shape)}; allowed is [..., 28, 28], as lenet_jax.to_mnist makes"
-            )
+        if images.shape[-2:] not in ((SIDE, SIDE), (IMAGE_SIZE, IMAGE_SIZE)):
+            shape = list(images.shape)
+            raise InputError(f"images: shape {shape}; allowed is [..., 28, 28], as lenet_jax.to_mnist makes")
         settings, scaling, _ = self._recorded(arm)
-        pixels = preprocess.pad(images.reshape(-1, side, side), settings["padding"]).astype(np.float32)
+        flat = images.reshape(-1, *images.shape[-2:])
+        pixels = preprocess.pad(flat, settings["padding"]).astype(np.float32)
         scaled = np.float32(scaling["scale"]) * pixels + np.float32(scaling["shift"])
         return jnp.asarray(scaled.reshape(*images.shape[:-2], *pixels.shape[-2:]))
 
@@ -120,17 +114,12 @@ class TrainedRun(run_folder.Run):
         return row.settings, row.scaling, row.classes
 
 
-def mean_error(row: ArmSummary) -> float:
-    """An arm's mean test error; 1 if it is unknown."""
-    return 1.0 if row.test_error.mean is None else row.test_error.mean
-
-
 class Classification(NamedTuple):
-    """Classes that networks assign to images. Scores are means over networks, without those that diverged.
+    """Classes that networks assign to images.
 
     Attributes:
       digits: the class with the best score.
-      scores: of each class: probabilities for ``softmax`` outputs, negative penalties for ``rbf``.
+      scores: means over networks that didn't diverge: probabilities for ``softmax``, negative penalties for ``rbf``.
       margins: difference between the best and the second best score (`model.decide`); reject images with small ones.
       votes: number of networks that choose each class.
     """
@@ -144,9 +133,7 @@ class Classification(NamedTuple):
 def load_run(folder: str | Path, experiment: str | Path | None = None) -> TrainedRun:
     """Reads a finished run. No code in its folder is executed.
 
-    Args:
-      folder: the run folder.
-      experiment: the experiment file, if it defines parts of the networks, such as an activation; it is executed.
+    `experiment` is the experiment file, if it defines parts of the networks, such as an activation; it is executed.
 
     Raises:
       InputError: the folder holds no finished run, a file of it is damaged, or the experiment file fails.
@@ -168,7 +155,7 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     """Classifies images of digits with a run's networks.
 
     Args:
-      run: from `load_run`.
+      run: see `load_run`.
       images: pixels from 0 to 255, [28, 28] or [images, 28, 28], as in the data sets; see `photos.to_mnist`.
       arm: name of the arm; "" for the one with the smallest mean test error.
       seed: the seed of a single network; None averages all networks of the arm.
@@ -190,11 +177,10 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     batch = run.normalize(images, arm)
     if batch.ndim > 3:
         raise InputError(f"images: shape {list(batch.shape)}; allowed is one image or [images, rows, columns]")
-    batch = batch[None] if batch.ndim == 2 else batch
     params = run.params(arm, seed)
     if seed is not None:
         params = jax.tree.map(lambda leaf: leaf[None], params)
-    scores = np.asarray(scores_of(params, batch, run.architecture(arm)))
+    scores = np.asarray(scores_of(params, batch.reshape(-1, *batch.shape[-2:]), run.architecture(arm)))
     scores = scores[np.isfinite(scores).all(axis=(1, 2))]
     if not len(scores):
         raise InputError(f"arm: all networks of {run.arm(arm).name!r} diverged; choose another arm or seed")
@@ -208,7 +194,7 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
 def scores_of(
     params: Params, images: Float[Array, "images 32 32"], architecture: Architecture
 ) -> Float[Array, "networks images classes"]:
-    """Class scores of each network for each image."""
+    """Class scores of each network, one after the other, for each image."""
     of_image = jax.vmap(model.forward, in_axes=(None, 0, None))
     outputs = jax.lax.map(lambda network: of_image(network, images, architecture), params)
     return model.predict_scores(outputs, architecture)

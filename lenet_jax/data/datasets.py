@@ -27,11 +27,7 @@ DATASETS = ("mnist10k", *prepared.SOURCES, "idx:FOLDER", "tfds:NAME")
 class Dataset:
     """Images and labels as they were published.
 
-    Attributes:
-      name: the name as in a config.
-      train_images, test_images: uint8 [N, 28, 28] or [N, 32, 32]; 0 is the background.
-      train_labels, test_labels: uint8 [N], from 0.
-      classes: the number of classes.
+    Images are uint8 [N, 28, 28] or [N, 32, 32], where 0 is the background; labels are uint8 [N], from 0.
     """
 
     name: str
@@ -42,23 +38,20 @@ class Dataset:
     classes: int = 10
 
     def __post_init__(self) -> None:
+        field = f"dataset: {self.name!r} has"
         for split in ("train", "test"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             if images.ndim != 3 or images.shape[1:] not in ((28, 28), (IMAGE_SIZE, IMAGE_SIZE)):
                 shape = " x ".join(map(str, images.shape[1:]))
-                raise InputError(
-                    f"dataset: {self.name!r} has {split} images of {shape}; allowed are 28 x 28 and 32 x 32, grey"
-                )
+                raise InputError(f"{field} {split} images of {shape}; allowed are 28 x 28 and 32 x 32, grey")
             if len(images) != len(labels):
-                raise InputError(f"dataset: {self.name!r} has {len(images)} {split} images but {len(labels)} labels")
+                raise InputError(f"{field} {len(images)} {split} images but {len(labels)} labels")
             if not len(images):
-                raise InputError(f"dataset: {self.name!r} has no {split} images")
+                raise InputError(f"{field} no {split} images")
             if labels.max() >= self.classes:
-                raise InputError(
-                    f"dataset: {self.name!r} has the {split} label {labels.max()}; allowed are 0 to {self.classes - 1}"
-                )
+                raise InputError(f"{field} the {split} label {labels.max()}; allowed are 0 to {self.classes - 1}")
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise InputError(f"dataset: {self.name!r} has training and test images of different sizes")
+            raise InputError(f"{field} training and test images of different sizes")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -75,9 +68,8 @@ def load(name: str, data_dir: str = "") -> Dataset:
     """Loads a data set, and downloads it first if necessary.
 
     Args:
-      name: ``mnist10k``, ``mnist``, ``fashion_mnist``, ``kmnist``, ``idx:FOLDER`` or ``tfds:NAME``.
-      data_dir: the folder of downloads and of TFDS's data sets; empty for ``$TFDS_DATA_DIR`` or
-        ``~/tensorflow_datasets``.
+      name: one of `DATASETS`.
+      data_dir: the folder of downloads and of TFDS's data sets; "" for ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
 
     Raises:
       InputError: the name is unknown, or the data are not available or do not fit.
@@ -93,9 +85,8 @@ def load(name: str, data_dir: str = "") -> Dataset:
     if name == "mnist10k":
         return load_embedded()
     if name == "mnist5k":
-        raise InputError(
-            "dataset: 'mnist5k' was replaced by 'mnist10k', which has 5,000 training and 5,000 test digits"
-        )
+        contents = "5,000 training and 5,000 test digits"
+        raise InputError(f"dataset: {name!r} was replaced by 'mnist10k', which has {contents}")
     folder = prepared.data_folder(data_dir)
     if name in prepared.SOURCES:
         return Dataset(name=name, **prepared.load(name, folder))
@@ -121,9 +112,6 @@ def load_embedded() -> Dataset:
 
     Any contiguous part of either split is stratified by class, so also a validation split at the end of the training
     set. ``tests/rebuild_mnist10k.py`` makes the file.
-
-    Raises:
-      InputError: the file is missing or damaged.
     """
     try:
         # Opened here, because NumPy does not close a file that is not a zip file.

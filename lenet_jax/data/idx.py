@@ -23,28 +23,14 @@ PARTS = {
 UNSIGNED_BYTE = 8
 GZIP_MAGIC = b"\x1f\x8b"
 
-MAX_BYTES = 2**33
-"""Largest contents, 8 GiB: the 8.1 million digits of infinite MNIST, the largest such set, are 6.4 GB."""
-
-MAX_GZIP_RATIO = 100
-"""Largest contents of a gzipped file, relative to its size: digits shrink to a fifth."""
-
-MAX_SMALL_BYTES = 2**26
-"""Contents accepted from a gzipped file of any size, 64 MiB: sorted labels or blank images shrink to a thousandth."""
-
-READ_BYTES = 2**20
-"""Bytes read at a time: memory is allocated for what a file holds, not for what it promises."""
+MAX_BYTES = 2**33  # contents: infinite MNIST's 8.1 million digits, the largest such set, are 6.4 GB
+MAX_GZIP_RATIO = 100  # contents of a gzipped file, relative to its size: digits shrink to a fifth
+MAX_SMALL_BYTES = 2**26  # contents of any gzipped file: sorted labels or blank images shrink to a thousandth
+READ_BYTES = 2**20  # read at a time: memory is allocated for what a file holds, not for what it promises
 
 
 def read(path: Path, dimensions: int) -> np.ndarray:
-    """The unsigned bytes of an IDX file, gzipped or not.
-
-    Args:
-      path: the file.
-      dimensions: the number of dimensions that the file must have: 3 for images, 1 for labels.
-
-    Returns:
-      uint8, shaped as the header says.
+    """The uint8 array in an IDX file, gzipped or not, with this number of dimensions: 3 for images, 1 for labels.
 
     Raises:
       InputError: the file cannot be read, is not such an IDX file, is empty or far too large, or holds fewer or more
@@ -66,9 +52,8 @@ def read(path: Path, dimensions: int) -> np.ndarray:
                 )
             shape = tuple(np.frombuffer(header, ">u4", dimensions, offset=4).tolist())
             promised = math.prod(shape)
-            allowed = min(
-                MAX_BYTES, max(MAX_SMALL_BYTES, MAX_GZIP_RATIO * status.st_size) if zipped else status.st_size
-            )
+            most = max(MAX_SMALL_BYTES, MAX_GZIP_RATIO * status.st_size) if zipped else status.st_size
+            allowed = min(most, MAX_BYTES)
             if not 0 < promised <= allowed:
                 what = f"more than the {allowed} accepted from a file of {status.st_size}" if promised else "none"
                 raise InputError(f"{name}: its header promises {shape} bytes, {what}")
@@ -78,9 +63,8 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     except InputError:
         raise
     except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:  # ValueError: an impossible file name
-        raise InputError(
-            f"{name}: can't be read ({str(error) or type(error).__name__}); it is damaged, truncated or not accessible"
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{name}: can't be read ({reason}); it is damaged, truncated or not accessible") from error
     if len(content) != promised:
         held = "more" if len(content) > promised else f"{len(content)}"
         raise InputError(f"{name}: its header promises {promised} bytes {shape}, the file holds {held}")
@@ -90,12 +74,7 @@ def read(path: Path, dimensions: int) -> np.ndarray:
 def read_folder(folder: Path, name: str) -> dict[str, Any]:
     """The four arrays in a folder of IDX files, or in one of torchvision's ``raw`` folders below it.
 
-    Args:
-      folder: the folder.
-      name: the data set's name, for messages.
-
-    Raises:
-      InputError: a file is missing, damaged, or not what its name says.
+    `name` is the data set's, for messages.
     """
     folders = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
     found = [find(candidate) for candidate in folders]
@@ -115,8 +94,7 @@ def find(folder: Path) -> dict[str, Path]:
     files = {}
     for part, (file, _) in PARTS.items():
         # Published as train-images-idx3-ubyte; some programs unpack it as train-images.idx3-ubyte.
-        names = [spelling + suffix for suffix in ("", ".gz") for spelling in (file, file.replace("-idx", ".idx"))]
-        found = [folder / spelling for spelling in names if os.path.isfile(folder / spelling)]
-        if found:
+        paths = [folder / (name + suffix) for suffix in ("", ".gz") for name in (file, file.replace("-idx", ".idx"))]
+        if found := [path for path in paths if os.path.isfile(path)]:
             files[part] = found[0]
     return files

@@ -1,30 +1,21 @@
 """Photos of digits, of any size and colour, in the form of the data sets: light on black, 28 x 28."""
 
 import math
-import warnings
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, one_line
 
-SIDE = 28
-"""Height and width of an MNIST image, in pixels."""
-
-BOX = 20
-"""Side in pixels of the box that the ink of an MNIST digit fits in (LeCun et al. 1998, section III.A)."""
-
-MAX_PIXELS = 50_000_000
-"""Largest image that is decoded."""
-
-INK_THRESHOLD = 0.2
-"""Ink, from 0 (background) to 1, above which a pixel belongs to a stroke."""
-
-MAX_SPECK_RATIO = 0.02
-"""Ink of an isolated stroke, relative to the largest one, up to which it counts as dirt."""
+SIDE = 28  # height and width of an MNIST image, in pixels
+BOX = 20  # side in pixels of the box that the ink of an MNIST digit fits in (LeCun et al. 1998, section III.A)
+MAX_PIXELS = 50_000_000  # of an image that is decoded
+INK_THRESHOLD = 0.2  # ink, from 0 (background) to 1, above which a pixel belongs to a stroke
+MAX_SPECK_RATIO = 0.02  # ink of an isolated stroke, relative to the largest one, up to which it counts as dirt
 
 
 class Canvas:
@@ -44,10 +35,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "rows columns"]:
     """
     field = f"image: {str(path)!r}"
     try:
-        with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path) as file,
-        ):
+        with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as file:
             if math.prod(file.size) > MAX_PIXELS:
                 raise InputError(f"{field} has {file.size[0]} x {file.size[1]} pixels; allowed are {MAX_PIXELS:,}")
             if file.mode.startswith("I;16") or file.mode in ("I", "F"):  # 16 bits or more, which convert would clip
@@ -63,10 +51,10 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "rows columns"]:
         raise InputError(f"{field} is not an image; PNG, JPEG, BMP, GIF, TIFF and WebP can be read") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{field} has too many pixels; allowed are {MAX_PIXELS:,}") from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged file raises nearly anything
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{field} can't be read ({reason})") from error
 
 
@@ -140,13 +128,12 @@ def to_mnist(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
     ink /= ink.max()
     ink[specks(ink)] = 0
     ink /= ink.max()
-    rows, columns = (np.flatnonzero((ink > INK_THRESHOLD).any(axis=axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    (bounding_box,) = ndimage.find_objects((ink > INK_THRESHOLD).astype(int))
+    ink = ink[bounding_box]
     scale = BOX / max(ink.shape)
     height, width = (max(1, round(scale * side)) for side in ink.shape)
     small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
     small = np.clip(small, 0, 1) / max(float(small.max()), 1e-9)
-    digit = np.zeros((SIDE, SIDE))
     # Move the centre of mass to the centre, by whole pixels, as far as the frame allows.
     corner = []
     for axis, length in enumerate(small.shape):
@@ -154,5 +141,6 @@ def to_mnist(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
         center = float(mass @ np.arange(length)) / float(mass.sum())
         corner.append(int(np.clip(round(SIDE / 2 - center), 0, SIDE - length)))
     top, left = corner
+    digit = np.zeros((SIDE, SIDE))
     digit[top : top + height, left : left + width] = small
     return np.round(255 * digit).astype(np.uint8)

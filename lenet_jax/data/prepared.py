@@ -19,24 +19,16 @@ import numpy as np
 from lenet_jax.data import idx, records
 from lenet_jax.errors import InputError, check_choice
 
-MIRROR_VARIABLE = "LENET_JAX_MIRROR"
-"""Environment variable: an address that has the files, used instead of the official ones."""
-
-TIMEOUT_S = 30
-"""Seconds without an answer after which a mirror is skipped."""
-
-UNFINISHED = "incomplete."
-"""Prefix of folders in which TFDS and we write files; those left by killed processes are removed."""
+MIRROR_VARIABLE = "LENET_JAX_MIRROR"  # environment variable: an address to use instead of the official ones
+TIMEOUT_S = 30  # without an answer; then the next mirror is tried
+UNFINISHED = "incomplete."  # prefix of folders in which TFDS and we write; those left by killed processes are removed
 
 
 class Source(NamedTuple):
-    """Where a data set is published: the same four files at each address.
+    """Where a data set is published, and the names of its classes.
 
-    Attributes:
-      homepage: the page that describes the data set.
-      addresses: mirrors, in the order in which they are tried; each ends with a slash.
-      checksums: file name -> SHA-256 as TFDS lists it, in the order of `idx.PARTS`.
-      labels: class names.
+    The mirrors `addresses` end with a slash and are tried in this order. `checksums` maps the four files, in the order
+    of `idx.PARTS`, to their SHA-256 as TFDS lists it.
     """
 
     homepage: str
@@ -44,6 +36,8 @@ class Source(NamedTuple):
     checksums: dict[str, str]
     labels: tuple[str, ...]
 
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 SOURCES = {
     "mnist": Source(
@@ -69,10 +63,7 @@ SOURCES = {
             "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         },
-        labels=(
-            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        ),
+        labels=FASHION,
     ),
     "kmnist": Source(
         homepage="http://codh.rois.ac.jp/kmnist/",
@@ -94,11 +85,7 @@ def data_folder(data_dir: str) -> Path:
 
 
 def load(name: str, folder: Path) -> dict[str, Any]:
-    """The four arrays of a data set (keys of `idx.PARTS`); files that are missing or damaged are downloaded first.
-
-    Raises:
-      InputError: they cannot be downloaded or stored, or their contents do not fit.
-    """
+    """The four arrays of a data set (keys of `idx.PARTS`); files that are missing or damaged are downloaded first."""
     downloads = downloads_in(folder, name)
     if unverified(name, downloads):
         error = f"dataset: {name!r} can't be stored in {str(downloads)!r} (--config.data_dir names another folder)"
@@ -143,14 +130,14 @@ def download(name: str, downloads: Path) -> None:
         return "wrong SHA-256: the file is damaged or a different one"
 
     source, mirror = SOURCES[name], os.environ.get(MIRROR_VARIABLE)
-    addresses = (mirror.rstrip("/") + "/",) if mirror else source.addresses
-    missing, answers, silent = [], {}, set()
+    addresses = [mirror.rstrip("/") + "/"] if mirror else list(source.addresses)
+    missing, answers = [], {}
     pooch.get_logger().setLevel("WARNING")
     for file in unverified(name, downloads):  # again: another process may have downloaded them meanwhile
         path = downloads / file
         if os.path.lexists(path):
             print(f"{str(path)!r} is damaged: downloading it again", file=sys.stderr, flush=True)
-        for address in [address for address in addresses if address not in silent]:
+        for address in tuple(addresses):
             with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=downloads) as scratch:
                 try:
                     downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
@@ -159,7 +146,7 @@ def download(name: str, downloads: Path) -> None:
                 except (requests.RequestException, ValueError) as error:
                     answers[address] = reason(error)
                     if isinstance(error, requests.ConnectionError | requests.Timeout):
-                        silent.add(address)
+                        addresses.remove(address)
                 else:
                     whole.chmod(0o644)  # pooch makes files private, but others may use the folder
                     whole.replace(path)

@@ -1,15 +1,15 @@
 """From stored images to the network's input: padding, label noise, normalization."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lenet_jax import IMAGE_SIZE
 from lenet_jax.errors import InputError, check_choice
 
-PADDINGS: Mapping[str, dict[str, str]] = {"background": {"mode": "constant"}, "edge": {"mode": "edge"}}
-"""How centred 28 x 28 images are extended to 32 x 32: with the background (0), or by repeating the outermost pixels."""
+PADDINGS: Mapping[str, Literal["constant", "edge"]] = {"background": "constant", "edge": "edge"}
+"""Name -> mode of `np.pad` that extends images to 32 x 32: with the background (0), or with the outermost pixels."""
 
 
 def pad(images: np.ndarray, padding: str) -> np.ndarray:
@@ -24,8 +24,7 @@ def pad(images: np.ndarray, padding: str) -> np.ndarray:
     """
     check_choice("padding", padding, PADDINGS)
     margin = (IMAGE_SIZE - images.shape[1]) // 2
-    arguments: Any = PADDINGS[padding]
-    return np.pad(images, ((0, 0), (margin, margin), (margin, margin)), **arguments)
+    return np.pad(images, ((0, 0), (margin, margin), (margin, margin)), PADDINGS[padding])
 
 
 def with_noise(labels: np.ndarray, fraction: float, classes: int) -> np.ndarray:
@@ -48,8 +47,7 @@ class Scaling(NamedTuple):
 
 def standardize(images: np.ndarray) -> Scaling:
     """Scaling to mean 0 and standard deviation 1 over all pixels of the training images, before padding."""
-    counts = np.bincount(images.ravel(), minlength=256)
-    values = np.arange(256)
+    counts, values = np.bincount(images.ravel(), minlength=256), np.arange(256)
     mean = counts @ values / images.size
     deviation = np.sqrt(counts @ (values - mean) ** 2 / images.size)
     if deviation == 0:
@@ -58,12 +56,9 @@ def standardize(images: np.ndarray) -> Scaling:
 
 
 NORMALIZATIONS: Mapping[str, Callable[[np.ndarray], Scaling]] = {
-    "hundredth": lambda _: Scaling(0.01, 0.0),
-    "unit": lambda images: Scaling(1 / 255, 0.0),
-    "lecun1998": lambda images: Scaling(1.275 / 255, -0.1),
+    "hundredth": lambda _: Scaling(0.01, 0.0),  # 0 to 2.55
+    "unit": lambda images: Scaling(1 / 255, 0.0),  # 0 to 1
+    "lecun1998": lambda images: Scaling(1.275 / 255, -0.1),  # -0.1 (background) to 1.175 (LeCun et al. 1998)
     "standard": standardize,
 }
-"""Training images [N, 28, 28] -> scaling.
-
-To 0 to 2.55; to 0 to 1; to -0.1 (background) to 1.175 (LeCun et al. 1998); to mean 0 and standard deviation 1.
-"""
+"""Training images [N, 28, 28] -> scaling."""

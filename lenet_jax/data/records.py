@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from lenet_jax import IMAGE_SIZE
-from lenet_jax.errors import InputError
+from lenet_jax.errors import MAX_REASON, InputError, shortened
 
 
 def load(name: str, folder: Path) -> dict[str, Any]:
@@ -25,9 +25,6 @@ def load(name: str, folder: Path) -> dict[str, Any]:
 
     Returns:
       The four arrays (keys of `idx.PARTS`), and ``classes``, the number of classes.
-
-    Raises:
-      InputError: TFDS does not know it, or cannot prepare or read it here, or its images or labels do not fit.
     """
     import tensorflow_datasets as tfds
 
@@ -49,10 +46,8 @@ def load(name: str, folder: Path) -> dict[str, Any]:
             raise InputError(f"{field} is not an image classification: its supervised keys are {keys}")
         image, label = builder.info.features[keys[0]], builder.info.features[keys[1]]
         if image.shape not in ((28, 28, 1), (IMAGE_SIZE, IMAGE_SIZE, 1)) or image.np_dtype != np.uint8:
-            kind = np.dtype(image.np_dtype)
-            raise InputError(
-                f"{field} has {kind} images of shape {image.shape}; allowed are uint8 28 x 28 x 1 and 32 x 32 x 1"
-            )
+            kind = f"{np.dtype(image.np_dtype)} images of shape {image.shape}"
+            raise InputError(f"{field} has {kind}; allowed are uint8 28 x 28 x 1 and 32 x 32 x 1")
         if label.num_classes is None or label.num_classes > 256:
             raise InputError(f"{field} has {label.num_classes} classes; allowed are up to 256")
         if hint and not os.path.isdir(builder.data_dir):
@@ -69,9 +64,8 @@ def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, Any]:
         records = source.__getitems__(range(len(source)))  # four times as fast as one by one
         labels = np.array([record[label_key] for record in records])
         if labels.min() < 0 or labels.max() > 255:  # the cast to uint8 would wrap them
-            raise InputError(
-                f"dataset: {builder.name!r} has {split} labels {labels.min()} to {labels.max()}; allowed are 0 to 255"
-            )
+            found = f"{split} labels {labels.min()} to {labels.max()}"
+            raise InputError(f"dataset: {builder.name!r} has {found}; allowed are 0 to 255")
         arrays[f"{split}_images"] = np.stack([np.squeeze(record[image_key], -1) for record in records])
         arrays[f"{split}_labels"] = labels.astype(np.uint8)
     return arrays
@@ -79,11 +73,7 @@ def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_line_errors(start: str) -> Iterator[None]:
-    """Silences TFDS's harmless warnings and turns each of its many kinds of errors into one line.
-
-    Raises:
-      InputError: `start` and the error's message, shortened: TFDS's can have pages.
-    """
+    """Silences TFDS's harmless warnings and turns each of its many kinds of errors into one line after `start`."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -91,8 +81,7 @@ def one_line_errors(start: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        shown = reason if len(reason) <= 500 else f"{reason[:250]} ... {reason[-250:]}"
-        raise InputError(f"{start}: {shown}") from error
+        reason = shortened(f"{type(error).__name__}: {error}", MAX_REASON)  # TFDS's messages can have pages
+        raise InputError(f"{start}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -25,7 +25,7 @@ SAVE_MEMORY_FACTOR = 4
 """Memory for saving a state, as a multiple of the state, with orbax's copies; measured: 3.4 (docs/scaling.md)."""
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Linux's control groups, version 2, and the file that names the group of this process."""
+"""Linux's control groups, version 2, and the file that names that of this process."""
 
 
 def available() -> int:
@@ -82,25 +82,15 @@ def members_that_fit(recipe: Recipe) -> int:
 
 
 def chunk_size(members: int, recipe: Recipe, limit: int) -> int:
-    """The size of the next chunk, of as few equal chunks as memory allows.
-
-    Args:
-      members: the remaining members.
-      recipe: their recipe.
-      limit: a known upper bound, see `smaller_limit`.
-    """
+    """The size of the next chunk of `members`, in as few equal chunks as memory and the known limit allow."""
     return math.ceil(members / math.ceil(members / min(limit, members_that_fit(recipe))))
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an engine failed because memory ran out."""
-    text = str(error).lower()
-    exhausted = "resource_exhausted" in text or "out of memory" in text
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, WorkerError) and error.killed)
-        or (isinstance(error, jax.errors.JaxRuntimeError) and exhausted)
-    )
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return re.search("resource_exhausted|out of memory", str(error), re.IGNORECASE) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, WorkerError) and error.killed)
 
 
 def smaller_limit(size: int, recipe: Recipe, error: Exception) -> int:
@@ -108,7 +98,7 @@ def smaller_limit(size: int, recipe: Recipe, error: Exception) -> int:
 
     Raises:
       Exception: the error, if it has nothing to do with memory.
-      RunError: chunks can't become smaller: this one has a single member, or several processes would have to agree.
+      RunError: this chunk has a single member, or several processes would have to agree on a smaller one.
     """
     if not is_out_of_memory(error):
         raise error

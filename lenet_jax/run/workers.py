@@ -7,17 +7,18 @@ move from core to core, and threads sleep and wake for microseconds of work. Pro
 `Workers` has the same functions as the module `population`, with the same results.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -41,9 +42,8 @@ slower for a while."""
 def serve(connection: Connection, core: int | None) -> None:
     """Main loop of a worker: executes requests until the connection closes, which is when its parent ends.
 
-    Args:
-      connection: receives (name of a function, arguments); sends (result, None) or (None, the exception).
-      core: the core to run on; None lets the system choose.
+    A request is (name of a function, arguments), its answer (result, None) or (None, the exception). Without a core to
+    run on, the system chooses one.
     """
     for stopping in STOPPING:  # handled by the parent, which ends this process
         signal.signal(stopping, signal.SIG_IGN)
@@ -94,18 +94,13 @@ def end_with_parent() -> None:
 
 
 class WorkerPopulation(NamedTuple):
-    """A population that is distributed over workers.
-
-    Attributes:
-      size: the number of members.
-      memory: bytes that training takes at its peak on all workers, as the compiler predicts.
-    """
+    """A population of `size` members on workers; `memory`: bytes at the peak on all, as the compiler predicts."""
 
     size: int
     memory: int
 
 
-class Workers:
+class Workers(contextlib.AbstractContextManager["Workers"]):
     """A process per core, for use in a `with` statement, whose end closes them."""
 
     def __init__(self, count: int, at_once: bool = True, experiment: Path | None = None) -> None:
@@ -116,10 +111,8 @@ class Workers:
           at_once: whether to start them now rather than when they are first needed.
           experiment: a file that defines own parts, which each process executes.
         """
-        cores: list[int | None] = [None] * count
-        if hasattr(os, "sched_getaffinity"):
-            cores = [*sorted(os.sched_getaffinity(0))]
-        self._cores = cores[:count]
+        can_pin = hasattr(os, "sched_getaffinity")
+        self._cores: list[int | None] = [*sorted(os.sched_getaffinity(0))][:count] if can_pin else [None] * count
         self._experiment = experiment
         self._clear()
         if at_once:
@@ -147,12 +140,7 @@ class Workers:
             self._connections.append(here)
             self._processes.append(process)
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def restart(self) -> None:
@@ -180,18 +168,14 @@ class Workers:
         if not self._defined:
             self._defined = True
             self._call("define", [(self._experiment,)] * len(self._processes))
-        used = list(zip(self._connections, self._processes, arguments, strict=False))
-        answers = []
-        for connection, process, values in used:
-            try:
+        used = list(zip(self._processes, self._connections, arguments, strict=False))
+        for process, connection, values in used:
+            with watching(process):
                 connection.send((name, values))
-            except OSError as error:
-                raise ended(process) from error
-        for connection, process, _ in used:
-            try:
+        answers = []
+        for process, connection, _ in used:
+            with watching(process):
                 answers.append(connection.recv())
-            except (EOFError, OSError) as error:
-                raise ended(process) from error
         for _, failure in answers:
             if failure is not None:
                 raise failure
@@ -230,14 +214,10 @@ class Workers:
     ) -> WorkerPopulation:
         """See `population.create`."""
         self.load(images)
-
-        def share_of(values: Sequence[Any], indices: np.ndarray) -> list[Any]:
-            return [values[index] for index in indices]
-
-        arguments = [
-            (share_of(seeds, indices), {name: share_of(values, indices) for name, values in hyper.items()}, recipe)
-            for indices in self._shares(len(seeds))
-        ]
+        arguments = []
+        for share in self._shares(len(seeds)):
+            values = {name: [values[index] for index in share] for name, values in hyper.items()}
+            arguments.append(([seeds[index] for index in share], values, recipe))
         return WorkerPopulation(len(seeds), sum(self._call("create", arguments)))
 
     def _gather(self, name: str, members: WorkerPopulation, *arguments: Any) -> Any:
@@ -263,10 +243,15 @@ Engine = Workers | ModuleType
 """What trains populations: worker processes or, in this process, the module `population`."""
 
 
-def ended(process: Any) -> WorkerError:
-    """The error that describes how a worker process ended."""
-    process.join(5)
-    code = process.exitcode
-    how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-    memory = "; Linux sends SIGKILL when memory runs out: fewer members need less" if code == -9 else ""
-    return WorkerError(f"worker process {process.pid} {how}{memory}", killed=code == -9)
+@contextlib.contextmanager
+def watching(process: Any) -> Iterator[None]:
+    """Raises WorkerError, which describes how a process ended, if its connection closes."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        process.join(5)
+        code = process.exitcode
+        how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        killed = code == -signal.SIGKILL
+        memory = "; Linux sends SIGKILL when memory runs out: fewer members need less" if killed else ""
+        raise WorkerError(f"worker process {process.pid} {how}{memory}", killed) from error

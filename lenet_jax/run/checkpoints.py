@@ -52,10 +52,12 @@ class PopulationResult(NamedTuple):
 
 
 class Chunk:
-    """Members that train together, `start` to `stop` of their stage, and the folder of their files."""
+    """Members that train together, `start` to `stop` of their stage, and the folder of their files.
+
+    They are to be saved every `every` seconds; 0 saves each segment.
+    """
 
     def __init__(self, folder: Path, every: float) -> None:
-        """The chunk of a folder; `due` after `every` seconds, 0 for each segment."""
         self.folder = folder
         self.start, self.stop = (int(number) for number in folder.name.split("-")[-2:])
         self._every = every
@@ -86,28 +88,21 @@ class Chunk:
 
     def latest(self) -> Checkpoint | None:
         """The last valid state, for all processes of a run; None if there is none. Corrupt ones are moved aside."""
-        found = self._newest() if distributed.primary() else None
-        step = distributed.from_primary(found.step if found else -1)
-        return read_state(self.folder / STATES, step) if step >= 0 and not found else found
-
-    def _newest(self) -> Checkpoint | None:
-        states = self.folder / STATES
-        for step in reversed(steps_in(states)):
+        states, found = self.folder / STATES, None
+        for step in reversed(steps_in(states)) if distributed.primary() else ():
             try:
-                return read_state(states, step)
+                found = read_state(states, step)
+                break
             except InputError as error:
                 aside = self.folder / f"damaged-{step}"
                 say(f"{error}: moved to {str(aside)!r}, resuming from the state before")
                 shutil.rmtree(aside, ignore_errors=True)
                 (states / str(step)).rename(aside)
-        return None
+        agreed = distributed.from_primary(found.step if found else -1)
+        return read_state(states, agreed) if agreed >= 0 and not found else found
 
     def last(self) -> Checkpoint:
-        """The state at the end of the training. Moves nothing.
-
-        Raises:
-          InputError: it is missing or corrupt.
-        """
+        """The state at the end of the training; raises InputError if it is missing or corrupt. Moves nothing."""
         steps = steps_in(self.folder / STATES)
         if not steps:
             raise InputError(f"run: {str(self.folder / STATES)!r} is missing")
@@ -119,14 +114,9 @@ class Chunk:
         return waited >= self._every and (not self._every or self._cost_s <= MAX_SAVE_OVERHEAD * waited)
 
     def save(self, saved: Checkpoint, since: float | None = None) -> None:
-        """Saves a state, whole or not at all, and removes older ones.
+        """Saves a state and removes older ones; raises StorageError, and keeps them, if it can't be written whole.
 
-        Args:
-          saved: the state.
-          since: `time.monotonic()` before the snapshot, whose time counts as a cost of saving; None for now.
-
-        Raises:
-          StorageError: the state can't be written. States saved before are kept.
+        The cost of saving counts from `since`: `time.monotonic()` before the snapshot was taken; None for now.
         """
         started = time.monotonic() if since is None else since
         write_state(self.folder / STATES, saved)
@@ -135,11 +125,7 @@ class Chunk:
 
     @distributed.primary_only
     def finish(self, trained: PopulationResult, last: Checkpoint | None) -> None:
-        """Saves the measurements and the last state, if it is given, and removes all other states.
-
-        Raises:
-          StorageError: a file can't be written.
-        """
+        """Saves the measurements and the last state, if it is given, and removes all other states."""
         states = self.folder / STATES
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -234,11 +220,7 @@ def tested_chunks(folder: Path) -> list[Chunk]:
 
 
 def networks(folder: Path, members: int) -> Snapshot:
-    """The last states of an arm's tested members, [members, ...], in a finished run.
-
-    Raises:
-      InputError: some are missing.
-    """
+    """The last states of an arm's tested members, [members, ...]; raises InputError if some are missing."""
     chunks = tested_chunks(folder)
     if sum(chunk.size for chunk in chunks) != members:
         raise InputError(f"run: {str(folder)!r} doesn't contain the {members} trained networks (any more)")

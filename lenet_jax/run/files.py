@@ -42,11 +42,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replaces a file in one step by another one, which `write` creates beside it.
-
-    Raises:
-      StorageError: the file can't be written.
-    """
+    """Replaces a file in one step by another one, which `write` creates beside it, or raises StorageError."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):
         try:

@@ -9,7 +9,6 @@ written last, so that its presence marks a finished run).
 import dataclasses
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import platform
 import re
@@ -52,11 +51,10 @@ class ArmSummary:
       chosen_at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
       settings: all config fields of the arm, with the chosen values.
       parameters: trainable parameters of a network.
-      classes, dataset: classes of the data set; its name, fingerprint, and sizes of the splits.
+      dataset: its name, fingerprint, and sizes of the splits.
       scaling: ``scale`` and ``shift`` from pixels to inputs.
       train_error, validation_error, test_error: at the last epoch.
-      seconds: wall time, with tuning, compilation and evaluation.
-      samples_per_second: of the last training.
+      seconds, samples_per_second: wall time, with tuning, compilation and evaluation; speed of the last training.
       predicted_memory: in bytes.
     """
 
@@ -80,11 +78,7 @@ class ArmSummary:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "ArmSummary":
-        """The row as read from JSON; unknown keys are ignored.
-
-        Raises:
-          KeyError, TypeError: a field is missing.
-        """
+        """The row as read from JSON, without unknown keys; raises KeyError or TypeError if a field is missing."""
         known: dict[str, Any] = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
         for name in {"train_error", "validation_error", "test_error"} & set(known):
             error = known[name]
@@ -191,11 +185,7 @@ def processor_name() -> str:
 
 
 def create(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
-    """Makes `folder` the run folder of this config, unless it holds this run, finished. Arguments: see `is_finished`.
-
-    Raises:
-      InputError: it can't be written, or holds something else.
-    """
+    """Makes `folder` the run folder of this config, unless it holds this run, finished; see `is_finished`."""
     # Checked again: loading data may have taken minutes, in which another run may have taken the folder.
     if is_finished(folder, config, defaults):
         return
@@ -214,20 +204,15 @@ def create(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] 
 def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> bool:
     """Whether `folder`, which may not exist, holds this resolved config's run, finished. Writes nothing.
 
-    `defaults` are values of fields that older runs lack.
-
-    Raises:
-      InputError: the folder holds another config's run, or something that is not a run.
+    `defaults` are values of fields that older runs lack. Raises InputError if the folder holds anything else.
     """
     field = f"workdir: {str(folder)!r}"
     try:
-        if not folder.exists():
-            return False
-        if not folder.is_dir():
+        if folder.exists() and not folder.is_dir():
             raise InputError(f"{field} is a file; a folder is needed")
+        if holds_others(folder):
+            raise InputError(f"{field} is not empty and holds no run; name a new folder")
         if not (folder / CONFIG).exists():
-            if holds_others(folder):
-                raise InputError(f"{field} is not empty and holds no run; name a new folder")
             return False
         other = {**(defaults or {}), **files.read_json(folder / CONFIG)}
     except OSError as error:
@@ -242,7 +227,9 @@ def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def holds_others(folder: Path) -> bool:
-    """Whether a folder without a config holds more than a run leaves that was killed at its start."""
+    """Whether a folder exists that holds no config, but more than a run leaves that was killed at its start."""
+    if not folder.exists() or (folder / CONFIG).exists():
+        return False
     return bool(set(folder.iterdir()) - {folder / CHECKPOINTS, *files.partials_of(folder / CONFIG)})
 
 
@@ -253,10 +240,11 @@ def load(folder: str | Path) -> Run:
       InputError: the folder holds no finished run, or a file of it is damaged.
     """
     folder = Path(folder)
+    field = f"run: {str(folder)!r}"
     if not folder.is_dir():
-        raise InputError(f"run: {str(folder)!r} is not a folder")
+        raise InputError(f"{field} is not a folder")
     if (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
-        raise InputError(f"run: {str(folder)!r} is not finished; rerun the command that started it to resume")
+        raise InputError(f"{field} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = files.read_table(folder / METRICS)
     optional = [files.read_table(folder / name) if (folder / name).exists() else None for name in (PREDICTIONS, TUNING)]
@@ -266,7 +254,7 @@ def load(folder: str | Path) -> Run:
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise InputError(f"run: {str(folder)!r} is damaged: a field is missing in {SUMMARY} or {METRICS}")
+        raise InputError(f"{field} is damaged: a field is missing in {SUMMARY} or {METRICS}")
     return run
 
 

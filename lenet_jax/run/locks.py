@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lenet_jax import distributed
 from lenet_jax.errors import InputError
-from lenet_jax.run import folder as run_folder
 from lenet_jax.run.files import writing
+from lenet_jax.run.folder import CHECKPOINTS, holds_others
 from lenet_jax.run.progress import say
 
 LOCK, TURN = "lock", "turn"
@@ -20,15 +20,10 @@ LOCK, TURN = "lock", "turn"
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str, shared: bool = False) -> Iterator[None]:
-    """Creates and locks a folder. The lock ends with the process, however it ends.
+    """Creates and locks a folder, named `name` in messages. The lock ends with the process, however it ends.
 
-    Args:
-      folder: the folder.
-      name: its name in messages.
-      shared: whether other processes may hold the lock too, if they also pass True.
-
-    Raises:
-      InputError: another process holds the lock, or the folder can't be written.
+    Several processes may hold a `shared` lock. Raises InputError if another process holds the lock, or the folder can't
+    be written.
     """
     path = folder / LOCK
     try:
@@ -49,7 +44,7 @@ def exclusive(folder: Path, name: str, shared: bool = False) -> Iterator[None]:
         with contextlib.suppress(OSError):  # on a full disk, messages do without the owner's name
             stream.truncate(0)
             holder = f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})\n"
-            os.write(stream.fileno(), holder.encode())
+            os.write(stream.fileno(), os.fsencode(holder))
         yield
 
 
@@ -66,19 +61,15 @@ def wait_turn(checkpoint_dir: Path) -> Iterator[None]:
 
 
 def move_aside(workdir: Path) -> Path | None:
-    """Renames a run folder, to free its name for a new run; returns its new path, or None if there is no folder.
-
-    Raises:
-      InputError: the folder holds no run, is in use, or can't be renamed.
-    """
+    """Renames a run folder, to free its name for a new run; returns its new path, or None if there is no folder."""
     field = f"workdir: {str(workdir)!r}"
     if not workdir.exists():
         return None
-    if not (workdir / run_folder.CONFIG).exists() and run_folder.holds_others(workdir):
+    if holds_others(workdir):
         raise InputError(f"{field} holds no run that --fresh could move aside; name a new folder")
     if Path.cwd().is_relative_to(workdir.resolve()):
         raise InputError(f"{field} contains the current folder, and --fresh would move it; change to another one")
-    with exclusive(workdir / run_folder.CHECKPOINTS, repr(str(workdir))):
+    with exclusive(workdir / CHECKPOINTS, repr(str(workdir))):
         moved = workdir.with_name(f"{workdir.name}-{time.strftime('%Y-%m-%dT%H-%M-%S')}")
         try:
             workdir.rename(moved)

@@ -19,7 +19,7 @@ from lenet_jax import distributed, train
 from lenet_jax.errors import RunError, WorkerError, one_line
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.run.progress import say
-from lenet_jax.train import Recipe, TrainState
+from lenet_jax.train import Recipe
 
 SAVE_MEMORY_FACTOR = 4
 """Memory for saving a state, as a multiple of the state, with orbax's copies; measured: 3.4 (docs/scaling.md)."""
@@ -62,17 +62,14 @@ def free_in(group: Path) -> int:
 def memory_for_members() -> int:
     """Bytes that members' states may take on all machines."""
     mebibytes = distributed.all_gather(np.int32(available() >> 20))  # JAX has no 64-bit integers
-    total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
-    return total
+    return max(int(mebibytes.min()), 1) * int(jax.process_count()) * 2**20
 
 
 def member_memory(recipe: Recipe) -> int:
     """Bytes that one member needs: its state before and after a step and, on a CPU, the copies made to save it."""
-
-    def state() -> TrainState:
-        return train.init(jnp.uint32(0), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))), recipe)
-
-    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state))]
+    hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+    state = jax.eval_shape(lambda: train.init(jnp.uint32(0), hyper, recipe))
+    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
     return (2 + (SAVE_MEMORY_FACTOR if jax.default_backend() == "cpu" else 0)) * sum(sizes)
 
 

@@ -39,8 +39,7 @@ class Checkpoint:
       step: steps done.
       state: the state of all members, see `population.snapshot`.
       history: ``split/metric`` -> values [measured epochs, members].
-      seconds: training time so far.
-      wall: seconds in total so far.
+      seconds, wall: training time so far, and time in total.
     """
 
     step: int
@@ -91,11 +90,7 @@ def steps_in(states: Path) -> list[int]:
 
 
 def read_state(states: Path, step: int) -> Checkpoint:
-    """Reads a state.
-
-    Raises:
-      InputError: it is corrupt.
-    """
+    """Reads a state; raises InputError if it is corrupt."""
     arrays = ocp.args.StandardRestore()
     items = {"state": arrays, "about": ocp.args.JsonRestore()}
     if (states / str(step) / "history").exists():

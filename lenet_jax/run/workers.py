@@ -3,8 +3,6 @@
 In one process, all of XLA's devices share a thread pool, whose threads take parts of each other's work: members' arrays
 move from core to core, and threads sleep and wake for microseconds of work. Processes pinned to a core avoid that;
 `experiments/results/throughput` stores what they gain.
-
-`Workers` has the same functions as the module `population`, with the same results.
 """
 
 import contextlib
@@ -101,18 +99,18 @@ class WorkerPopulation(NamedTuple):
 
 
 class Workers(contextlib.AbstractContextManager["Workers"]):
-    """A process per core, for use in a `with` statement, whose end closes them."""
+    """A process per core with the functions of the module `population`; the end of a `with` statement closes them.
+
+    Args:
+      count: the number of processes, at most one per core; on Linux each is pinned to one.
+      at_once: whether to start them now, in the background, rather than when they are first needed.
+      experiment: a file that defines own parts, which each process executes.
+    """
 
     def __init__(self, count: int, at_once: bool = True, experiment: Path | None = None) -> None:
-        """Starts processes, in the background. On Linux each is pinned to a core.
-
-        Args:
-          count: the number of processes, at most one per core.
-          at_once: whether to start them now rather than when they are first needed.
-          experiment: a file that defines own parts, which each process executes.
-        """
-        can_pin = hasattr(os, "sched_getaffinity")
-        self._cores: list[int | None] = [*sorted(os.sched_getaffinity(0))][:count] if can_pin else [None] * count
+        self._cores: list[int | None] = [None] * count
+        if hasattr(os, "sched_getaffinity"):
+            self._cores = [*sorted(os.sched_getaffinity(0))[:count]]
         self._experiment = experiment
         self._clear()
         if at_once:
@@ -144,10 +142,9 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         self.close()
 
     def restart(self) -> None:
-        """Replaces the processes by fresh ones without a population, which frees the old ones' memory."""
+        """Ends the processes, which frees their memory; the next call starts fresh ones without a population."""
         self.close()
         self._clear()
-        self._start()
 
     def close(self) -> None:
         """Ends the processes at once, even in the middle of an epoch."""
@@ -157,12 +154,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             process.join()
 
     def _call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Requests a function from the first workers, with arguments for each; returns their results.
-
-        Raises:
-          WorkerError: a process ended.
-          Exception: raised by the function.
-        """
+        """Calls a function on the first workers, with arguments for each; returns results, or raises an exception."""
         if not self._processes:
             self._start()
         if not self._defined:
@@ -196,11 +188,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     def prepare(self, jobs: Sequence[tuple[Recipe, int]], images: Images) -> None:
         """Compiles programs of future populations, a different one on each worker, unless the first is compiled.
 
-        If all workers compiled the same program, it would take as long as on one of them.
-
-        Args:
-          jobs: recipe and number of members of each population, in the order of their training.
-          images: the images that they train on.
+        Otherwise all workers would compile one program at the same time. A job is a recipe and a number of members.
         """
         programs = [(recipe, len(self._shares(members)[0]), len(images.labels)) for recipe, members in jobs]
         waiting = [program for program in dict.fromkeys(programs) if program not in self._compiled]

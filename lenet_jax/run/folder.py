@@ -1,9 +1,8 @@
 """The run folder: the files of a run, and how to read them.
 
-``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (all metrics, long form),
-``predictions.parquet`` (predictions of every network for every test image, unless ``store_predictions=False``),
-``tuning.parquet`` (metrics of the networks that hyperparameters were chosen by) and ``summary.json`` (one row an arm;
-written last, so that its presence marks a finished run).
+``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (long form),
+``predictions.parquet`` (unless ``store_predictions=False``), ``tuning.parquet`` (metrics of the networks that
+hyperparameters were chosen by) and ``summary.json`` (one row an arm; written last: its presence marks a finished run).
 """
 
 import dataclasses

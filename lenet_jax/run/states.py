@@ -134,16 +134,13 @@ def check_space(states: Path, saved: Checkpoint) -> None:
 
 @functools.cache
 def silence_threads() -> None:
-    """Stops orbax from printing tracebacks of its threads: the error is raised, too, and reported in one line.
-
-    If one array of a state fails, orbax stops, but TensorStore's threads continue with the others, whose event loop is
-    closed by then.
-    """
-    unraisable_hook = sys.unraisablehook
+    """Stops threads from printing tracebacks of errors that are also raised, and reported in one line."""
+    before = sys.unraisablehook
 
     def report(unraisable: Any) -> None:
+        # If one array of a state fails, orbax stops, but TensorStore's threads continue with the others.
         if str(unraisable.exc_value) != "Event loop is closed":
-            unraisable_hook(unraisable)
+            before(unraisable)
 
     sys.unraisablehook = report
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname or not record.exc_info)

@@ -33,8 +33,7 @@ SPAWN = multiprocessing.get_context("spawn")
 """Fresh processes: JAX's threads don't survive a fork."""
 
 POLL_S = 0.2
-"""How long a worker polls for its next request before it sleeps: on a virtual machine, a core that has slept can be
-slower for a while."""
+"""How long a worker polls for a request before it sleeps: a virtual machine's core may be slower after its sleep."""
 
 
 def serve(connection: Connection, core: int | None) -> None:

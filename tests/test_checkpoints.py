@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lenet_jax.run import checkpoints
+from lenet_jax.run import checkpoints, states
 from lenet_jax.run.checkpoints import TESTED, ArmStore, Chunk
 from lenet_jax.run.states import Checkpoint
 
@@ -61,11 +61,11 @@ def test_networks_are_found_whatever_an_interrupted_split_leaves(chunk, left, mo
 
 
 def test_out_of_memory_while_reading_does_not_mean_a_corrupt_file(chunk, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError
 
     with monkeypatch.context() as patches:
-        patches.setattr(checkpoints, "read_state", fail)
+        patches.setattr(states.ocp.CheckpointManager, "restore", fail)
         for read in (chunk.latest, chunk.last):
             with pytest.raises(MemoryError):
                 read()
@@ -76,11 +76,11 @@ def test_out_of_memory_while_reading_does_not_mean_a_corrupt_file(chunk, monkeyp
 def test_every_corrupt_state_is_kept(chunk, monkeypatch, capsys):
     """A state that seems corrupt may be a disk that fails for a moment."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patches:
-        patches.setattr(checkpoints, "read_state", fail)
+        patches.setattr(states.ocp.CheckpointManager, "restore", fail)
         assert chunk.latest() is None
     assert {path.name for path in chunk.folder.iterdir()} == {"states", "damaged-10", "damaged-20"}
     assert capsys.readouterr().err.count("is corrupt ([Errno 5] Input/output error): moved to") == 2

@@ -1,13 +1,12 @@
 """Checkpoints: what an unfinished run keeps, so that the same command resumes it.
 
-``checkpoints/`` of the run folder has a folder per arm, and in it one per chunk of members that train together,
-``STAGE-START-STOP``: the chunk's last two states (see `states`) and, once it is trained, its measurements (Parquet,
-JSON). A finished run keeps only the last states of tested members: the trained networks.
-
-Files are read as arrays, tables and JSON; nothing in them is executed.
+``checkpoints/`` has a folder per arm, and in it one per chunk of members that train together, ``STAGE-START-STOP``: the
+chunk's last two states (see `states`) and, once it is trained, its measurements (Parquet, JSON). A finished run keeps
+only the last states of tested members: the trained networks. Nothing in these files is executed.
 """
 
 import contextlib
+import dataclasses
 import secrets
 import shutil
 import time
@@ -19,14 +18,14 @@ import numpy as np
 import pandas as pd
 
 from lenet_jax import distributed
-from lenet_jax.errors import InputError, one_line
+from lenet_jax.errors import InputError
 from lenet_jax.population import Snapshot
-from lenet_jax.run import files as run_files
-from lenet_jax.run import folder as run_folder
 from lenet_jax.run import locks
+from lenet_jax.run.files import digest_of, read_sealed, read_table, write_sealed, write_table, writing
+from lenet_jax.run.folder import METRICS, PREDICTIONS
 from lenet_jax.run.plan import TESTED
 from lenet_jax.run.progress import say
-from lenet_jax.run.states import Checkpoint, read_state, state_manager, write_state
+from lenet_jax.run.states import Checkpoint, read_state, steps_in, write_state
 
 ARM, TRAINED, STATES, ATTEMPTS = "arm.json", "trained.json", "states", "attempts"
 MAX_SAVE_OVERHEAD = 0.05
@@ -39,8 +38,7 @@ class PopulationResult(NamedTuple):
     Attributes:
       metrics: one row per epoch, split, metric and seed.
       predictions: one row per seed and test image; no rows if the config doesn't ask for them.
-      seconds: training time.
-      wall: seconds in total.
+      seconds, wall: training time, and time in total.
       samples: samples trained on, over all members.
       memory: bytes at the peak, as the compiler predicted.
     """
@@ -54,15 +52,12 @@ class PopulationResult(NamedTuple):
 
 
 class Chunk:
-    """Members that train together, and their files.
+    """Members that train together, `start` to `stop` of their stage, and the folder of their files.
 
-    Attributes:
-      folder: the folder of the files.
-      start, stop: the members' indices in the stage.
+    They are to be saved every `every` seconds; 0 saves each segment.
     """
 
     def __init__(self, folder: Path, every: float) -> None:
-        """The chunk of a folder, saved `every` that many seconds; 0 saves every segment."""
         self.folder = folder
         self.start, self.stop = (int(number) for number in folder.name.split("-")[-2:])
         self._every = every
@@ -75,73 +70,43 @@ class Chunk:
         return self.stop - self.start
 
     def load_result(self) -> PopulationResult | None:
-        """The measurements, if the chunk is finished; None if not, or if a file is corrupt, which is reported.
-
-        All processes of a run get them, or none.
-        """
+        """The measurements, if the chunk is finished and no process finds a corrupt file, which is reported."""
         if not distributed.wait_visible(self.folder / TRAINED):
             return None
         found = None
         try:
-            found = self._read_result()
+            about = read_sealed(self.folder / TRAINED)
+            tables = {PREDICTIONS: pd.DataFrame()}
+            for name, digest in about.pop("sha256").items():
+                if digest_of(self.folder / name) != digest:
+                    raise InputError(f"{str(self.folder / name)!r} is corrupt")
+                tables[name] = read_table(self.folder / name)
+            found = PopulationResult(tables[METRICS], tables[PREDICTIONS], **about)
         except InputError as error:
             say(f"{error}; these members are measured again")
         return found if distributed.all_gather(np.int32(found is not None)).all() else None
 
-    def _read_result(self) -> PopulationResult:
-        about = run_files.read_sealed(self.folder / TRAINED)
-        for name, digest in about.pop("sha256").items():
-            if run_files.digest_of(self.folder / name) != digest:
-                raise InputError(f"{str(self.folder / name)!r} is corrupt")
-        predictions = self.folder / run_folder.PREDICTIONS
-        return PopulationResult(
-            run_files.read_table(self.folder / run_folder.METRICS),
-            run_files.read_table(predictions) if predictions.exists() else pd.DataFrame(),
-            **about,
-        )
-
     def latest(self) -> Checkpoint | None:
         """The last valid state, for all processes of a run; None if there is none. Corrupt ones are moved aside."""
-        found = self._newest() if distributed.primary() else None
-        step = distributed.from_primary(found.step if found else -1)
-        if step >= 0 and not found:
-            with state_manager(self.folder / STATES) as manager:
-                found = read_state(manager, step)
-        return found
-
-    def _newest(self) -> Checkpoint | None:
-        states = self.folder / STATES
-        if states.is_dir():
-            with state_manager(states) as manager:
-                for step in sorted(manager.all_steps(), reverse=True):
-                    try:
-                        return read_state(manager, step)
-                    except MemoryError:  # the file is valid
-                        raise
-                    except Exception as error:  # a corrupt file can raise anything
-                        aside = self.folder / f"damaged-{step}"
-                        say(
-                            f"{str(states / str(step))!r} is corrupt ({one_line(error)}): moved to {str(aside)!r}, "
-                            "resuming from the state before"
-                        )
-                        shutil.rmtree(aside, ignore_errors=True)
-                        (states / str(step)).rename(aside)
-        return None
+        states, found = self.folder / STATES, None
+        for step in reversed(steps_in(states)) if distributed.primary() else ():
+            try:
+                found = read_state(states, step)
+                break
+            except InputError as error:
+                aside = self.folder / f"damaged-{step}"
+                say(f"{error}: moved to {str(aside)!r}, resuming from the state before")
+                shutil.rmtree(aside, ignore_errors=True)
+                (states / str(step)).rename(aside)
+        agreed = distributed.from_primary(found.step if found else -1)
+        return read_state(states, agreed) if agreed >= 0 and not found else found
 
     def last(self) -> Checkpoint:
-        """The state at the end of the training. Writes nothing.
-
-        Raises:
-          InputError: it is missing or corrupt.
-        """
-        states = self.folder / STATES
-        try:
-            with state_manager(states) as manager:
-                return read_state(manager, max(manager.all_steps()))
-        except MemoryError:
-            raise
-        except Exception as error:  # a corrupt file can raise anything
-            raise InputError(f"run: {str(states)!r} is missing or corrupt ({one_line(error)})") from error
+        """The state at the end of the training; raises InputError if it is missing or corrupt. Moves nothing."""
+        steps = steps_in(self.folder / STATES)
+        if not steps:
+            raise InputError(f"run: {str(self.folder / STATES)!r} is missing")
+        return read_state(self.folder / STATES, steps[-1])
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -149,14 +114,9 @@ class Chunk:
         return waited >= self._every and (not self._every or self._cost_s <= MAX_SAVE_OVERHEAD * waited)
 
     def save(self, saved: Checkpoint, since: float | None = None) -> None:
-        """Saves a state, whole or not at all, and removes older ones.
+        """Saves a state and removes older ones; raises StorageError, and keeps them, if it can't be written whole.
 
-        Args:
-          saved: the state.
-          since: `time.monotonic()` before the snapshot, whose time counts as a cost of saving; None for now.
-
-        Raises:
-          StorageError: the state can't be written. States saved before are kept.
+        The cost of saving counts from `since`: `time.monotonic()` before the snapshot was taken; None for now.
         """
         started = time.monotonic() if since is None else since
         write_state(self.folder / STATES, saved)
@@ -165,58 +125,49 @@ class Chunk:
 
     @distributed.primary_only
     def finish(self, trained: PopulationResult, last: Checkpoint | None) -> None:
-        """Saves the measurements and the last state, if it is given, and removes all other states.
-
-        Raises:
-          StorageError: a file can't be written.
-        """
+        """Saves the measurements and the last state, if it is given, and removes all other states."""
         states = self.folder / STATES
-        with run_files.writing(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if last is not None and not (states / str(last.step)).exists():
-                self.save(last)
+        if last is not None and not (states / str(last.step)).exists():
+            self.save(last)
         about = trained._asdict()
-        tables = {run_folder.METRICS: about.pop("metrics"), run_folder.PREDICTIONS: about.pop("predictions")}
+        tables = {METRICS: about.pop("metrics"), PREDICTIONS: about.pop("predictions")}
         about["sha256"] = {}
         for name, table in tables.items():
             if len(table):
-                run_files.write_table(self.folder / name, table)
-                about["sha256"][name] = run_files.digest_of(self.folder / name)
-        run_files.write_sealed(self.folder / TRAINED, about)
+                write_table(self.folder / name, table)
+                about["sha256"][name] = digest_of(self.folder / name)
+        write_sealed(self.folder / TRAINED, about)
         for state in states.glob("*"):
             if last is None or state.name != str(last.step):
                 shutil.rmtree(state, ignore_errors=True)
 
-    def split_in_half(self) -> "Chunk":
-        """The first half of the members as a chunk of its own. Both halves get their part of the saved state."""
+    def split_in_half(self) -> None:
+        """Replaces this chunk by two, which get their parts of the saved state. Only one process calls it."""
         middle = self.start + self.size // 2
         stage = self.folder.name.rsplit("-", 2)[0]
-        first, second = (
-            Chunk(self.folder.with_name(f"{stage}-{start}-{stop}"), self._every)
-            for start, stop in ((self.start, middle), (middle, self.stop))
-        )
-        saved = self.latest()
-        if saved is not None:
+        if saved := self.latest():
             # The first half comes last: once it exists, `chunk_at` finds it instead of the whole.
+            second = Chunk(self.folder.with_name(f"{stage}-{middle}-{self.stop}"), self._every)
             second.save(saved.part(slice(middle - self.start, None)))
+            first = Chunk(self.folder.with_name(f"{stage}-{self.start}-{middle}"), self._every)
             first.save(saved.part(slice(middle - self.start)))
-        shutil.rmtree(self.folder, ignore_errors=True)  # only one process splits, see `memory.smaller_limit`
-        return first
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclasses.dataclass(frozen=True)
 class ArmStore:
-    """The checkpoints of an arm."""
+    """The checkpoints of an arm, in a folder; chunks in training are saved every `every` seconds."""
 
-    def __init__(self, folder: Path, every: float) -> None:
-        """The store of a folder, whose chunks are saved `every` that many seconds."""
-        self.folder = folder
-        self._every = every
+    folder: Path
+    every: float
 
     def chunk(self, stage: str, start: int, size: int) -> Chunk:
         """The chunk of a stage that starts at a member: the one that was begun, or else a new one of this size."""
         begun = chunk_at(self.folder, stage, start)
         stop = start + distributed.from_primary(begun.size if begun else size)
-        return Chunk(self.folder / f"{stage}-{start}-{stop}", self._every)
+        return Chunk(self.folder / f"{stage}-{start}-{stop}", self.every)
 
     @property
     def finished(self) -> bool:
@@ -232,25 +183,25 @@ class ArmStore:
 
     def row(self) -> dict[str, Any]:
         """The arm's row of the summary."""
-        return run_files.read_sealed(self.folder / ARM)
+        return read_sealed(self.folder / ARM)
 
     @distributed.primary_only
     def finish(self, row: Mapping[str, Any]) -> None:
         """Saves the arm's row of the summary, which marks it as finished."""
-        run_files.write_sealed(self.folder / ARM, row)
+        write_sealed(self.folder / ARM, row)
 
     def prune(self) -> None:
         """Removes what the run folder contains by now, and keeps the trained networks."""
         keep = {self.folder / locks.LOCK}
         for chunk in tested_chunks(self.folder):
             states = chunk.folder / STATES
-            if steps := [int(path.name) for path in states.glob("*") if path.name.isdigit()]:
-                keep |= {chunk.folder, states, states / str(max(steps))}
+            if steps := steps_in(states):
+                keep |= {chunk.folder, states, states / str(steps[-1])}
         for pattern in ("*", "*/*", f"*/{STATES}/*"):
-            for path in self.folder.glob(pattern):
-                if path not in keep and path.is_dir():
+            for path in set(self.folder.glob(pattern)) - keep:
+                if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-                elif path not in keep:
+                else:
                     path.unlink()
 
 
@@ -269,11 +220,7 @@ def tested_chunks(folder: Path) -> list[Chunk]:
 
 
 def networks(folder: Path, members: int) -> Snapshot:
-    """The last states of an arm's tested members, [members, ...], in a finished run.
-
-    Raises:
-      InputError: some are missing.
-    """
+    """The last states of an arm's tested members, [members, ...]; raises InputError if some are missing."""
     chunks = tested_chunks(folder)
     if sum(chunk.size for chunk in chunks) != members:
         raise InputError(f"run: {str(folder)!r} doesn't contain the {members} trained networks (any more)")
@@ -288,10 +235,11 @@ def record_attempt(checkpoint_dir: Path, environment: Mapping[str, Any]) -> None
     for name in ("versions", "processor"):
         if before and before[0][name] != environment[name]:
             say(f"this run was begun with {name} {before[0][name]}: low-order digits may differ")
-    with run_files.writing(checkpoint_dir / ATTEMPTS):
-        (checkpoint_dir / ATTEMPTS).mkdir(exist_ok=True)
+    attempts = checkpoint_dir / ATTEMPTS
+    with writing(attempts):
+        attempts.mkdir(exist_ok=True)
     name = f"{environment['started'].replace(':', '-')}-{secrets.token_hex(4)}.json"
-    run_files.write_sealed(checkpoint_dir / ATTEMPTS / name, environment)
+    write_sealed(attempts / name, environment)
 
 
 def read_attempts(checkpoint_dir: Path) -> list[dict[str, Any]]:
@@ -299,7 +247,7 @@ def read_attempts(checkpoint_dir: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((checkpoint_dir / ATTEMPTS).glob("*.json")):
         try:
-            found.append(run_files.read_sealed(path))
+            found.append(read_sealed(path))
         except InputError as error:
             say(f"{error}; the provenance will lack this attempt")
             path.unlink(missing_ok=True)
@@ -315,11 +263,10 @@ def prune(checkpoint_dir: Path) -> None:
     shutil.rmtree(checkpoint_dir / ATTEMPTS, ignore_errors=True)
 
 
+@distributed.primary_only
 def prune_later(checkpoint_dir: Path) -> None:
-    """Calls `prune` if the process that finished the run ended before it could."""
+    """Calls `prune` if the process that finished the run ended before it could, and no other process is at work."""
     if (checkpoint_dir / ATTEMPTS).is_dir():
-        with (
-            contextlib.suppress(OSError, InputError),
-            locks.exclusive(checkpoint_dir, repr(str(checkpoint_dir.parent))),
-        ):
+        owner = repr(str(checkpoint_dir.parent))
+        with contextlib.suppress(OSError, InputError), locks.exclusive(checkpoint_dir, owner):
             prune(checkpoint_dir)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from lenet_jax.errors import InputError, StorageError
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 """Errors of the disk, which some libraries report by their message only."""
 
+SEAL = "sha256 of the rest"
+"""The field of sealed JSON files that holds the digest of the other fields."""
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON, whole or not at all."""
-    replace_file(path, lambda partial: partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -37,12 +41,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     replace_file(path, lambda partial: table.to_parquet(partial, index=False, **options))
 
 
-def replace_file(path: Path, write: Any) -> None:
-    """Replaces a file in one step by another one, which `write` creates beside it.
-
-    Raises:
-      StorageError: the file can't be written.
-    """
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file in one step by another one, which `write` creates beside it, or raises StorageError."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):
         try:
@@ -52,18 +52,14 @@ def replace_file(path: Path, write: Any) -> None:
             partial.unlink(missing_ok=True)
 
 
-def is_partial(path: Path, name: str) -> bool:
-    """Whether `path` is what a killed `replace_file` leaves of the file `name`."""
-    return path.name.startswith(f".{name}.") and len(path.name) == len(f".{name}.") + 8
+def partials_of(path: Path) -> Iterator[Path]:
+    """What killed calls of `replace_file` left of a file."""
+    return path.parent.glob(f".{path.name}.????????")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Translates errors of writing a file: many libraries don't name it.
-
-    Raises:
-      StorageError: the file can't be written.
-    """
+    """Translates errors of writing a file into StorageError, which names it: many libraries don't."""
     try:
         yield
     except StorageError:
@@ -78,11 +74,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      InputError: the file is missing, can't be read, or contains something else.
-    """
+    """Reads a JSON object; raises InputError if the file is missing, can't be read, or contains something else."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -95,19 +87,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Reads a table from Parquet.
-
-    Raises:
-      InputError: the file is missing or corrupt.
-    """
+    """Reads a table from Parquet; raises InputError if the file is missing or corrupt."""
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise InputError(f"run: {str(path)!r} can't be read as Parquet ({error})") from error
-
-
-SEAL = "sha256 of the rest"
-"""The field of sealed JSON files that holds the digest of the other fields."""
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -116,11 +100,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Reads what `write_sealed` wrote.
-
-    Raises:
-      InputError: the file is missing or corrupt.
-    """
+    """Reads what `write_sealed` wrote; raises InputError if the file is missing or corrupt."""
     content = read_json(path)
     if content.pop(SEAL, None) != seal_of(content):
         raise InputError(f"{str(path)!r} is corrupt")
@@ -133,11 +113,7 @@ def seal_of(content: Mapping[str, Any]) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-      InputError: the file can't be read.
-    """
+    """SHA-256 of a file; raises InputError if it can't be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

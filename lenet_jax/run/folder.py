@@ -1,15 +1,13 @@
 """The run folder: the files of a run, and how to read them.
 
-``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (all metrics, long form),
-``predictions.parquet`` (predictions of every network for every test image, unless ``store_predictions=False``),
-``tuning.parquet`` (metrics of the networks that hyperparameters were chosen by) and ``summary.json`` (one row an arm;
-written last, so that its presence marks a finished run).
+``config.json`` (resolved), ``provenance.json`` (where, when, with what), ``metrics.parquet`` (long form),
+``predictions.parquet`` (unless ``store_predictions=False``), ``tuning.parquet`` (metrics of the networks that
+hyperparameters were chosen by) and ``summary.json`` (one row an arm; written last: its presence marks a finished run).
 """
 
 import dataclasses
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import platform
 import re
@@ -37,7 +35,8 @@ PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collecti
 
 METRIC_COLUMNS = {"arm", "seed", "epoch", "split", "metric", "value"}
 
-SPLITS = ("train", "validation", "test")
+MAX_FOLDER_BYTES = 120
+"""Length of an arm's quoted name up to which its folder has it in full. File systems allow 255."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,20 +44,16 @@ class ArmSummary:
     """One row of ``summary.json``. Fields with a default are missing in older runs, or where they don't apply.
 
     Attributes:
-      name: of the arm.
       axes: sweep axis -> value.
-      seeds: number of networks.
-      diverged: number of networks with a loss that was not finite at some epoch.
+      seeds, diverged: number of networks, and of those with a loss that was not finite at some epoch.
       chosen: tuned hyperparameter -> chosen value.
       chosen_at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
       settings: all config fields of the arm, with the chosen values.
       parameters: trainable parameters of a network.
-      classes: of the data set.
       dataset: its name, fingerprint, and sizes of the splits.
       scaling: ``scale`` and ``shift`` from pixels to inputs.
       train_error, validation_error, test_error: at the last epoch.
-      seconds: wall time, with tuning, compilation and evaluation.
-      samples_per_second: of the last training.
+      seconds, samples_per_second: wall time, with tuning, compilation and evaluation; speed of the last training.
       predicted_memory: in bytes.
     """
 
@@ -82,16 +77,12 @@ class ArmSummary:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "ArmSummary":
-        """The row as read from JSON; unknown keys are ignored.
-
-        Raises:
-          KeyError, TypeError: a field is missing.
-        """
+        """The row as read from JSON, without unknown keys; raises KeyError or TypeError if a field is missing."""
         known: dict[str, Any] = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
-        for name in {f"{split}_error" for split in SPLITS} & set(known):
-            ends = known[name]["ci95"]
-            values = {"ci95": tuple(ends) if ends else None, "per_seed": tuple(known[name]["per_seed"])}
-            known[name] = stats.Statistics(**known[name] | values)
+        for name in {"train_error", "validation_error", "test_error"} & set(known):
+            error = known[name]
+            ends = tuple(error["ci95"]) if error["ci95"] else None
+            known[name] = stats.Statistics(**error | {"ci95": ends, "per_seed": tuple(error["per_seed"])})
         return cls(**known | {"chosen_at_edge": tuple(row.get("chosen_at_edge", ()))})
 
     def to_json(self) -> dict[str, Any]:
@@ -140,14 +131,14 @@ def format_value(value: Any) -> str:
 def arm_named(wanted: str, names: Collection[str]) -> str:
     """The one of `names` that equals `wanted` up to the notation of numbers (3.0 for 3); else `wanted` itself."""
 
-    def usual(name: str) -> str:
-        return re.sub(r"(?<==)[^,]+", lambda match: plain(match[0]), name)
-
-    def plain(value: str) -> str:
+    def plain(value: re.Match[str]) -> str:
         try:
-            return format_value(float(value))
+            return format_value(float(value[0]))
         except ValueError:
-            return value
+            return value[0]
+
+    def usual(name: str) -> str:
+        return re.sub(r"(?<==)[^,]+", plain, name)
 
     meant = [name for name in names if usual(name) == usual(wanted)]
     return wanted if wanted in names or len(meant) != 1 else meant[0]
@@ -174,16 +165,11 @@ def git_commit() -> str | None:
     tree = Path(__file__).parents[2]
     if not (tree / ".git").exists():
         return None
+    git = ["git", "-C", str(tree), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(tree), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip()
 
 
 def processor_name() -> str:
@@ -198,20 +184,15 @@ def processor_name() -> str:
 
 
 def create(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
-    """Makes `folder` the run folder of this config, unless it holds this run, finished. Arguments: see `is_finished`.
-
-    Raises:
-      InputError: it can't be written, or holds something else.
-    """
+    """Makes `folder` the run folder of this config, unless it holds this run, finished; see `is_finished`."""
     # Checked again: loading data may have taken minutes, in which another run may have taken the folder.
     if is_finished(folder, config, defaults):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, PROVENANCE, METRICS, PREDICTIONS, TUNING, SUMMARY):
-            for path in folder.glob(f".{name}.*"):
-                if files.is_partial(path, name):
-                    path.unlink(missing_ok=True)
+            for path in files.partials_of(folder / name):
+                path.unlink(missing_ok=True)
         files.write_json(folder / CONFIG, config)
     except OSError as error:
         raise InputError(f"workdir: {str(folder)!r} can't be written ({error.strerror or error})") from error
@@ -220,25 +201,17 @@ def create(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] 
 
 
 def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> bool:
-    """Whether `folder` holds this config's run, finished. Writes nothing.
+    """Whether `folder`, which may not exist, holds this resolved config's run, finished. Writes nothing.
 
-    Args:
-      folder: a path that may not exist.
-      config: the resolved config.
-      defaults: values of fields that older runs lack.
-
-    Raises:
-      InputError: the folder holds another config's run, or something that is not a run.
+    `defaults` are values of fields that older runs lack. Raises InputError if the folder holds anything else.
     """
     field = f"workdir: {str(folder)!r}"
     try:
-        if not folder.exists():
-            return False
-        if not folder.is_dir():
+        if folder.exists() and not folder.is_dir():
             raise InputError(f"{field} is a file; a folder is needed")
+        if holds_others(folder):
+            raise InputError(f"{field} is not empty and holds no run; name a new folder")
         if not (folder / CONFIG).exists():
-            if holds_others(folder):
-                raise InputError(f"{field} is not empty and holds no run; name a new folder")
             return False
         other = {**(defaults or {}), **files.read_json(folder / CONFIG)}
     except OSError as error:
@@ -253,8 +226,10 @@ def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def holds_others(folder: Path) -> bool:
-    """Whether a folder without a config holds more than a run leaves that was killed at its start."""
-    return any(path.name != CHECKPOINTS and not files.is_partial(path, CONFIG) for path in folder.iterdir())
+    """Whether a folder exists that holds no config, but more than a run leaves that was killed at its start."""
+    if not folder.exists() or (folder / CONFIG).exists():
+        return False
+    return bool(set(folder.iterdir()) - {folder / CHECKPOINTS, *files.partials_of(folder / CONFIG)})
 
 
 def load(folder: str | Path) -> Run:
@@ -264,10 +239,11 @@ def load(folder: str | Path) -> Run:
       InputError: the folder holds no finished run, or a file of it is damaged.
     """
     folder = Path(folder)
+    field = f"run: {str(folder)!r}"
     if not folder.is_dir():
-        raise InputError(f"run: {str(folder)!r} is not a folder")
+        raise InputError(f"{field} is not a folder")
     if (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
-        raise InputError(f"run: {str(folder)!r} is not finished; rerun the command that started it to resume")
+        raise InputError(f"{field} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = files.read_table(folder / METRICS)
     optional = [files.read_table(folder / name) if (folder / name).exists() else None for name in (PREDICTIONS, TUNING)]
@@ -277,12 +253,8 @@ def load(folder: str | Path) -> Run:
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise InputError(f"run: {str(folder)!r} is damaged: a field is missing in {SUMMARY} or {METRICS}")
+        raise InputError(f"{field} is damaged: a field is missing in {SUMMARY} or {METRICS}")
     return run
-
-
-MAX_FOLDER_BYTES = 120
-"""Length of an arm's quoted name up to which its folder has it in full. File systems allow 255."""
 
 
 def folder_name(arm: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lenet_jax import distributed
 from lenet_jax.errors import InputError
-from lenet_jax.run import files
-from lenet_jax.run import folder as run_folder
+from lenet_jax.run.files import writing
+from lenet_jax.run.folder import CHECKPOINTS, holds_others
 from lenet_jax.run.progress import say
 
 LOCK, TURN = "lock", "turn"
@@ -20,80 +20,59 @@ LOCK, TURN = "lock", "turn"
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str, shared: bool = False) -> Iterator[None]:
-    """Locks a folder. The lock ends with the process, however it ends.
+    """Creates and locks a folder, named `name` in messages. The lock ends with the process, however it ends.
 
-    Args:
-      folder: created if missing.
-      name: the folder's name in messages.
-      shared: whether other processes may hold it too, if they also pass True.
-
-    Raises:
-      InputError: another process holds the lock, or the folder can't be written.
+    Several processes may hold a `shared` lock. Raises InputError if another process holds the lock, or the folder can't
+    be written.
     """
-    if not distributed.primary():
-        yield
-        return
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        stream = path.open("a+")
     except OSError as error:
         raise InputError(f"workdir: {str(folder)!r} can't be written ({error.strerror or error})") from error
-    with open(file, "r+") as stream:
+    with stream:
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            stream.seek(0)
             owner = stream.read().strip() or "another process"
-            raise InputError(
-                f"workdir: {name} is in use by {owner}; wait for it to end, or name another folder"
-            ) from error
+            problem = f"{name} is in use by {owner}; wait for it to end, or name another folder"
+            raise InputError(f"workdir: {problem}") from error
         except OSError as error:
             say(f"{str(path)!r} can't be locked ({error.strerror}): make sure that no other process uses the folder")
         with contextlib.suppress(OSError):  # on a full disk, messages do without the owner's name
             stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})\n")
-            stream.flush()
+            holder = f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})\n"
+            os.write(stream.fileno(), os.fsencode(holder))
         yield
 
 
 @contextlib.contextmanager
 def wait_turn(checkpoint_dir: Path) -> Iterator[None]:
-    """Locks the files that jobs of single arms (`--only-arm`) write in turn, once no other job holds them.
-
-    Raises:
-      StorageError: the folder can't be written.
-    """
-    if not distributed.primary():
-        yield
-        return
-    with files.writing(checkpoint_dir / TURN):
-        file = os.open(checkpoint_dir / TURN, os.O_RDWR | os.O_CREAT, 0o666)
-    with open(file):
-        with contextlib.suppress(OSError):  # a file system without locks, which `exclusive` has reported
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """Locks the files that jobs of single arms (`--only-arm`) write in turn, once no other job holds them."""
+    with contextlib.ExitStack() as held:
+        if distributed.primary():
+            with writing(checkpoint_dir / TURN):
+                stream = held.enter_context((checkpoint_dir / TURN).open("a"))
+            with contextlib.suppress(OSError):  # a file system without locks, which `exclusive` has reported
+                fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def move_aside(workdir: Path) -> Path | None:
-    """Renames a run folder, to free its name for a new run; returns its new path, or None if there is no folder.
-
-    Raises:
-      InputError: the folder holds no run, is in use, or can't be renamed.
-    """
-    if not distributed.primary() or not workdir.exists():
+    """Renames a run folder, to free its name for a new run; returns its new path, or None if there is no folder."""
+    field = f"workdir: {str(workdir)!r}"
+    if not workdir.exists():
         return None
-    if not (workdir / run_folder.CONFIG).exists() and run_folder.holds_others(workdir):
-        raise InputError(f"workdir: {str(workdir)!r} holds no run that --fresh could move aside; name a new folder")
+    if holds_others(workdir):
+        raise InputError(f"{field} holds no run that --fresh could move aside; name a new folder")
     if Path.cwd().is_relative_to(workdir.resolve()):
-        raise InputError(
-            f"workdir: {str(workdir)!r} contains the current folder, and --fresh would move it; change to another one"
-        )
-    with exclusive(workdir / run_folder.CHECKPOINTS, repr(str(workdir))):
+        raise InputError(f"{field} contains the current folder, and --fresh would move it; change to another one")
+    with exclusive(workdir / CHECKPOINTS, repr(str(workdir))):
         moved = workdir.with_name(f"{workdir.name}-{time.strftime('%Y-%m-%dT%H-%M-%S')}")
         try:
             workdir.rename(moved)
         except OSError as error:
-            raise InputError(
-                f"workdir: {str(workdir)!r} can't be moved to {str(moved)!r} ({error.strerror})"
-            ) from error
+            raise InputError(f"{field} can't be moved to {str(moved)!r} ({error.strerror})") from error
     return moved

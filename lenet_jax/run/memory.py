@@ -19,13 +19,13 @@ from lenet_jax import distributed, train
 from lenet_jax.errors import RunError, WorkerError, one_line
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.run.progress import say
-from lenet_jax.train import Recipe, TrainState
+from lenet_jax.train import Recipe
 
 SAVE_MEMORY_FACTOR = 4
 """Memory for saving a state, as a multiple of the state, with orbax's copies; measured: 3.4 (docs/scaling.md)."""
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Linux's control groups, version 2, and the file that names the group of this process."""
+"""Linux's control groups, version 2, and the file that names that of this process."""
 
 
 def available() -> int:
@@ -62,17 +62,14 @@ def free_in(group: Path) -> int:
 def memory_for_members() -> int:
     """Bytes that members' states may take on all machines."""
     mebibytes = distributed.all_gather(np.int32(available() >> 20))  # JAX has no 64-bit integers
-    total: int = max(int(mebibytes.min()), 1) * jax.process_count() * 2**20
-    return total
+    return max(int(mebibytes.min()), 1) * int(jax.process_count()) * 2**20
 
 
 def member_memory(recipe: Recipe) -> int:
     """Bytes that one member needs: its state before and after a step and, on a CPU, the copies made to save it."""
-
-    def state() -> TrainState:
-        return train.init(jnp.uint32(0), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(()))), recipe)
-
-    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state))]
+    hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+    state = jax.eval_shape(lambda: train.init(jnp.uint32(0), hyper, recipe))
+    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
     return (2 + (SAVE_MEMORY_FACTOR if jax.default_backend() == "cpu" else 0)) * sum(sizes)
 
 
@@ -82,25 +79,15 @@ def members_that_fit(recipe: Recipe) -> int:
 
 
 def chunk_size(members: int, recipe: Recipe, limit: int) -> int:
-    """The size of the next chunk, of as few equal chunks as memory allows.
-
-    Args:
-      members: the remaining members.
-      recipe: their recipe.
-      limit: a known upper bound, see `smaller_limit`.
-    """
+    """The size of the next chunk of `members`, in as few equal chunks as memory and the known limit allow."""
     return math.ceil(members / math.ceil(members / min(limit, members_that_fit(recipe))))
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an engine failed because memory ran out."""
-    text = str(error).lower()
-    exhausted = "resource_exhausted" in text or "out of memory" in text
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, WorkerError) and error.killed)
-        or (isinstance(error, jax.errors.JaxRuntimeError) and exhausted)
-    )
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return re.search("resource_exhausted|out of memory", str(error), re.IGNORECASE) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, WorkerError) and error.killed)
 
 
 def smaller_limit(size: int, recipe: Recipe, error: Exception) -> int:
@@ -108,7 +95,7 @@ def smaller_limit(size: int, recipe: Recipe, error: Exception) -> int:
 
     Raises:
       Exception: the error, if it has nothing to do with memory.
-      RunError: chunks can't become smaller: this one has a single member, or several processes would have to agree.
+      RunError: this chunk has a single member, or several processes would have to agree on a smaller one.
     """
     if not is_out_of_memory(error):
         raise error

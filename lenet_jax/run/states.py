@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,11 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lenet_jax import distributed
+from lenet_jax.errors import InputError, one_line
 from lenet_jax.population import Snapshot
-from lenet_jax.run import files
-
-HISTORY = "history"
-"""The item of a state that holds its measurements, if there are any."""
+from lenet_jax.run.files import writing
 
 MIN_FREE_INODES = 100
 """Free inodes required to save a state: more than orbax uses."""
@@ -40,8 +39,7 @@ class Checkpoint:
       step: steps done.
       state: the state of all members, see `population.snapshot`.
       history: ``split/metric`` -> values [measured epochs, members].
-      seconds: training time so far.
-      wall: seconds in total so far.
+      seconds, wall: training time so far, and time in total.
     """
 
     step: int
@@ -72,7 +70,7 @@ class Checkpoint:
 @contextlib.contextmanager
 def state_manager(states: Path) -> Iterator[ocp.CheckpointManager]:
     """The orbax manager of a folder of states, for this process alone: `Chunk.latest` coordinates processes."""
-    silence_closed_loops()
+    silence_threads()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=MAX_TO_KEEP,
         enable_async_checkpointing=False,
@@ -86,15 +84,28 @@ def state_manager(states: Path) -> Iterator[ocp.CheckpointManager]:
         yield manager
 
 
-def read_state(manager: ocp.CheckpointManager, step: int) -> Checkpoint:
-    """Reads a state. What a corrupt file raises can be any exception."""
-    arrays, about = ocp.args.StandardRestore(), ocp.args.JsonRestore()
-    history = {HISTORY: arrays} if (manager.directory / str(step) / HISTORY).exists() else {}
-    read = manager.restore(step, args=ocp.args.Composite(state=arrays, about=about, **history))
-    digest = read.about.pop("digest")
-    saved = Checkpoint(step, dict(read.state), dict(read.history) if history else {}, **read.about)
-    if saved.digest != digest:
-        raise ValueError("wrong SHA-256")
+def steps_in(states: Path) -> list[int]:
+    """The steps of the states in a folder, in order."""
+    return sorted(int(path.name) for path in states.glob("*") if path.name.isdigit())
+
+
+def read_state(states: Path, step: int) -> Checkpoint:
+    """Reads a state; raises InputError if it is corrupt."""
+    arrays = ocp.args.StandardRestore()
+    items = {"state": arrays, "about": ocp.args.JsonRestore()}
+    if (states / str(step) / "history").exists():
+        items["history"] = arrays
+    try:
+        with state_manager(states) as manager:
+            read = manager.restore(step, args=ocp.args.Composite(**items))
+        digest = read.about.pop("digest")
+        saved = Checkpoint(step, dict(read.state), dict(read.history) if "history" in items else {}, **read.about)
+        if saved.digest != digest:
+            raise ValueError("wrong SHA-256")
+    except MemoryError:  # the file is valid
+        raise
+    except Exception as error:  # a corrupt file can raise anything
+        raise InputError(f"run: {str(states / str(step))!r} is corrupt ({one_line(error)})") from error
     return saved
 
 
@@ -102,18 +113,18 @@ def read_state(manager: ocp.CheckpointManager, step: int) -> Checkpoint:
 def write_state(states: Path, saved: Checkpoint) -> None:
     """Adds a state to a folder; see `Chunk.save`."""
     about = {"seconds": saved.seconds, "wall": saved.wall, "digest": saved.digest}
-    arrays = {"state": ocp.args.StandardSave(saved.state)}
+    items = {"state": ocp.args.StandardSave(saved.state), "about": ocp.args.JsonSave(about)}
     if saved.history:  # orbax saves no empty tree, and in the first epoch nothing may have been measured
-        arrays[HISTORY] = ocp.args.StandardSave(saved.history)
-    with files.writing(states):
+        items["history"] = ocp.args.StandardSave(saved.history)
+    with writing(states):
         states.mkdir(parents=True, exist_ok=True)
         check_space(states, saved)
         with state_manager(states) as manager:
-            manager.save(saved.step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **arrays))
+            manager.save(saved.step, args=ocp.args.Composite(**items))
 
 
 def check_space(states: Path, saved: Checkpoint) -> None:
-    """Raises OSError if a state doesn't fit on the disk, where orbax prints pages of tracebacks from its threads."""
+    """Raises OSError if a state doesn't fit on the disk: orbax would leave a part of it there."""
     needed = sum(array.nbytes for arrays in (saved.state, saved.history) for array in arrays.values()) + 2**18
     disk = os.statvfs(states)
     inodes = disk.f_favail if disk.f_files else MIN_FREE_INODES  # some file systems have no limit
@@ -122,16 +133,14 @@ def check_space(states: Path, saved: Checkpoint) -> None:
 
 
 @functools.cache
-def silence_closed_loops() -> None:
-    """Stops Python from reporting closed event loops.
-
-    If one array of a state fails, orbax stops, but TensorStore's threads continue with the other arrays and print pages
-    of tracebacks.
-    """
+def silence_threads() -> None:
+    """Stops threads from printing tracebacks of errors that are also raised, and reported in one line."""
     before = sys.unraisablehook
 
     def report(unraisable: Any) -> None:
+        # If one array of a state fails, orbax stops, but TensorStore's threads continue with the others.
         if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
     sys.unraisablehook = report
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname or not record.exc_info)

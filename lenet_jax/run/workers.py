@@ -3,21 +3,20 @@
 In one process, all of XLA's devices share a thread pool, whose threads take parts of each other's work: members' arrays
 move from core to core, and threads sleep and wake for microseconds of work. Processes pinned to a core avoid that;
 `experiments/results/throughput` stores what they gain.
-
-`Workers` has the same functions as the module `population`, with the same results.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -34,16 +33,14 @@ SPAWN = multiprocessing.get_context("spawn")
 """Fresh processes: JAX's threads don't survive a fork."""
 
 POLL_S = 0.2
-"""How long a worker polls for its next request before it sleeps: on a virtual machine, a core that has slept can be
-slower for a while."""
+"""How long a worker polls for a request before it sleeps: a virtual machine's core may be slower after its sleep."""
 
 
 def serve(connection: Connection, core: int | None) -> None:
     """Main loop of a worker: executes requests until the connection closes, which is when its parent ends.
 
-    Args:
-      connection: receives (name of a function, arguments); sends (result, None) or (None, the exception).
-      core: the core to run on; None lets the system choose.
+    A request is (name of a function, arguments), its answer (result, None) or (None, the exception). Without a core to
+    run on, the system chooses one.
     """
     for stopping in STOPPING:  # handled by the parent, which ends this process
         signal.signal(stopping, signal.SIG_IGN)
@@ -94,32 +91,25 @@ def end_with_parent() -> None:
 
 
 class WorkerPopulation(NamedTuple):
-    """A population that is distributed over workers.
-
-    Attributes:
-      size: the number of members.
-      memory: bytes that training takes at its peak on all workers, as the compiler predicts.
-    """
+    """A population of `size` members on workers; `memory`: bytes at the peak on all, as the compiler predicts."""
 
     size: int
     memory: int
 
 
-class Workers:
-    """A process per core, for use in a `with` statement, whose end closes them."""
+class Workers(contextlib.AbstractContextManager["Workers"]):
+    """A process per core with the functions of the module `population`; the end of a `with` statement closes them.
+
+    Args:
+      count: the number of processes, at most one per core; on Linux each is pinned to one.
+      at_once: whether to start them now, in the background, rather than when they are first needed.
+      experiment: a file that defines own parts, which each process executes.
+    """
 
     def __init__(self, count: int, at_once: bool = True, experiment: Path | None = None) -> None:
-        """Starts processes, in the background. On Linux each is pinned to a core.
-
-        Args:
-          count: the number of processes, at most one per core.
-          at_once: whether to start them now rather than when they are first needed.
-          experiment: a file that defines own parts, which each process executes.
-        """
-        cores: list[int | None] = [None] * count
+        self._cores: list[int | None] = [None] * count
         if hasattr(os, "sched_getaffinity"):
-            cores = [*sorted(os.sched_getaffinity(0))]
-        self._cores = cores[:count]
+            self._cores = [*sorted(os.sched_getaffinity(0))[:count]]
         self._experiment = experiment
         self._clear()
         if at_once:
@@ -147,19 +137,13 @@ class Workers:
             self._connections.append(here)
             self._processes.append(process)
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def restart(self) -> None:
-        """Replaces the processes by fresh ones without a population, which frees the old ones' memory."""
+        """Ends the processes, which frees their memory; the next call starts fresh ones without a population."""
         self.close()
         self._clear()
-        self._start()
 
     def close(self) -> None:
         """Ends the processes at once, even in the middle of an epoch."""
@@ -169,29 +153,20 @@ class Workers:
             process.join()
 
     def _call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Requests a function from the first workers, with arguments for each; returns their results.
-
-        Raises:
-          WorkerError: a process ended.
-          Exception: raised by the function.
-        """
+        """Calls a function on the first workers, with arguments for each; returns results, or raises an exception."""
         if not self._processes:
             self._start()
         if not self._defined:
             self._defined = True
             self._call("define", [(self._experiment,)] * len(self._processes))
-        used = list(zip(self._connections, self._processes, arguments, strict=False))
-        answers = []
-        for connection, process, values in used:
-            try:
+        used = list(zip(self._processes, self._connections, arguments, strict=False))
+        for process, connection, values in used:
+            with watching(process):
                 connection.send((name, values))
-            except OSError as error:
-                raise ended(process) from error
-        for connection, process, _ in used:
-            try:
+        answers = []
+        for process, connection, _ in used:
+            with watching(process):
                 answers.append(connection.recv())
-            except (EOFError, OSError) as error:
-                raise ended(process) from error
         for _, failure in answers:
             if failure is not None:
                 raise failure
@@ -212,11 +187,7 @@ class Workers:
     def prepare(self, jobs: Sequence[tuple[Recipe, int]], images: Images) -> None:
         """Compiles programs of future populations, a different one on each worker, unless the first is compiled.
 
-        If all workers compiled the same program, it would take as long as on one of them.
-
-        Args:
-          jobs: recipe and number of members of each population, in the order of their training.
-          images: the images that they train on.
+        Otherwise all workers would compile one program at the same time. A job is a recipe and a number of members.
         """
         programs = [(recipe, len(self._shares(members)[0]), len(images.labels)) for recipe, members in jobs]
         waiting = [program for program in dict.fromkeys(programs) if program not in self._compiled]
@@ -230,14 +201,10 @@ class Workers:
     ) -> WorkerPopulation:
         """See `population.create`."""
         self.load(images)
-
-        def share_of(values: Sequence[Any], indices: np.ndarray) -> list[Any]:
-            return [values[index] for index in indices]
-
-        arguments = [
-            (share_of(seeds, indices), {name: share_of(values, indices) for name, values in hyper.items()}, recipe)
-            for indices in self._shares(len(seeds))
-        ]
+        arguments = []
+        for share in self._shares(len(seeds)):
+            values = {name: [values[index] for index in share] for name, values in hyper.items()}
+            arguments.append(([seeds[index] for index in share], values, recipe))
         return WorkerPopulation(len(seeds), sum(self._call("create", arguments)))
 
     def _gather(self, name: str, members: WorkerPopulation, *arguments: Any) -> Any:
@@ -263,10 +230,15 @@ Engine = Workers | ModuleType
 """What trains populations: worker processes or, in this process, the module `population`."""
 
 
-def ended(process: Any) -> WorkerError:
-    """The error that describes how a worker process ended."""
-    process.join(5)
-    code = process.exitcode
-    how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-    memory = "; Linux sends SIGKILL when memory runs out: fewer members need less" if code == -9 else ""
-    return WorkerError(f"worker process {process.pid} {how}{memory}", killed=code == -9)
+@contextlib.contextmanager
+def watching(process: Any) -> Iterator[None]:
+    """Raises WorkerError, which describes how a process ended, if its connection closes."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        process.join(5)
+        code = process.exitcode
+        how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        killed = code == -signal.SIGKILL
+        memory = "; Linux sends SIGKILL when memory runs out: fewer members need less" if killed else ""
+        raise WorkerError(f"worker process {process.pid} {how}{memory}", killed) from error

@@ -1,6 +1,7 @@
 """Command-line arguments of `lenet-jax run`: its flags, and overrides of config fields."""
 
 import ast
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -33,41 +34,27 @@ def with_shipped(argument: str) -> str:
     return f"{flag}={folder / name}.py{colon}{more}"
 
 
+def definers(values: flags.FlagValues) -> list[Callable[..., object]]:
+    """Functions that define string, integer, float and bool flags of a command, as those of absl."""
+    defines = (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_bool)
+    return [functools.partial(define, flag_values=values) for define in defines]
+
+
 def define_run_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `lenet-jax run` other than the config; none of them changes a result."""
-    flags.DEFINE_string("workdir", None, "run folder; default: runs/NAME for the config NAME.py", flag_values=values)
-    flags.DEFINE_string(
-        "tracker",
-        "tensorboard",
-        "logger of learning curves during training: tensorboard (files in the run folder), wandb, mlflow or none",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "only-arm",
-        "",
-        "run a single arm, given by its name or its number from 1; other jobs run the others",
-        flag_values=values,
-    )
-    flags.DEFINE_bool("fresh", False, "move an existing run folder aside and start again", flag_values=values)
-    flags.DEFINE_float(
-        "save-every",
-        10.0,
-        "seconds between checkpoints, which are written at the end of a segment of an epoch (about 20 s); 0: after "
-        "every segment",
-        lower_bound=0.0,
-        flag_values=values,
-    )
-    flags.DEFINE_integer("devices", 0, "number of CPU cores to use; 0: all", lower_bound=0, flag_values=values)
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "run as one of several processes that share the networks; on Slurm, Open MPI, Kubernetes and TPU pods no other "
-        "flag is needed",
-        flag_values=values,
-    )
-    flags.DEFINE_string("coordinator", "", "with --distributed: HOST:PORT of process 0", flag_values=values)
-    flags.DEFINE_integer("processes", 0, "with --distributed: number of processes", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("process", -1, "with --distributed: index of this process, from 0", flag_values=values)
+    string, integer, number, switch = definers(values)
+    string("workdir", None, "run folder; default: runs/NAME for the config NAME.py")
+    string("tracker", "tensorboard", "logger of learning curves: tensorboard (run folder), wandb, mlflow or none")
+    string("only-arm", "", "run a single arm, given by its name or its number from 1; other jobs run the others")
+    switch("fresh", False, "move an existing run folder aside and start again")
+    saving = "seconds between checkpoints, at the end of a segment of an epoch (about 20 s); 0: after every segment"
+    number("save-every", 10.0, saving, lower_bound=0.0)
+    integer("devices", 0, "number of CPU cores to use; 0: all", lower_bound=0)
+    clusters = "on Slurm, Open MPI, Kubernetes and TPU pods no other flag is needed"
+    switch("distributed", False, f"run as one of several processes that share the networks; {clusters}")
+    string("coordinator", "", "with --distributed: HOST:PORT of process 0")
+    integer("processes", 0, "with --distributed: number of processes", lower_bound=0)
+    integer("process", -1, "with --distributed: index of this process, from 0")
 
 
 def joined(arguments: list[str]) -> list[str]:
@@ -87,15 +74,10 @@ def joined(arguments: list[str]) -> list[str]:
 
 
 def check_overrides(arguments: list[str]) -> None:
-    """Checks the names and types of fields set by arguments.
-
-    config_flags would check them, too, but its messages don't say which fields and types exist.
-    """
+    """Checks names and types of fields set by arguments: config_flags' messages don't say which exist."""
     fields = base.get_config()
-    for argument in arguments:
-        if not argument.startswith(FIELD):
-            continue
-        field, equals, text = argument.removeprefix(FIELD).partition("=")
+    given = [argument.removeprefix(FIELD) for argument in arguments if argument.startswith(FIELD)]
+    for field, equals, text in (setting.partition("=") for setting in given):
         check_field(field, fields)
         if field in MAPPINGS:
             raise InputError(f'{field}: set one key at a time, as in "{FIELD}{field}.learning_rate=(0.01,0.1)"')
@@ -118,25 +100,20 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
     except Exception as error:  # whatever the user's Python file raises
         if isinstance(error, AttributeError) and "get_config" in str(error):
             raise InputError(f"config: {file!r} has no function get_config()") from error
-        # config_flags puts the traceback of some errors into the message; its last line is the error itself.
-        text = (
-            str(error).strip().splitlines()[-1]
-            if isinstance(error, flags.Error)
-            else f"{type(error).__name__}: {error}"
-        )
-        if text.startswith(("flag --", "Missing value for flag --")) and not text.startswith("flag --config="):
-            raise InputError(text) from error  # another flag is wrong, not the file
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, flags.Error):  # its message may contain a traceback, which ends with the error itself
+            text = str(error).strip().splitlines()[-1]
+        other_flag = text.startswith(("flag --", "Missing value for flag --")) and not text.startswith("flag --config=")
         ours = f"{InputError.__module__}.{InputError.__name__}: "
-        if text.startswith(ours):
+        if other_flag or text.startswith(ours):  # the file is not to blame, or its message is one of ours
             raise InputError(text.removeprefix(ours)) from error
         raise InputError(wrong_type(text, file) or f"config: {file!r} fails with {text}") from error
 
 
 def wrong_type(text: str, file: str) -> str | None:
     """Our words for ml_collections' error about a field's type; None if `text` is another error."""
-    found = re.search(
-        r"field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> and .* <class '(\w+)'>", text, re.S
-    )
+    pattern = r"field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> and .* <class '(\w+)'>"
+    found = re.search(pattern, text, re.DOTALL)
     if not found:
         return None
     field, value, given, allowed = found.groups()
@@ -158,16 +135,13 @@ def with_keys(config: ConfigDict, arguments: list[str]) -> ConfigDict:
             raise InputError(f"{name}: expected a mapping of fields to values, got {short_repr(mapping)}")
         if "." in key:
             raise InputError(f"{path}: unknown key {key!r}; write {FIELD}{name}.FIELD=(first,second)")
-        # In the order written; iterating a ConfigDict sorts the keys.
-        ordered = {known: mapping[known] for known in mapping._fields}
+        ordered = {known: mapping[known] for known in mapping._fields}  # iterating a ConfigDict sorts the keys
         try:
             values = ConfigDict(ordered | {key: ast.literal_eval(text)}, sort_keys=False)
         # TypeError: a key that is not hashable; the last two: thousands of nested brackets or signs
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            example = f"\"{FIELD}sweep.loss=('mse',)\""
-            raise InputError(
-                f"{path}: {short_repr(text)} is not a Python literal; write a tuple, as in {example}"
-            ) from error
+            problem = f"{path}: {short_repr(text)} is not a Python literal"
+            raise InputError(f"{problem}; write a tuple, as in \"{FIELD}sweep.loss=('mse',)\"") from error
         with changed.unlocked():
             changed[name] = values
     return changed

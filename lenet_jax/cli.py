@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,18 +95,14 @@ def run_command(argv: list[str]) -> None:
     """`lenet-jax run`."""
     argv = arguments.joined(argv)
     # Keys of sweep and tune may be new, which config_flags would refuse: `arguments.with_keys` sets them afterwards.
-    keys = [
-        argument
-        for argument in argv
-        if argument.startswith(tuple(f"{arguments.FIELD}{name}." for name in arguments.MAPPINGS))
-    ]
+    mappings = tuple(f"{arguments.FIELD}{name}." for name in arguments.MAPPINGS)
+    keys = [argument for argument in argv if argument.startswith(mappings)]
     others = [arguments.with_shipped(argument) for argument in argv if argument not in keys]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "experiment config, a Python file", flag_values=values, sys_argv=["run", *others]
-    )
+    help_text = "experiment config, a Python file"
+    config_flags.DEFINE_config_file("config", None, help_text, flag_values=values, sys_argv=["run", *others])
     arguments.define_run_flags(values)
-    files = [argument.partition("=")[2] for argument in others if argument.startswith("--config=")]
+    files = [argument.removeprefix("--config=") for argument in others if argument.startswith("--config=")]
     file = files[-1] if files else ""
     if not file and not {"--help", "-h"} & set(others):
         file = next((argument for argument in others if argument.endswith(".py")), "experiments/quickstart.py")
@@ -156,35 +152,15 @@ def run_command(argv: list[str]) -> None:
 def compare_command(argv: list[str]) -> None:
     """`lenet-jax compare`."""
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "metric",
-        "test_error",
-        "metric to compare: a split and a measurement, for example test_error, validation_nll or train_loss; or "
-        "test_error_class_3, epochs_to_0.02, seconds, samples_per_second",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "out",
-        None,
-        "folder for tables, figures and report.html; default: RUN/plots (RUN/plots/METRIC for metrics other than the "
-        "test error), or compare-A-B beside the runs",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "baseline",
-        "",
-        "arm that the others are compared with, or 'all' for every pair; default: the first arm, or with several runs "
-        "each arm's counterpart in the first run",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "difference",
-        None,
-        "difference, in the metric's unit (errors are fractions), for which the required number of seeds is estimated; "
-        "default: the measured differences",
-        lower_bound=0.0,
-        flag_values=values,
-    )
+    string, _, number, _ = arguments.definers(values)
+    examples = "validation_nll, train_loss; or test_error_class_3, epochs_to_0.02, seconds, samples_per_second"
+    string("metric", "test_error", f"metric to compare: a split and a measurement, for example {examples}")
+    plots = "RUN/plots (RUN/plots/METRIC for metrics other than the test error), or compare-A-B beside the runs"
+    string("out", None, f"folder for tables, figures and report.html; default: {plots}")
+    first = "the first arm, or with several runs each arm's counterpart in the first run"
+    string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
+    unit = "in the metric's unit (errors are fractions); default: the measured differences"
+    number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
     folders = [Path(folder) for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
@@ -209,13 +185,10 @@ def compare_command(argv: list[str]) -> None:
 def classify_command(argv: list[str]) -> None:
     """`lenet-jax classify`."""
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "arm", "", "arm of the networks; default: the arm with the lowest mean test error", flag_values=values
-    )
-    flags.DEFINE_integer("seed", None, "seed of a single network; default: all networks of the arm", flag_values=values)
-    flags.DEFINE_string(
-        "experiment", None, "experiment file that defines parts of the networks; it is executed", flag_values=values
-    )
+    string, integer, _, _ = arguments.definers(values)
+    string("arm", "", "arm of the networks; default: the arm with the lowest mean test error")
+    integer("seed", None, "seed of a single network; default: all networks of the arm")
+    string("experiment", None, "experiment file that defines parts of the networks; it is executed")
     folder, *files = parse("classify", values, argv) or [""]
     if not folder or not files:
         raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
@@ -244,22 +217,11 @@ def default_out(folders: Sequence[Path], metric: str) -> Path:
     return out if metric == "test_error" else out / metric
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "run": run_command,
-    "compare": compare_command,
-    "classify": classify_command,
-}
+COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}
 
 
 def classification(names: Sequence[str], found: "Classification", title: str, probabilities: bool) -> "Table":
-    """A table of classified images, one row per image.
-
-    Args:
-      names: the images' names.
-      found: their classification.
-      title: the table's title.
-      probabilities: whether the scores are probabilities.
-    """
+    """A table of classified images, one row per image; `probabilities`: whether the scores are probabilities."""
     import numpy as np
     from rich import box
     from rich.table import Table

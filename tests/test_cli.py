@@ -136,7 +136,7 @@ def test_an_axis_can_be_replaced_and_added(tmp_path):
     assert [arm["name"] for arm in run.summary["arms"]] == names
     assert run.tuning.groupby("arm").epoch.max().to_dict() == dict(zip(names, (1, 2), strict=True))
     for arm in run.summary["arms"]:
-        assert f"{arm['name']}: learning_rate {arm['chosen']['learning_rate']:g} of 2 tried" in result.stderr
+        assert f"{arm['name']}: learning_rate {arm['chosen']['learning_rate']:g}, best of 2 candidates" in result.stderr
 
 
 def test_former_spellings_of_flags_are_replaced():

@@ -30,11 +30,8 @@ Check = Callable[[str, Any], object]
 
 DEFAULTS = base.get_config()
 
-MAX_ARMS = 10_000
-"""Arms of a config."""
-
-MAX_MEMBERS = 1_000_000
-"""Tested members of an arm, and members that tune it: lists fit in memory. Larger values are assumed to be typos."""
+MAX_ARMS, MAX_MEMBERS = 10_000, 1_000_000
+"""Arms of a config; tested members of an arm, and members that tune it. Larger values are assumed to be typos."""
 
 
 def choice(allowed: Collection[str]) -> Check:
@@ -49,16 +46,11 @@ def number(low: float, high: float = math.inf, *, open_low: bool = False, open_h
         wanted += f" and {'less than' if open_high else 'at most'} {high:.15g}"
 
     def check(field: str, value: Any) -> None:
-        low_enough = value < high if open_high else value <= high
-        high_enough = value > low if open_low else value >= low
-        if not (math.isfinite(value) and low_enough and high_enough):
+        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+        if not (math.isfinite(value) and inside):
             raise InputError(f"{field}: {value!r} is out of range; must be {wanted}")
 
     return check
-
-
-def anything(field: str, value: Any) -> None:
-    """No check: the value is checked where it is used, before anything is compiled."""
 
 
 def accepted_by(kind: type) -> dict[str, Check]:
@@ -75,7 +67,8 @@ def known_metrics(field: str, names: tuple[str, ...]) -> None:
 
 
 FIELDS: Mapping[str, Check] = {
-    **dict.fromkeys(["dataset", "data_dir", "store_predictions", "test_curve", "refit"], anything),
+    # Any value of their types: data sets are checked when they are loaded, before anything is compiled.
+    **dict.fromkeys(["dataset", "data_dir", "store_predictions", "test_curve", "refit"], lambda field, value: None),
     "padding": choice(preprocess.PADDINGS),
     "normalization": choice(preprocess.NORMALIZATIONS),
     "validation_size": number(0),
@@ -127,9 +120,6 @@ ALLOWED_OUTPUTS = {
 NAMED_ARMS = "arm"
 """The axis whose groups define the arms directly; they are named after the groups alone."""
 
-RANDOM_SET = ("low", "high", "count")
-"""Keys of a random set of values in `tune`."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -149,12 +139,7 @@ class Arm:
 
 
 class Choice(NamedTuple):
-    """One value of a sweep axis.
-
-    Attributes:
-      shown: columns and values that identify the choice in names and tables.
-      settings: the fields that it sets.
-    """
+    """One value of a sweep axis: what identifies it in names and tables, and the fields that it sets."""
 
     shown: dict[str, Any]
     settings: dict[str, Any]
@@ -204,16 +189,13 @@ def combine(defaults: Mapping[str, Any], choices: Collection[Choice], tuned: Tun
 
 def check_value(field: str, value: Any, where: str = "") -> Any:
     """The value with the type of the field's default, if it is allowed; `where` precedes the field in messages."""
-    wanted = type(DEFAULTS[field])
-    if type(value) is int and abs(value) >= 2**63:  # exceeds arrays' integers, and may exceed floats
+    wanted, given = type(DEFAULTS[field]), type(value)
+    if given is int and abs(value) >= 2**63:  # exceeds arrays' integers, and may exceed floats
         raise InputError(f"{where}{field}: {short_repr(value)} is out of range; integers have at most 64 bits")
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if wanted is tuple and type(value) is list:  # as JSON has it
-        value = tuple(value)
-    if type(value) is not wanted:
-        given = type(value).__name__
-        raise InputError(f"{where}{field}: expected {wanted.__name__}, got {short_repr(value)} ({given})")
+    if (given, wanted) in ((int, float), (list, tuple)):  # JSON has no tuples
+        value = wanted(value)
+    elif given is not wanted:
+        raise InputError(f"{where}{field}: expected {wanted.__name__}, got {short_repr(value)} ({given.__name__})")
     try:
         FIELDS[field](field, value)
     except InputError as error:
@@ -292,18 +274,16 @@ def check_tune(tune: Any) -> Tuning | None:
             grid[name] = tuple(sorted(check_sequence(path, values, check)))
     if len({len(values) for values in drawn.values()}) > 1:
         raise InputError(f"tune: {', '.join(drawn)} are sampled jointly; their counts must be equal")
-    if not grid and not drawn:
-        return None
     points = [dict(zip(drawn, point, strict=True)) for point in zip(*drawn.values(), strict=True)]
-    return Tuning(grid, tuple(points) or ({},))
+    return Tuning(grid, tuple(points) or ({},)) if grid or drawn else None
 
 
 def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[float]:
     """Random values of a hyperparameter, see `tuning.log_uniform`."""
     given = keys(values)
-    if set(given) != set(RANDOM_SET):
+    if set(given) != {"low", "high", "count"}:
         listed = ", ".join(sorted(map(short_repr, given))) or "none"
-        raise InputError(f"tune.{name}: a random set needs the keys {', '.join(RANDOM_SET)}; got {listed}")
+        raise InputError(f"tune.{name}: a random set needs the keys low, high, count; got {listed}")
     low, high = (check_value(name, values[end], "tune.") for end in ("low", "high"))
     count = values["count"]
     if not 0 < low < high:
@@ -354,15 +334,11 @@ def check_together(settings: Mapping[str, Any], tuned: Tuning | None) -> None:
         raise InputError("validation_size: 0 leaves no images for tuning; set it to a number of training images")
     tune_seeds = seed_range(settings, "tune_seeds", "tune_first_seed")
     if max(seeds.start, tune_seeds.start) < min(seeds.stop, tune_seeds.stop):
-        raise InputError(
-            f"tune_first_seed: seeds {tune_seeds.start} to {tune_seeds[-1]} overlap the arms' own, {seeds.start} to "
-            f"{seeds[-1]}; tuning and testing need different seeds"
-        )
-    candidates = math.prod(map(len, tuned.grid.values())) * len(tuned.drawn)
-    if candidates * len(tune_seeds) > MAX_MEMBERS:
-        raise InputError(
-            f"tune: {candidates} combinations with {len(tune_seeds)} tune_seeds each exceed {MAX_MEMBERS} members"
-        )
+        own, other = (f"{some[0]} to {some[-1]}" for some in (seeds, tune_seeds))
+        raise InputError(f"tune_first_seed: seeds {other} overlap the arms' own, {own}; tuning needs others")
+    candidates, each = math.prod(map(len, tuned.grid.values())) * len(tuned.drawn), len(tune_seeds)
+    if candidates * each > MAX_MEMBERS:
+        raise InputError(f"tune: {candidates} combinations with {each} tune_seeds each exceed {MAX_MEMBERS} members")
     if settings["refit"] and settings["train_size"]:
         raise InputError(f"refit: True requires train_size 0, got {settings['train_size']}")
 
@@ -377,5 +353,4 @@ def seed_range(settings: Mapping[str, Any], count: str, first: str) -> range:
 
 def describe(config: ConfigDict) -> dict[str, Any]:
     """The resolved config with all its fields, as in config.json."""
-    content: dict[str, Any] = json.loads(DEFAULTS.to_json()) | json.loads(config.to_json())
-    return content
+    return dict(json.loads(DEFAULTS.to_json()) | json.loads(config.to_json()))

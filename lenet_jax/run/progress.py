@@ -2,16 +2,9 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -36,38 +29,25 @@ class Progress:
     def __init__(self, arms: int, epochs: int, hidden: bool = False) -> None:
         """Starts at zero of `epochs`, the epochs of all `arms`; prints nothing if `hidden`."""
         self._console = Console(stderr=True, quiet=hidden)
-        self._bar = Bar(
-            SpinnerColumn(),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=hidden or not self._console.is_terminal,
-        )
+        shown = not hidden and self._console.is_terminal
+        epochs_done = SpinnerColumn(), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} epochs")
+        times = TimeElapsedColumn(), TextColumn("remaining"), TimeRemainingColumn()
+        self._bar = Bar(*epochs_done, *times, console=self._console, disable=not shown)
         self._task = self._bar.add_task("", total=epochs, state="")
         self._total = float(epochs)
-        self._arms = arms
-        self._arm = 0
-        self._name = ""
-        self._share = 1.0
-        self._rate = ""
+        self._arms, self._arm, self._name = arms, 0, ""
+        self._share, self._rate = 1.0, ""
 
     def __enter__(self) -> "Progress":
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def start(self, arm: str, number: int) -> None:
         """Starts an arm; `number` counts from 1."""
-        self._arm = number
-        self._name = arm
+        self._arm, self._name = number, arm
 
     def stage(self, doing: str, members: int, chunk: int) -> None:
         """Starts to compile and train `chunk` of the arm's `members`; `doing` is a prefix, such as "tuning, "."""
@@ -76,15 +56,14 @@ class Progress:
         description += f", {chunk} at a time" * (chunk < members)
         self._bar.update(self._task, description=description, state="compiling")
 
-    def more(self, epochs: int) -> None:
+    def more(self, epochs: float) -> None:
         """Adds epochs to the total."""
         self._total += epochs
         self._bar.update(self._task, total=self._total)
 
     def skip(self, epochs: float) -> None:
         """Removes epochs of the chunk from the total, because they were trained before."""
-        self._total -= self._share * epochs
-        self._bar.update(self._task, total=self._total)
+        self.more(-self._share * epochs)
 
     def compiled(self, memory: int) -> None:
         """Starts training, after compiling; `memory` is the predicted peak in bytes."""

@@ -7,13 +7,9 @@ import signal
 import socket
 import sys
 import threading
-from types import FrameType, TracebackType
 from typing import NoReturn
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-SHOW_CURSOR = "\x1b[?25h"
-"""The terminal's code for showing the cursor, which a progress bar hides."""
 
 
 class Stop:
@@ -35,13 +31,12 @@ class Stop:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, ignore) for number in STOPPING}
+        # Python's handlers do nothing: the thread does the work.
+        self._before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
         threading.Thread(target=self._wait, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -62,10 +57,6 @@ class Stop:
         self._reader.close()
 
 
-def ignore(number: int, frame: FrameType | None) -> None:
-    """Python's signal handler: does nothing, as the thread does the work."""
-
-
 def exit_now(code: int, message: str) -> NoReturn:
     """Prints one line and ends the program and its worker processes.
 
@@ -73,7 +64,7 @@ def exit_now(code: int, message: str) -> NoReturn:
     """
     try:
         if sys.stderr.isatty():
-            sys.stderr.write(SHOW_CURSOR)
+            sys.stderr.write("\x1b[?25h")  # shows the cursor, which a progress bar hides
         print(f"lenet-jax: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
     finally:  # even if stderr or stdout is closed

@@ -15,14 +15,8 @@ from lenet_jax.errors import InputError, one_line
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
 
-MAX_NAME_LENGTH = 128
-"""Characters of a name that Weights & Biases and MLflow show; both reject longer ones somewhere."""
-
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""Schemes of MLflow's tracking URIs that need SQLAlchemy."""
-
-MAX_PARAM_LENGTH = 6000
-"""Characters of a parameter's value that MLflow accepts."""
+MAX_NAME_LENGTH, MAX_PARAM_LENGTH = 128, 6000
+"""Characters of a name that Weights & Biases and MLflow accept everywhere, and of a parameter's value in MLflow."""
 
 
 class Band(NamedTuple):
@@ -37,11 +31,7 @@ class Tracker:
     """Follows the arms of a run in turn: start, epoch, ..., epoch, finish; in the end, close. Here it does nothing."""
 
     def __init__(self, folder: Path) -> None:
-        """Prepares tracking of a run folder, whose name is the run's.
-
-        Raises:
-          InputError: the tracker can't work here.
-        """
+        """Prepares tracking of a run folder, whose name is the run's; InputError if the tracker can't work here."""
 
     def start(self, arm: str, settings: Mapping[str, Any]) -> None:
         """An arm begins; `settings` are all its config fields."""
@@ -57,11 +47,7 @@ class Tracker:
 
 
 def bands_of(table: pd.DataFrame) -> dict[str, Band]:
-    """The bands of one epoch, by ``split_metric``; metrics without a finite value are left out.
-
-    Args:
-      table: columns split, metric, seed, value; one row per value.
-    """
+    """The bands of one epoch, by ``split_metric``, from columns split, metric and value; finite values only."""
     finite = table[np.isfinite(table["value"].to_numpy(float))]
     groups = finite.groupby(["split", "metric"], sort=False, observed=True)["value"]
     return {
@@ -84,19 +70,19 @@ def scalars_of(bands: Mapping[str, Band], separator: str) -> dict[str, float]:
     return values
 
 
-def import_for(tracker: str, package: str) -> Any:
-    """Imports a package that a tracker needs: they are optional, and slow to import.
+def numbers_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float]:
+    """The finite numbers among values, as ``PREFIX`` + ``NAME``."""
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {f"{prefix}{key_of(name)}": value for name, value in numbers.items() if math.isfinite(value)}
 
-    Raises:
-      InputError: it isn't installed.
-    """
+
+def import_for(tracker: str, package: str) -> Any:
+    """Imports a package that a tracker needs: they are optional, and slow to import."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        name = package.split(".")[0]
-        raise InputError(
-            f"tracker: {tracker!r} needs the package {name}; pip install 'lenet_jax[{tracker}]'"
-        ) from error
+        name, install = package.split(".")[0], f"pip install 'lenet_jax[{tracker}]'"
+        raise InputError(f"tracker: {tracker!r} needs the package {name}; {install}") from error
 
 
 class TensorBoard(Tracker):
@@ -124,51 +110,39 @@ class TensorBoard(Tracker):
             self._file = self._open(str(folder / "events"))
         self._epoch = 0
         self._charts: dict[str, list[Any]] = {}
-        # The HPARAMS tab fails as a whole if any number is not finite.
-        self._settings = {
-            name: value if isinstance(value, str | int) or is_finite(value) else str(value)
-            for name, value in settings.items()
-        }
+        # As text if not a finite number: otherwise the HPARAMS tab fails as a whole.
+        self._settings = {name: str(value) for name, value in settings.items()} | numbers_of(settings)
         _, session, _ = self._summary.hparams(self._settings, {})
         self._write(session)
-        self._flush()
 
     def epoch(self, epoch: int, bands: Mapping[str, Band]) -> None:
         """See `Tracker`."""
         self._epoch = epoch
-        for tag, value in scalars_of(bands, "/").items():
-            self._write(self._summary.scalar(tag, value))
-        new = {key: ["Margin", [key, f"{key}/low", f"{key}/high"]] for key in map(key_of, bands)}
-        charts = self._charts | new
+        summaries = [self._summary.scalar(tag, value) for tag, value in scalars_of(bands, "/").items()]
+        charts = self._charts | {key: ["Margin", [key, f"{key}/low", f"{key}/high"]] for key in map(key_of, bands)}
         if charts != self._charts:  # TensorBoard uses the last layout of a run
             self._charts = charts
-            self._write(self._summary.custom_scalars({"mean, lowest and highest seed": charts}))
-        self._flush()
+            summaries.append(self._summary.custom_scalars({"mean, lowest and highest seed": charts}))
+        self._write(*summaries)
 
     def finish(self, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        finals = {f"final/{key_of(name)}": value for name, value in values.items()}
-        for tag, value in finals.items():
-            if is_finite(value):
-                self._write(self._summary.scalar(tag, value))
+        finals = numbers_of(values, "final/")
         experiment, _, end = self._summary.hparams(self._settings, finals)
-        self._write(experiment)
-        self._write(end)
+        self._write(*[self._summary.scalar(tag, value) for tag, value in finals.items()], experiment, end)
         self.close()
 
     def close(self) -> None:
         """See `Tracker`."""
-        if self._file is not None:
-            file, self._file = self._file, None
+        file, self._file = self._file, None
+        if file is not None:
             with files.writing(self._folder):
                 file.close()
 
-    def _write(self, summary: Any) -> None:
+    def _write(self, *summaries: Any) -> None:
         with files.writing(self._folder):
-            self._file.write_event(self._event(wall_time=time.time(), step=self._epoch, summary=summary))
-
-    def _flush(self) -> None:
-        with files.writing(self._folder):
+            for summary in summaries:
+                self._file.write_event(self._event(wall_time=time.time(), step=self._epoch, summary=summary))
             self._file.flush()
 
 
@@ -176,9 +150,6 @@ class WandB(Tracker):
     """A run of Weights & Biases per arm, in a group named after the run folder, with its files in that folder.
 
     The user sets project, account and mode by wandb's own environment variables: WANDB_PROJECT, WANDB_MODE, ...
-
-    Raises:
-      InputError: wandb isn't installed, or nobody is logged in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -210,15 +181,14 @@ class WandB(Tracker):
 
     def finish(self, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        self._run.summary.update({key_of(name): value for name, value in values.items() if is_finite(value)})
-        run, self._run = self._run, None
-        run.finish()
+        self._run.summary.update(numbers_of(values))
+        self.close(exit_code=0)
 
-    def close(self) -> None:
+    def close(self, exit_code: int = 1) -> None:
         """See `Tracker`."""
-        if self._run is not None:
-            run, self._run = self._run, None
-            run.finish(exit_code=1)
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish(exit_code=exit_code)
 
 
 class MLflow(Tracker):
@@ -226,9 +196,6 @@ class MLflow(Tracker):
 
     Metrics ``METRIC``, ``METRIC_low``, ``METRIC_high`` with the epoch as step, ``final_METRIC`` at the end. The user
     sets the store by MLFLOW_TRACKING_URI; MLflow's default is ``mlflow.db`` in the current folder.
-
-    Raises:
-      InputError: mlflow or its database's packages aren't installed, or the store can't be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -236,7 +203,7 @@ class MLflow(Tracker):
         self._entities = import_for("mlflow", "mlflow.entities")
         self._run: str | None = None
         uri = mlflow.get_tracking_uri()
-        if uri.startswith(DATABASES):
+        if uri.startswith(("sqlite", "postgresql", "mysql", "mssql")):  # databases
             for package in ("sqlalchemy", "alembic"):
                 import_for("mlflow", package)
         name = folder.resolve().name
@@ -264,33 +231,20 @@ class MLflow(Tracker):
 
     def finish(self, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        self._log({f"final_{key_of(name)}": value for name, value in values.items() if is_finite(value)})
-        self._end("FINISHED")
+        self._log(numbers_of(values, "final_"))
+        self.close("FINISHED")
 
-    def close(self) -> None:
+    def close(self, status: str = "FAILED") -> None:
         """See `Tracker`."""
-        if self._run is not None:
-            self._end("FAILED")
+        run, self._run = self._run, None
+        if run is not None:
+            self._client.set_terminated(run, status)
 
     def _log(self, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [self._entities.Metric(key, float(value), now, self._epoch) for key, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
-    def _end(self, status: str) -> None:
-        run, self._run = self._run, None
-        self._client.set_terminated(run, status)
 
-
-def is_finite(value: object) -> bool:
-    """Whether `value` is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-TRACKERS: Mapping[str, type[Tracker]] = {
-    "none": Tracker,
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "mlflow": MLflow,
-}
+TRACKERS = {"none": Tracker, "tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 """By name, the values of ``--tracker``."""

@@ -1,7 +1,7 @@
 """Nuisance tuning: candidate values of an arm's hyperparameters, and the choice among them.
 
-Every arm starts from the same candidates (its grid may be widened later) and chooses by its mean validation error; the
-test set is not used.
+Every arm starts from the same candidates and chooses by its mean validation error; the test set is not used. Functions
+take an arm's rows of ``tuning.parquet``.
 """
 
 import dataclasses
@@ -53,22 +53,15 @@ def log_uniform(name: str, low: float, high: float, count: int) -> list[float]:
 
 
 def errors_by_candidate(table: pd.DataFrame, names: list[str]) -> pd.Series:
-    """Mean validation error over the tuning seeds at the last epoch, sorted by the candidates' values.
-
-    Args:
-      table: rows of ``tuning.parquet`` of one arm.
-      names: tuned hyperparameters, the index of the result.
-    """
-    means: pd.Series = final_errors(table).groupby(names).value.mean()
-    return means
+    """Mean validation error over the tuning seeds at the last epoch; the index is the values, sorted."""
+    return final_errors(table).groupby(names).value.mean()
 
 
 def final_errors(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the validation error at the last epoch."""
-    final: pd.DataFrame = table[
-        (table.epoch == table.epoch.max()) & (table.split == "validation") & (table.metric == "error")
-    ]
-    return final
+    at_end = table.epoch == table.epoch.max()
+    rows: pd.DataFrame = table[at_end & (table.split == "validation") & (table.metric == "error")]
+    return rows
 
 
 def choose(table: pd.DataFrame, names: list[str]) -> Values:
@@ -78,16 +71,9 @@ def choose(table: pd.DataFrame, names: list[str]) -> Values:
 
 
 def at_edge(chosen: Values, table: pd.DataFrame, grid: Iterable[str]) -> list[str]:
-    """Hyperparameters whose chosen value is at an end of their grid, beyond which the optimum may lie.
-
-    0 is not an edge: there are no values below it.
-    """
-    edges = []
-    for name in grid:
-        tried, value = table[name].unique(), chosen[name]
-        if len(tried) > 1 and value in (tried.min(), tried.max()) and value != 0:
-            edges.append(name)
-    return edges
+    """Hyperparameters whose chosen value is at an end of their grid, beyond which the optimum may lie; 0 is not one."""
+    ends = {name: {table[name].min(), table[name].max()} for name in grid}
+    return [name for name, both in ends.items() if len(both) > 1 and chosen[name] in both - {0}]
 
 
 def beyond(tuning: Tuning, name: str, value: float) -> float | None:
@@ -107,17 +93,10 @@ def widened(tuning: Tuning, name: str, value: float) -> tuple[Tuning, Tuning]:
 
 
 def curve(table: pd.DataFrame, name: str, names: list[str]) -> pd.DataFrame:
-    """Validation error against one hyperparameter, at the best values of the others.
+    """Validation error against the hyperparameter `name`, at the best values of the others among `names`.
 
-    Args:
-      table: rows of ``tuning.parquet`` of one arm.
-      name: of the hyperparameter.
-      names: of all tuned hyperparameters.
-
-    Returns:
-      One row per value (the index), one column per seed.
+    One row per value (the index), one column per seed.
     """
     best = errors_by_candidate(table, names).reset_index().sort_values("value", kind="stable").drop_duplicates(name)
     shown = final_errors(table).merge(best[names], on=names)
-    found: pd.DataFrame = shown.pivot(index=name, columns="seed", values="value").sort_index()
-    return found
+    return shown.pivot(index=name, columns="seed", values="value").sort_index()

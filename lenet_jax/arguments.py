@@ -93,6 +93,8 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
     """Parses flags with `parse_flags`, which executes the config file, and reports errors of the file in one line."""
     if file and not os.path.isfile(file):  # Path.is_file raises for some names
         raise InputError(f"config: {file!r} is not a file")
+    # A bytecode file would hide a change of the config file within the same second.
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         return parse_flags()
     except (flags.UnrecognizedFlagError, BrokenPipeError):
@@ -108,6 +110,8 @@ def parse_config(file: str, parse_flags: Callable[[], list[str]]) -> list[str]:
         if other_flag or text.startswith(ours):  # the file is not to blame, or its message is one of ours
             raise InputError(text.removeprefix(ours)) from error
         raise InputError(wrong_type(text, file) or f"config: {file!r} fails with {text}") from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
 
 
 def wrong_type(text: str, file: str) -> str | None:

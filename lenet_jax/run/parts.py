@@ -2,8 +2,8 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import sys
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,13 @@ def define(file: Path) -> None:
       InputError: the file can't be read, or it fails.
     """
     try:
-        digest = hashlib.sha256(f"{file.resolve()}\n{file.read_text()}".encode()).hexdigest()
-        name = f"lenet_jax_experiment_{digest[:16]}"
+        text = file.read_text()
+        name = f"lenet_jax_experiment_{hashlib.sha256(f'{file.resolve()} {text}'.encode()).hexdigest()[:16]}"
         if name in sys.modules:  # the same content was executed before
             return
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
-            raise InputError(f"experiment: {str(file)!r} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = types.ModuleType(name)
+        module.__file__ = str(file)
+        exec(compile(text, str(file), "exec"), vars(module))  # not imported: bytecode files may be older
         sys.modules[name] = module
     except InputError:
         raise

@@ -78,16 +78,17 @@ def define(file: Path) -> None:
     Raises:
       InputError: the file can't be read, or it fails.
     """
+    name = ""
     try:
         text = file.read_text()
         name = f"lenet_jax_experiment_{hashlib.sha256(f'{file.resolve()} {text}'.encode()).hexdigest()[:16]}"
         if name in sys.modules:  # the same content was executed before
             return
-        module = types.ModuleType(name)
+        sys.modules[name] = module = types.ModuleType(name)
         module.__file__ = str(file)
         exec(compile(text, str(file), "exec"), vars(module))  # not imported: bytecode files may be older
-        sys.modules[name] = module
-    except InputError:
-        raise
     except Exception as error:  # whatever a user's file raises
+        sys.modules.pop(name, None)
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"experiment: {str(file)!r} can't be executed ({one_line(error)})") from error

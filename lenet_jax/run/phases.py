@@ -17,7 +17,7 @@ from lenet_jax.run.workers import Workers
 
 
 class ArmResult(NamedTuple):
-    """Measurements of an arm: its test with the chosen hyperparameters (and the wall time of tuning), and its tuning."""
+    """Measurements of an arm: its test with the chosen hyperparameters (and the wall time of tuning), its tuning."""
 
     phase: Phase
     tested: PopulationResult

@@ -35,9 +35,6 @@ class Augmentation:
       max_shear: largest shift of a row, in columns, per row of distance from the middle.
       elastic_displacement: root mean square displacement in each direction over pixels and presentations, in pixels;
         1.4 corresponds to Simard et al.'s smoothed uniform noise times 34.
-
-    Raises:
-      InputError: the augmentation is unknown.
     """
 
     augmentation: str = "none"

@@ -127,7 +127,7 @@ def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, 
     for name in recipe.metrics:
         found = METRICS[name](state, images, recipe)
         named = found if isinstance(found, Mapping) else {"": found}
-        values |= {f"{name}_{key}".removesuffix("_"): jnp.asarray(value) for key, value in named.items()}
+        values |= {f"{name}_{key}".removesuffix("_"): jnp.asarray(value, float) for key, value in named.items()}
         for value in values.values():
             if value.shape:
                 raise InputError(f"metrics: {name!r} returns an array of shape {value.shape}; expected a number")

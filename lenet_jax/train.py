@@ -80,10 +80,7 @@ class Recipe:
     """Everything that is fixed when training is compiled. Hashable.
 
     Attributes:
-      architecture, loss: the network and what it minimizes.
-      optimizer, schedule: keys of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
-      batch_size: samples per step.
-      epochs: the length of the training, which the schedule depends on.
+      architecture, loss, optimizer, schedule, batch_size, epochs: as in the config.
       train_size: the number of training images.
       microbatches: parts of a batch, computed one after the other; divides `batch_size`. Only rounding depends on it.
       segments: parts of an epoch, one call of `train_segment` each; `divides_epoch` must hold.
@@ -215,9 +212,9 @@ BatchIndices = tuple[Int[Array, "*batch"], Distortion | None]
 """Indices of images to present, and the distortion of each."""
 
 
-def gather_batch(images: Images, batch_indices: BatchIndices) -> Batch:
+def gather_batch(images: Images, selected: BatchIndices) -> Batch:
     """The normalized and distorted images, as `gradient_of` takes them."""
-    indices, distortion = batch_indices
+    indices, distortion = selected
     inputs, labels = images.take(indices)
     if distortion is not None:
         inputs = jax.vmap(distort, in_axes=(0, 0, None))(inputs, distortion, images.shift)

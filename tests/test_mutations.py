@@ -42,10 +42,13 @@ MUTATIONS = {
         "optim", "optax.trace(decay=hyper.momentum)", "optax.trace(decay=0.0)", "test_optim"
     ),
     "validation images are trained on": Mutation(
-        "inputs", '(arm.settings["train_size"] or left)', '(arm.settings["train_size"] or total)', "test_runner"
+        "run/plan",
+        'used = settings["train_size"] or remaining',
+        'used = settings["train_size"] or total',
+        "test_runner",
     ),
     "images past the split are measured": Mutation(
-        "train", "counted = places < stop", "counted = places <= stop", "test_train", "evaluat"
+        "evaluate", "counted = indices < stop", "counted = indices <= stop", "test_train", "evaluat"
     ),
     "corrected p-values may fall": Mutation(
         "stats", "np.maximum.accumulate(p[order]", "np.array(p[order]", "test_stats", "holm"
@@ -57,13 +60,13 @@ MUTATIONS = {
         "run/workers", "np.concatenate(leaves)[", "np.concatenate(leaves[::-1])[", "test_workers"
     ),
     "a pixel is moved by padding": Mutation(
-        "data",
+        "data/preprocess",
         "((0, 0), (margin, margin), (margin, margin))",
         "((0, 0), (margin + 1, margin - 1), (margin, margin))",
         "test_datasets",
     ),
     "the test images are evaluated after each epoch": Mutation(
-        "training", '0 if settings["test_curve"] else end', "0", "test_runner"
+        "run/plan", '0 if self.settings["test_curve"] else end', "0", "test_runner"
     ),
 }
 

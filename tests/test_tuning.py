@@ -321,7 +321,7 @@ def test_a_grid_is_widened_at_its_edge(tuned, folder, tmp_path, capsys):
     config = small(folder, {"learning_rate": (0.0001, 0.001, 0.01)})
     config.sweep.tune_widenings = (0, 1, 5)
     run = runner.run(config, tmp_path / "run", "test")
-    lines = [line for line in capsys.readouterr().err.splitlines() if "tried" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "candidates" in line]
     tried = [sorted(set(table.learning_rate)) for _, table in run.tuning.groupby("arm")]
     rows = run.summary["arms"]
     assert [row["chosen"]["learning_rate"] for row in rows] == [0.01, 0.1, 0.1]

@@ -30,11 +30,7 @@ class RunContext:
     """What all populations of a run share.
 
     Attributes:
-      plan: what the run does.
-      stores: checkpoints and results of each arm, by name.
-      engine: trains populations.
-      progress, tracked: report what happens.
-      stop: notices signals.
+      stores: checkpoints and results by arm.
       member_limit: members that fit in memory together, as far as is known.
       image_cache: the images that were used last, with what they were made from.
     """

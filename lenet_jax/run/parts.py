@@ -31,12 +31,7 @@ def own_parts(arms: Iterable[Arm]) -> dict[str, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Definitions:
-    """The own parts that a run uses, and where they are defined.
-
-    Attributes:
-      names: see `own_parts`.
-      source: the experiment file; None if the parts are defined elsewhere, as in a notebook.
-    """
+    """The own parts that a run uses (see `own_parts`), and the experiment file; None if they are a notebook's."""
 
     names: Mapping[str, list[str]]
     source: Path | None

@@ -17,14 +17,7 @@ from lenet_jax.run.workers import Workers
 
 
 class ArmResult(NamedTuple):
-    """Everything that was measured of an arm.
-
-    Attributes:
-      phase: the members that were tested, with the chosen hyperparameters.
-      tested: their measurements; the wall time includes tuning.
-      tried: measurements of the members that hyperparameters were chosen by; no rows without tuning.
-      chosen: the choice.
-    """
+    """Measurements of an arm: its test with the chosen hyperparameters (and the wall time of tuning), and its tuning."""
 
     phase: Phase
     tested: PopulationResult
@@ -37,13 +30,7 @@ Obtain = Callable[[Phase], PopulationResult]
 
 
 def arm_result(plan: ArmPlan, obtain: Obtain, progress: Progress | None = None) -> ArmResult:
-    """The result of an arm, phase by phase: tuning, if any, then the test.
-
-    Args:
-      plan: of the arm.
-      obtain: trains a phase, or reads its result.
-      progress: is told of populations that weren't counted before.
-    """
+    """The result of an arm, phase by phase: tuning, if any, then the test. `progress` counts added populations."""
     tried, wall = pd.DataFrame(), 0.0
     chosen: tuning.Values = {}
     if plan.tuning and plan.arm.tuning:

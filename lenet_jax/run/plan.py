@@ -24,19 +24,13 @@ MAX_STEPS = 2**31 - 1
 TESTED, TRIED = "tested", "tried"
 """Names of phases: members that are an arm's result, and (with a number) members that hyperparameters are chosen by."""
 
-
 STATE = "state"
-"""The split, in tables, of the user's metrics: functions of a network's state."""
+"""The split, in tables, of the user's metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """All that images depend on: `images_of` reads nothing else.
-
-    Attributes:
-      dataset, data_dir, padding, normalization, label_noise: as in the config.
-      train_size: training images, which are the first.
-    """
+    """All that images depend on: `images_of` reads nothing else. Fields of the config, with `train_size` resolved."""
 
     dataset: str
     data_dir: str
@@ -47,12 +41,7 @@ class ImageSpec:
 
 
 class Members(NamedTuple):
-    """Members of a population.
-
-    Attributes:
-      seeds: one per member.
-      tuned: hyperparameters that are being tuned, one value per member; empty for members that are tested.
-    """
+    """Seeds of a population's members, and their values of hyperparameters that are being tuned (none in the test)."""
 
     seeds: list[int]
     tuned: dict[str, list[float]]
@@ -63,17 +52,10 @@ class Phase:
     """One population of an arm: candidates that it is tuned by, or the members that are tested.
 
     Attributes:
-      arm: name of the arm.
-      dataset: the data set.
       name: ``tested``, ``tried-0``, ``tried-1``, ...: prefix of folders in the arm's ``checkpoints/``.
       settings: all fields of the config, for the records.
-      seeds: of each candidate.
-      candidates: values of tuned hyperparameters; one without any for members that are tested.
-      recipe: what is compiled.
-      images: what `images_of` makes the images from.
-      splits: indices of every split in the images.
-      evaluated: the splits that are measured, with their indices.
-      first_epochs: the epoch from which on each split is measured.
+      seeds, candidates: every candidate (values of tuned hyperparameters; {} in the test) is trained with every seed.
+      splits, evaluated: indices of every split in the images, and of those that are measured.
     """
 
     arm: str
@@ -86,7 +68,6 @@ class Phase:
     images: ImageSpec
     splits: Mapping[str, range]
     evaluated: Mapping[str, range]
-    first_epochs: Mapping[str, int]
 
     @property
     def is_test(self) -> bool:
@@ -102,6 +83,17 @@ class Phase:
     def samples(self) -> int:
         """Training samples x members of all epochs."""
         return self.recipe.epochs * self.recipe.train_size * self.size
+
+    @property
+    def first_epochs(self) -> dict[str, int]:
+        """The epoch from which on each split is measured.
+
+        The training set is evaluated once, at the end; `running` costs nothing in between. The test set too, unless
+        `test_curve` is set, so that no choice can depend on it.
+        """
+        end = self.recipe.epochs
+        test = 0 if self.settings["test_curve"] else end
+        return {"running": 1, "train": end, "validation": 0, "test": test, STATE: 0}
 
     @property
     def predicted(self) -> range | None:
@@ -122,22 +114,11 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class ArmPlan:
-    """All that is done for one arm.
-
-    Attributes:
-      arm: its name, axes and fields.
-      tuning: the first population that tries hyperparameters; None without tuning. See `more_candidates`.
-      test: the population that is tested; see `refine`.
-    """
+    """The populations of an arm: the first that tries hyperparameters, if any, and the one that is tested."""
 
     arm: Arm
     tuning: Phase | None
     test: Phase
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data set of all its phases."""
-        return self.test.dataset
 
     @property
     def phases(self) -> list[Phase]:
@@ -159,7 +140,7 @@ class Plan:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Name of each data set -> its fingerprint."""
-        return {arm.dataset.name: arm.dataset.fingerprint for arm in self.arms}
+        return {arm.test.dataset.name: arm.test.dataset.fingerprint for arm in self.arms}
 
 
 def make(arms: Sequence[Arm]) -> Plan:
@@ -186,17 +167,11 @@ def refine(plan: ArmPlan, chosen: Values) -> Phase:
 
 def more_candidates(plan: ArmPlan, number: int, tuning: Tuning) -> Phase:
     """The `number`-th population that tries hyperparameters, from 0."""
-    return phase_of(plan.arm, plan.dataset, f"{TRIED}-{number}", tuning)
+    return phase_of(plan.arm, plan.test.dataset, f"{TRIED}-{number}", tuning)
 
 
 def phase_of(arm: Arm, dataset: Dataset, name: str, tuning: Tuning | None = None) -> Phase:
-    """A phase of an arm, checked against its data set.
-
-    Args:
-      arm: its settings are those of all members, but for what is tuned.
-      dataset: of the arm.
-      name: of the phase.
-      tuning: the candidates; None for the members that are tested.
+    """A phase of an arm, checked against its data set; `tuning` holds its candidates, None makes it the test.
 
     Raises:
       InputError: the data set is too small for a field.
@@ -209,10 +184,9 @@ def phase_of(arm: Arm, dataset: Dataset, name: str, tuning: Tuning | None = None
     seeds = range(settings[first], settings[first] + settings[count])
     candidates = tuple(tuning.candidates()) if tuning else ({},)
     recipe = recipe_of(settings, dataset.classes, len(splits["train"]))
-    # How an epoch is split depends on the config alone, and not on how many members fit in memory: a run that was
-    # stopped resumes with the same segments.
     if tuning is not None:
         recipe = dataclasses.replace(recipe, metrics=())
+    # Segments depend on the config alone, not on how many members fit in memory: a resumed run has the same ones.
     segments = train.segments_for(recipe, len(candidates) * len(seeds))
     return Phase(
         arm=arm.name,
@@ -226,7 +200,6 @@ def phase_of(arm: Arm, dataset: Dataset, name: str, tuning: Tuning | None = None
         splits=splits,
         # Tuning never sees the test images.
         evaluated=splits if tuning is None else {"validation": splits["validation"]},
-        first_epochs=first_epochs(settings),
     )
 
 
@@ -258,16 +231,6 @@ def splits_of(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, range]
     splits = {"train": range(used), "validation": range(remaining, total)}
     splits["test"] = range(total, total + len(dataset.test_labels))
     return {name: indices for name, indices in splits.items() if len(indices)}
-
-
-def first_epochs(settings: Mapping[str, Any]) -> dict[str, int]:
-    """The epoch from which on each split is measured.
-
-    The whole training set is evaluated once, at the end; `running` costs nothing in between. The test set too, unless
-    `test_curve` is set, so that no choice can depend on it.
-    """
-    end = settings["epochs"]
-    return {"running": 1, "train": end, "validation": 0, "test": 0 if settings["test_curve"] else end, STATE: 0}
 
 
 def images_of(dataset: Dataset, spec: ImageSpec) -> Images:

@@ -47,19 +47,19 @@ def run(
 
     Args:
       config: see `experiments/base.py`.
-      workdir: the run folder. If it holds this config's run, finished, that run is returned and nothing is done.
+      workdir: the run folder. If it holds this config's finished run, that run is returned and nothing is done.
       command: what the user typed, for the provenance.
-      tracker: a key of `trackers.TRACKERS`, which follows every epoch.
-      experiment: the file that the config comes from. If it defines parts of its own, worker processes execute it, too,
-        and the run folder keeps a copy; without a file, such parts are trained in this process.
+      tracker: a key of `trackers.TRACKERS`.
+      experiment: the file that the config comes from. Worker processes execute it if it defines parts of its own;
+        without a file, such parts are trained in this process.
       only_arm: name or number, from 1, of the only arm to run; empty for all.
-      fresh: whether to start again; what the folder holds is moved aside.
-      save_every: seconds after which members in training are saved, see `checkpoints`.
+      fresh: whether to move what the folder holds aside.
+      save_every: seconds between checkpoints of members in training.
       devices: number of CPU cores to use; 0 for all.
       stop: notices signals.
 
     Returns:
-      the run, or None if other arms of it are not finished.
+      the run; None if other arms of it are not finished.
 
     Raises:
       InputError: the config, a data set, the folder or the tracker is invalid, which is reported before anything is
@@ -100,7 +100,7 @@ def run(
                 folder.create(workdir, resolved, defaults)
                 own.store(workdir)
         distributed.wait_visible(workdir / folder.CONFIG)
-        if finished(workdir):
+        if distributed.wait_visible(workdir / folder.SUMMARY):  # another job may have run its last arm meanwhile
             return folder.load(workdir)
         if distributed.primary():
             checkpoints.record_attempt(checkpoint_dir, environment)
@@ -116,7 +116,7 @@ def run(
             for arm_plan in selected:
                 run_arm(arm_plan, context)
             with locks.wait_turn(checkpoint_dir):
-                if not finished(workdir):
+                if not distributed.wait_visible(workdir / folder.SUMMARY):
                     waiting = [arm.name for arm in arms if not stores[arm.name].finished]
                     if waiting:
                         done = len(arms) - len(waiting)
@@ -141,11 +141,6 @@ def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
     return found
 
 
-def finished(workdir: Path) -> bool:
-    """Whether the run is finished, as process 0 sees it: another job may have run its last arm."""
-    return distributed.wait_visible(workdir / folder.SUMMARY)
-
-
 def now() -> str:
     """Date and time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -153,15 +148,9 @@ def now() -> str:
 
 @contextlib.contextmanager
 def engine_for(plan: Plan, own: Definitions, cores: int, at_once: bool) -> Iterator[Engine]:
-    """The fastest engine for a plan on this machine.
+    """The fastest engine for a plan on this machine; `at_once` starts worker processes before they are needed.
 
     It depends on the whole plan, finished arms too: engines differ by rounding, and a resumed run uses the same one.
-
-    Args:
-      plan: of the run.
-      own: parts that the experiment defines; worker processes need their file.
-      cores: to be used.
-      at_once: whether to start worker processes now; otherwise they start if damaged files make a phase train again.
     """
     members = max((phase.size for phase in plan.phases), default=0)
     samples = sum(phase.samples for phase in plan.phases)
@@ -200,15 +189,14 @@ def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunC
     phase, tested = result.phase, result.tested
     metrics, images = tested.metrics, context.images(phase)
     at_end = metrics[(metrics.epoch == phase.recipe.epochs) & (metrics.metric == "error")]
-    losses_finite = (
-        metrics[metrics.metric == "loss"].groupby("seed").value.agg(lambda values: np.isfinite(values).all())
-    )
+    losses = metrics[metrics.metric == "loss"]
+    diverged = losses.seed[~np.isfinite(losses.value)].nunique()
     errors = {split: at_end[at_end.split == split].sort_values("seed").value.to_numpy() for split in phase.splits}
     return ArmSummary(
         name=plan.arm.name,
         axes=plan.arm.axes,
         seeds=len(phase.seeds),
-        diverged=int((~losses_finite.astype(bool)).sum()),
+        diverged=diverged,
         chosen=result.chosen,
         chosen_at_edge=tuple(edges),
         settings=dict(phase.settings),

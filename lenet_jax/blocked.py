@@ -85,13 +85,6 @@ def neighbourhoods(
     return jnp.stack(shifted, axis=3).reshape(maps * tall * height * wide * width, -1)
 
 
-def neighbourhoods_forward(
-    grid: Float[Array, "maps height down across width batch"], tall: int, wide: int
-) -> tuple[Float[Array, "features columns"], tuple[int, ...]]:
-    """`neighbourhoods`, and the shape that its gradient needs."""
-    return neighbourhoods(grid, tall, wide), grid.shape
-
-
 def neighbourhoods_backward(
     tall: int, wide: int, shape: tuple[int, ...], gradient: Float[Array, "features columns"]
 ) -> tuple[Float[Array, "maps height down across width batch"]]:
@@ -103,13 +96,9 @@ def neighbourhoods_backward(
 
 
 def sum_shifted(shifted: Float[Array, "..."], axis: int, shifts: int, shift_axis: int) -> Float[Array, "..."]:
-    """The sum of shifted arrays, without padding: each index along `axis` adds only the arrays that contain it.
+    """The sum of arrays that are shifted by 0, 1, ... along `axis` of the result, without padding.
 
-    Args:
-      shifted: the arrays, stacked along `shift_axis`.
-      axis: the axis of the result along which the arrays are shifted by 0, 1, ...
-      shifts: the number of arrays.
-      shift_axis: an axis of `shifted` before `axis`; the result lacks it.
+    The arrays are stacked along `shift_axis`, which is before `axis`; each index adds only the arrays that contain it.
     """
     size = shifted.shape[axis + 1]
 
@@ -122,7 +111,7 @@ def sum_shifted(shifted: Float[Array, "..."], axis: int, shifts: int, shift_axis
     return jnp.stack([sum_at(index) for index in range(size + shifts - 1)], axis=axis)
 
 
-neighbourhoods.defvjp(neighbourhoods_forward, neighbourhoods_backward)
+neighbourhoods.defvjp(lambda grid, tall, wide: (neighbourhoods(grid, tall, wide), grid.shape), neighbourhoods_backward)
 
 
 @jax.custom_vjp
@@ -131,21 +120,10 @@ def sum_windows(maps: Float[Array, "4 maps windows columns"]) -> Float[Array, "m
     return maps[0] + maps[1] + maps[2] + maps[3]
 
 
-def sum_windows_forward(
-    maps: Float[Array, "4 maps windows columns"],
-) -> tuple[Float[Array, "maps windows columns"], None]:
-    """`sum_windows`, whose gradient needs nothing else."""
-    return sum_windows(maps), None
-
-
-def sum_windows_backward(
-    _: None, gradient: Float[Array, "maps windows columns"]
-) -> tuple[Float[Array, "4 maps windows columns"]]:
-    """The gradient of `sum_windows`: the same for all outputs of a window."""
-    return (jnp.broadcast_to(gradient, (WINDOW_AREA, *gradient.shape)),)
-
-
-sum_windows.defvjp(sum_windows_forward, sum_windows_backward)
+sum_windows.defvjp(  # the gradient is the same for all outputs of a window
+    lambda maps: (sum_windows(maps), None),
+    lambda _, gradient: (jnp.broadcast_to(gradient, (WINDOW_AREA, *gradient.shape)),),
+)
 
 
 def convolve(
@@ -157,12 +135,7 @@ def convolve(
 ) -> Float[Array, "4 outputs windows columns"]:
     """`layers.convolve` on a grid: [position in the window, output map, window, (tile, image)].
 
-    Args:
-      grid: the inputs.
-      parameters: the layer's parameters.
-      table: the layer's connections.
-      blocks: rows and columns of blocks that a tile sees.
-      windows: rows and columns of pooling windows that a tile computes.
+    From `blocks` (rows, columns) of the grid, a tile computes `windows` (rows, columns), which are pooling windows.
     """
     matrix = tile_matrix(dense_kernel(parameters.kernel, table, grid.shape[0]), windows)
     maps = (matrix.T @ neighbourhoods(grid, *blocks)).reshape(WINDOW_AREA, len(table), windows[0] * windows[1], -1)
@@ -189,15 +162,11 @@ def pool(
 
 
 class Layer(NamedTuple):
-    """A layer: a function that is linear in its inputs and in its parameters, and perhaps the squashing function.
+    """A layer, by its field in `Params`: a function, and whether the squashing function follows.
 
-    Max pooling counts as linear, as it selects inputs.
-
-    Attributes:
-      name: the layer's field in `Params`.
-      linear: (inputs, parameters, power) -> preactivations. With power 2, as `curvature` needs it, constant factors of
-        the inputs are squared: 1/16 instead of 1/4 in a mean of four.
-      squashed: whether the squashing function follows.
+    The function (inputs, parameters, power) -> preactivations is linear in inputs and in parameters; max pooling counts
+    as linear, as it selects inputs. With power 2, as `curvature` needs it, constant factors of the inputs are squared:
+    1/16 instead of 1/4 in a mean of four.
     """
 
     name: str
@@ -234,22 +203,14 @@ def layers_of(architecture: Architecture) -> list[Layer]:
     return hidden if architecture.output == "rbf" else [*hidden, output]
 
 
-class Passed(NamedTuple):
-    """A layer with its inputs and its preactivations for a batch."""
-
-    layer: Layer
-    inputs: Array
-    preactivations: Array
-
-
 def passes(
     params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
-) -> tuple[list[Passed], Float[Array, "batch units"]]:
-    """The layers with their inputs and preactivations, and the activations of the last one."""
+) -> tuple[list[tuple[Layer, Array, Array]], Float[Array, "batch units"]]:
+    """Each layer with its inputs and its preactivations, and the activations of the last layer."""
     passed, activations = [], grid
     for layer in layers_of(architecture):
         preactivations = layer.linear(activations, getattr(params, layer.name), 1)
-        passed.append(Passed(layer, activations, preactivations))
+        passed.append((layer, activations, preactivations))
         activations = ACTIVATIONS[architecture.activation](preactivations) if layer.squashed else preactivations
     return passed, activations
 

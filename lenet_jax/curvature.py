@@ -33,15 +33,9 @@ def diagonal(
     loss: Loss,
     start: str,
 ) -> Params:
-    """h_kk of every parameter, averaged over the patterns of a batch.
+    """h_kk of every parameter, averaged over a batch in the layout of `blocked.to_grid`.
 
-    Args:
-      params: the network's parameters.
-      grid: images in the layout of `blocked.to_grid`.
-      labels: the correct classes.
-      architecture: the architecture that `params` were made for.
-      loss: the criterion E.
-      start: a key of `STARTS`: the curvature at F6 that the backward sweep starts from, with RBF outputs.
+    The criterion E is `loss`. With RBF outputs, the backward sweep starts from the curvature `start` of `STARTS` at F6.
     """
     passed, activations = blocked.passes(params, grid, architecture)
     if architecture.output == "rbf":
@@ -61,13 +55,9 @@ def back(layer: blocked.Layer, inputs: Array, parameters: Any, of_preactivations
     """The curvatures of a layer's parameters (summed over patterns) and inputs, from those of its preactivations."""
     squared = jax.tree.map(jnp.square, parameters)
     (of_inputs,) = jax.vjp(lambda inputs: layer.linear(inputs, squared, 2), inputs)[1](of_preactivations)
-    if parameters is None:
-        return None, of_inputs
     squares = jnp.square(inputs)
-    (of_parameters,) = jax.vjp(lambda parameters: layer.linear(squares, parameters, 2), parameters)[1](
-        of_preactivations
-    )
-    return of_parameters, of_inputs
+    _, transpose = jax.vjp(lambda parameters: layer.linear(squares, parameters, 2), parameters)
+    return transpose(of_preactivations)[0], of_inputs
 
 
 def derivative(preactivations: Array, architecture: Architecture) -> Array:

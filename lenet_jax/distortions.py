@@ -35,9 +35,6 @@ class Augmentation:
       max_shear: largest shift of a row, in columns, per row of distance from the middle.
       elastic_displacement: root mean square displacement in each direction over pixels and presentations, in pixels;
         1.4 corresponds to Simard et al.'s smoothed uniform noise times 34.
-
-    Raises:
-      InputError: the augmentation is unknown.
     """
 
     augmentation: str = "none"
@@ -54,12 +51,7 @@ class Augmentation:
 
 @flax.struct.dataclass
 class Elastic:
-    """Smooth random fields.
-
-    Attributes:
-      displacement: root mean square displacement, in pixels.
-      seed: the seed of the key of `elastic_fields`.
-    """
+    """Smooth random fields: root mean square displacement in pixels, and the seed of the key of `elastic_fields`."""
 
     displacement: Float[Array, "*batch"]
     seed: UInt32[Array, "*batch"]
@@ -67,13 +59,7 @@ class Elastic:
 
 @flax.struct.dataclass
 class Distortion:
-    """The source of each pixel (row, column): matrix @ (pixel - middle) + middle + shift + field.
-
-    Attributes:
-      matrix: the linear part.
-      shift: the translation, in pixels.
-      elastic: the field, or None.
-    """
+    """The source of each pixel (row, column): matrix @ (pixel - middle) + middle + shift + elastic field, in pixels."""
 
     matrix: Float[Array, "*batch 2 2"]
     shift: Float[Array, "*batch 2"]

@@ -12,26 +12,21 @@ MAX_LISTED, MAX_SUGGESTED = 200, 4
 
 
 class InputError(ValueError):
-    """An invalid config, data set, flag, path or file.
+    """An invalid config, data set, flag, path or file; the command line prints the message and exits with 2.
 
-    The message is one line that names the field or file, its value and what is allowed. The command line prints it and
-    exits with 2.
+    The message is one line that names the field or file, its value and what is allowed.
     """
 
 
 class RunError(RuntimeError):
     """A run that cannot continue although its config is valid; its checkpoints are kept.
 
-    The message is one line. The command line prints it, says how to resume, and exits with 1.
+    The command line prints the message, one line, says how to resume, and exits with 1.
     """
 
 
 class WorkerError(RunError):
-    """A worker process ended unexpectedly.
-
-    Attributes:
-      killed: by SIGKILL, which Linux sends when memory runs out.
-    """
+    """A worker process ended unexpectedly; `killed`: by SIGKILL, which Linux sends when memory runs out."""
 
     def __init__(self, message: str, killed: bool = False) -> None:
         super().__init__(message)
@@ -47,11 +42,7 @@ class StorageError(RunError):
 
 
 class Interrupted(BaseException):
-    """A signal stopped the run, after a checkpoint.
-
-    Attributes:
-      signal: the signal's number; the command line exits with 128 + signal.
-    """
+    """A signal stopped the run, after a checkpoint; the command line exits with 128 + `signal`."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)

@@ -22,7 +22,7 @@ EVALUATION_BATCH_SIZE = 250
 Metric = Callable[[TrainState, Images, Recipe], Array | Mapping[str, Array]]
 """A network in training, all images (see `train.Images`) and its recipe -> a number, or several by name."""
 
-METRICS: Registry[Metric] = Registry("metrics", {})
+METRICS: Registry[Metric] = Registry("metrics")
 """Metrics that an experiment file defines: with ``METRICS["step"] = lambda state, images, recipe: state.step``,
 ``config.metrics = ("step",)`` measures ``state_step``. The first `recipe.train_size` images are trained on."""
 

@@ -61,13 +61,11 @@ Initializer = Callable[[Numbers, float, str], Start]
 
 INITIALIZERS: Registry[Initializer] = Registry(
     "initializer",
-    {
-        "lecun1998": lecun1998,
-        "lecun1998_sqrt": lecun1998_sqrt,
-        "glorot": glorot,
-        "bengio2012": bengio2012,
-        "glorot_centered": glorot_centered,
-    },
+    lecun1998=lecun1998,
+    lecun1998_sqrt=lecun1998_sqrt,
+    glorot=glorot,
+    bengio2012=bengio2012,
+    glorot_centered=glorot_centered,
 )
 """Initializers by name. An experiment file can add one:
 ``INITIALIZERS["he"] = lambda fan_in, fan_out, activation: Start(np.sqrt(6 / fan_in), 0.0)``."""

@@ -151,11 +151,9 @@ Activation = Callable[[Array], Array]
 
 ACTIVATIONS: Registry[Activation] = Registry(
     "activation",
-    {
-        "sigmoid": jax.nn.sigmoid,
-        "tanh": jnp.tanh,
-        "scaled_tanh": scaled_tanh,
-        "relu": jax.nn.relu,
-    },
+    sigmoid=jax.nn.sigmoid,
+    tanh=jnp.tanh,
+    scaled_tanh=scaled_tanh,
+    relu=jax.nn.relu,
 )
 """Squashing functions by name. An experiment file can add one: ``ACTIVATIONS["gelu"] = jax.nn.gelu``."""

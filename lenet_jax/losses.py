@@ -40,9 +40,6 @@ def mse(
       reduction: over classes: ``sum`` (the specification) or ``mean`` (a tenth of it for ten classes).
       factor: 1 in the specification; 0.5 is common elsewhere.
 
-    Raises:
-      InputError: a value is unknown.
-
     >>> logits = jnp.log(jnp.array([[1.0, 2.0, 1.0]]))  # softmax: 1/4, 1/2, 1/4
     >>> round(float(mse(logits, jnp.array([1]))), 4)  # 1/16 + 4/16 + 1/16
     0.375
@@ -68,10 +65,8 @@ def map_criterion(
 ) -> Float[Array, ""]:
     """Mean over samples of y_D + log(e^-j + sum_i e^-y_i) (LeCun et al. 1998, eq. 9).
 
-    Args:
-      penalties: y, what `model.forward` returns for RBF outputs.
-      labels: D, the correct classes.
-      constant: j. The larger it is, the further penalties of incorrect classes are still pushed up.
+    y are the `penalties` that `model.forward` returns for RBF outputs, D is the label, and j is `constant`: the larger
+    it is, the further penalties of incorrect classes are still pushed up.
     """
     correct = jnp.take_along_axis(penalties, labels[:, None], axis=1)[:, 0]
     rubbish = jnp.full((len(penalties), 1), -constant, penalties.dtype)
@@ -91,9 +86,6 @@ class Loss:
       name: a key of `LOSSES`.
       mse_point, target_code, mse_reduction, mse_factor: of `mse`; unused by other losses.
       map_constant: j, see `map_criterion`.
-
-    Raises:
-      InputError: a value is unknown; the message names the field.
     """
 
     name: str = "mse"
@@ -119,19 +111,17 @@ LossFunction = Callable[[Array, Array, Loss], Array]
 
 LOSSES: Registry[LossFunction] = Registry(
     "loss",
-    {
-        "mse": lambda outputs, labels, loss: mse(
-            outputs,
-            labels,
-            point=loss.mse_point,
-            target_code=loss.target_code,
-            reduction=loss.mse_reduction,
-            factor=loss.mse_factor,
-        ),
-        "cross_entropy": lambda outputs, labels, loss: cross_entropy(outputs, labels),
-        "map": lambda outputs, labels, loss: map_criterion(-outputs, labels, constant=loss.map_constant),
-        "correct_penalty": lambda outputs, labels, loss: correct_penalty(-outputs, labels),
-    },
+    mse=lambda outputs, labels, loss: mse(
+        outputs,
+        labels,
+        point=loss.mse_point,
+        target_code=loss.target_code,
+        reduction=loss.mse_reduction,
+        factor=loss.mse_factor,
+    ),
+    cross_entropy=lambda outputs, labels, loss: cross_entropy(outputs, labels),
+    map=lambda outputs, labels, loss: map_criterion(-outputs, labels, constant=loss.map_constant),
+    correct_penalty=lambda outputs, labels, loss: correct_penalty(-outputs, labels),
 )
 """Losses by name; those of penalties undo the sign of `model.logits_of`. An experiment file can add one, for instance
 ``LOSSES["logistic"] = lambda outputs, labels, loss: ...``. SDLM differentiates it twice."""

@@ -13,24 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lenet_jax import IMAGE_SIZE as IMAGE_SIZE
+from lenet_jax import layers
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.initializers import INITIALIZERS, Numbers, Start, uniform
-from lenet_jax.layers import (
-    ACTIVATIONS,
-    BITMAPS,
-    KERNEL_SIZE,
-    Convolution,
-    Dense,
-    Subsampling,
-    Table,
-    average_windows,
-    connections,
-    convolve,
-    dense,
-    maximum_windows,
-    rbf,
-    subsample,
-)
+from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, convolve, dense, subsample
 
 C1_TABLE: Table = ((0,),) * 6
 """C1's six maps all see the only input plane."""
@@ -58,17 +44,14 @@ class Architecture:
     Attributes:
       activation: the squashing function, a key of `layers.ACTIVATIONS`.
       connectivity: C3's connections, a key of `CONNECTIVITIES`.
-      subsampling: S2 and S4. ``trainable`` is the specification (coefficient, bias, squashing); ``average`` and ``max``
-        are plain pooling, without parameters or squashing.
+      subsampling: S2 and S4: ``trainable`` (the specification: coefficient, bias, squashing); or plain pooling,
+        ``average`` or ``max``.
       subsampling_window: what a trainable coefficient multiplies: the ``mean`` of the window's four inputs (the
         specification), or their ``sum`` (LeCun et al. 1998).
       output: what `forward` returns: the logits of a ``softmax``, ``linear`` scores, scores ``squashed`` like hidden
         units, or the penalties of ``rbf`` units (distances from fixed bitmaps of the ten digits).
       initializer: a key of `initializers.INITIALIZERS`.
       classes: the number of output units.
-
-    Raises:
-      InputError: a value is unknown; the message names the field.
     """
 
     activation: str = "sigmoid"
@@ -86,9 +69,8 @@ class Architecture:
         check_choice("subsampling_window", self.subsampling_window, WINDOWS)
         check_choice("output", self.output, OUTPUTS)
         if self.output == "rbf" and self.classes != len(BITMAPS):
-            raise InputError(
-                f"output: 'rbf' has {len(BITMAPS)} bitmaps, one per digit; the data set has {self.classes}"
-            )
+            bitmaps = f"{len(BITMAPS)} bitmaps, one per digit"
+            raise InputError(f"output: 'rbf' has {bitmaps}; the data set has {self.classes} classes")
         check_choice("initializer", self.initializer, INITIALIZERS)
 
 
@@ -108,12 +90,7 @@ class Params:
 def activations(
     params: Params, image: Float[Array, "32 32"], architecture: Architecture
 ) -> dict[str, Float[Array, "..."]]:
-    """The activations of every layer for one image, in order.
-
-    Args:
-      params: the network's parameters, see `init`.
-      image: normalized pixels.
-      architecture: the architecture that `params` were made for.
+    """The activations of every layer for one image of normalized pixels, in order.
 
     Returns:
       ``c1`` [6, 28, 28], ``s2`` [6, 14, 14], ``c3`` [16, 10, 10], ``s4`` [16, 5, 5], ``c5`` [120], ``f6`` [84] and
@@ -136,7 +113,7 @@ def pool(
     """S2 or S4: sigma(beta avgpool + b) as specified, or plain average or max pooling."""
     if parameters is not None:
         return ACTIVATIONS[architecture.activation](subsample(maps, parameters, architecture.subsampling_window))
-    return average_windows(maps) if architecture.subsampling == "average" else maximum_windows(maps)
+    return layers.average_windows(maps) if architecture.subsampling == "average" else layers.maximum_windows(maps)
 
 
 def forward(params: Params, image: Float[Array, "32 32"], architecture: Architecture) -> Float[Array, " classes"]:
@@ -154,19 +131,21 @@ def forward(params: Params, image: Float[Array, "32 32"], architecture: Architec
 def output_of(f6: Float[Array, "84"], parameters: Dense | None, architecture: Architecture) -> Float[Array, " classes"]:
     """The last layer: scores, squashed or not, or the penalties of RBF units, which have no parameters."""
     if parameters is None:
-        return rbf(f6, BITMAPS)
+        return layers.rbf(f6, BITMAPS)
     scores = dense(f6, parameters)
     return ACTIVATIONS[architecture.activation](scores) if architecture.output == "squashed" else scores
 
 
-def logits_of(outputs: Float[Array, "*batch classes"], architecture: Architecture) -> Float[Array, "*batch classes"]:
+PerClass = Float[Array, "*batch classes"]
+"""One number for each class."""
+
+
+def logits_of(outputs: PerClass, architecture: Architecture) -> PerClass:
     """The input of losses, from what `forward` returns: the larger, the likelier. Penalties change their sign."""
     return -outputs if architecture.output == "rbf" else outputs
 
 
-def predict_scores(
-    outputs: Float[Array, "*batch classes"], architecture: Architecture
-) -> Float[Array, "*batch classes"]:
+def predict_scores(outputs: PerClass, architecture: Architecture) -> PerClass:
     """Class scores from what `forward` returns, the largest marks the class: probabilities for ``softmax``."""
     return jax.nn.softmax(outputs) if architecture.output == "softmax" else logits_of(outputs, architecture)
 
@@ -184,9 +163,7 @@ PROBABILISTIC = ("softmax", "rbf")
 """Outputs that define probabilities of the classes."""
 
 
-def log_probabilities(
-    outputs: Float[Array, "*batch classes"], architecture: Architecture
-) -> Float[Array, "*batch classes"]:
+def log_probabilities(outputs: PerClass, architecture: Architecture) -> PerClass:
     """Log-probabilities of the classes, from what `forward` returns for the outputs in `PROBABILISTIC`.
 
     RBF penalties are negative log-likelihoods of classes with equal priors (LeCun et al. 1998, section II.C).
@@ -195,19 +172,14 @@ def log_probabilities(
 
 
 def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
-    """Random initial parameters.
+    """Random initial parameters, from a typed key; `architecture.initializer` sets their distribution.
 
-    Each layer has its own random stream: a change of one layer's shape doesn't change the numbers of the others.
-
-    Args:
-      key: a typed key.
-      architecture: the network; its `initializer` sets the distribution.
-
-    For an example, see `forward`.
+    Each layer has its own random stream: a change of one layer's shape doesn't change the numbers of the others. For an
+    example, see `forward`.
     """
     table = CONNECTIVITIES[architecture.connectivity]
     keys = {field.name: jax.random.fold_in(key, index) for index, field in enumerate(dataclasses.fields(Params))}
-    trainable = architecture.subsampling == "trainable"
+    trainable, dense_output = architecture.subsampling == "trainable", architecture.output != "rbf"
     return Params(
         c1=init_convolution(keys["c1"], C1_TABLE, 1, architecture),
         s2=init_subsampling(keys["s2"], len(C1_TABLE), architecture) if trainable else None,
@@ -215,9 +187,7 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
         s4=init_subsampling(keys["s4"], len(table), architecture) if trainable else None,
         c5=init_dense(keys["c5"], (len(table), 5, 5, 120), architecture),
         f6=init_dense(keys["f6"], (120, 84), architecture),
-        output=None
-        if architecture.output == "rbf"
-        else init_dense(keys["output"], (84, architecture.classes), architecture),
+        output=init_dense(keys["output"], (84, architecture.classes), architecture) if dense_output else None,
     )
 
 
@@ -228,13 +198,13 @@ def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Sta
 
 def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture: Architecture) -> Convolution:
     """C1 or C3: a unit has 25 inputs per connected map, and an input is seen by 25 units of each connected map."""
-    area = KERNEL_SIZE**2
+    area = layers.KERNEL_SIZE**2
     weight_key, bias_key = jax.random.split(key)
-    output, _ = connections(table)
+    output, _ = layers.connections(table)
     fan_in = np.array([area * float(len(sources)) for sources in table])
     start = start_of(fan_in, area * len(output) / inputs, architecture)
     bound = np.broadcast_to(start.weight, len(table))[output][:, None, None]
-    kernel = uniform(weight_key, (len(output), KERNEL_SIZE, KERNEL_SIZE), bound)
+    kernel = uniform(weight_key, (len(output), layers.KERNEL_SIZE, layers.KERNEL_SIZE), bound)
     # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
     center = start.center if inputs > 1 else 0.0
     shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
@@ -263,16 +233,12 @@ def connection_table(architecture: Architecture) -> dict[str, int]:
 
     A shared parameter counts once per unit that uses it. Units of plain pooling have no bias.
     """
-    table = CONNECTIVITIES[architecture.connectivity]
+    table, area = CONNECTIVITIES[architecture.connectivity], layers.KERNEL_SIZE**2
     trainable = architecture.subsampling == "trainable"
-
-    def convolution(table: Table, side: int) -> int:
-        return side**2 * (KERNEL_SIZE**2 * len(connections(table)[0]) + len(table))
-
     return {
-        "c1": convolution(C1_TABLE, 28),
+        "c1": 28**2 * sum(area * len(sources) + 1 for sources in C1_TABLE),
         "s2": 14**2 * len(C1_TABLE) * (4 + trainable),
-        "c3": convolution(table, 10),
+        "c3": 10**2 * sum(area * len(sources) + 1 for sources in table),
         "s4": 5**2 * len(table) * (4 + trainable),
         "c5": 120 * (5**2 * len(table) + 1),
         "f6": 84 * (120 + 1),
@@ -282,8 +248,7 @@ def connection_table(architecture: Architecture) -> dict[str, int]:
 
 def count_parameters(params: Params) -> dict[str, int]:
     """The number of parameters by layer, of a single network."""
-    layers = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    return {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in layers.items()}
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in vars(params).items()}
 
 
 def parameter_table(architecture: Architecture) -> list[tuple[str, str, int]]:

@@ -38,11 +38,7 @@ HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparamete
 
 
 class CurvatureState(NamedTuple):
-    """The state of `scale_by_curvature`.
-
-    Attributes:
-      curvature: h_kk >= 0 of every parameter, 0 at first. The training loop sets it, see `train.with_curvature`.
-    """
+    """h_kk >= 0 of every parameter, 0 at first. The training loop sets it, see `train.with_curvature`."""
 
     curvature: optax.Params
 
@@ -56,7 +52,6 @@ def scale_by_curvature(mu: float | Array) -> optax.GradientTransformation:
     def update(
         gradient: optax.Updates, state: CurvatureState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, CurvatureState]:
-        del params
         return jax.tree.map(lambda g, h: g / (mu + h), gradient, state.curvature), state
 
     return optax.GradientTransformation(init, update)
@@ -72,9 +67,7 @@ def sdlm(learning_rate: float | Array, mu: float | Array) -> optax.GradientTrans
 
     For use outside of this package, which chains `scale_by_curvature` with a schedule.
 
-    Args:
-      learning_rate: eta.
-      mu: a positive number that bounds the rate of parameters without curvature.
+    `learning_rate` is eta; a positive `mu` bounds the rate of parameters without curvature.
 
     >>> optimizer = sdlm(learning_rate=0.1, mu=0.02)
     >>> state = optax.tree.set(optimizer.init(jnp.zeros(2)), curvature=jnp.array([0.08, 0.98]))
@@ -90,19 +83,11 @@ Optimizer = Callable[[Hyperparameters], optax.GradientTransformation]
 
 OPTIMIZERS: Registry[Optimizer] = Registry(
     "optimizer",
-    {
-        "sgd": lambda hyper: optax.add_decayed_weights(hyper.weight_decay),
-        "momentum": lambda hyper: optax.chain(
-            optax.add_decayed_weights(hyper.weight_decay), optax.trace(decay=hyper.momentum)
-        ),
-        "adam": lambda hyper: optax.chain(
-            optax.add_decayed_weights(hyper.weight_decay), optax.scale_by_adam(b1=hyper.momentum)
-        ),
-        "sdlm": lambda hyper: optax.chain(optax.add_decayed_weights(hyper.weight_decay), scale_by_curvature(hyper.mu)),
-        "adamw": lambda hyper: optax.chain(
-            optax.scale_by_adam(b1=hyper.momentum), optax.add_decayed_weights(hyper.weight_decay)
-        ),
-    },
+    sgd=lambda hyper: optax.add_decayed_weights(hyper.weight_decay),
+    momentum=lambda hyper: optax.chain(optax.add_decayed_weights(hyper.weight_decay), optax.trace(hyper.momentum)),
+    adam=lambda hyper: optax.chain(optax.add_decayed_weights(hyper.weight_decay), optax.scale_by_adam(hyper.momentum)),
+    sdlm=lambda hyper: optax.chain(optax.add_decayed_weights(hyper.weight_decay), scale_by_curvature(hyper.mu)),
+    adamw=lambda hyper: optax.chain(optax.scale_by_adam(hyper.momentum), optax.add_decayed_weights(hyper.weight_decay)),
 )
 """Optimizers by name. An experiment file can add one: ``OPTIMIZERS["lion"] = lambda hyper:
 optax.scale_by_lion(hyper.momentum)``. The curvature is measured for those that use `scale_by_curvature`."""
@@ -123,13 +108,11 @@ Schedule = Callable[[Int[Array, ""], int, int], Array]
 
 SCHEDULES: Registry[Schedule] = Registry(
     "schedule",
-    {
-        "constant": lambda step, steps, epoch_steps: jnp.ones(()),
-        "cosine": lambda step, steps, epoch_steps: optax.cosine_decay_schedule(1.0, steps)(step),
-        "linear": lambda step, steps, epoch_steps: optax.linear_schedule(1.0, 0.0, steps)(step),
-        "lecun1998": lambda step, steps, epoch_steps: steps_down(LECUN1998_FACTORS, epoch_steps)(step),
-        "thirds": lambda step, steps, epoch_steps: steps_down({0: 1.0, 1: 0.1, 2: 0.01}, -(-steps // 3))(step),
-    },
+    constant=lambda step, steps, epoch_steps: jnp.ones(()),
+    cosine=lambda step, steps, epoch_steps: optax.cosine_decay_schedule(1.0, steps)(step),
+    linear=lambda step, steps, epoch_steps: optax.linear_schedule(1.0, 0.0, steps)(step),
+    lecun1998=lambda step, steps, epoch_steps: steps_down(LECUN1998_FACTORS, epoch_steps)(step),
+    thirds=lambda step, steps, epoch_steps: steps_down({0: 1.0, 1: 0.1, 2: 0.01}, -(-steps // 3))(step),
 )
 """Learning rate schedules by name: cosine and linear decay to 0, lecun1998 decays by epochs, thirds by a factor of ten
 after each third of the training. An experiment file can add one."""
@@ -138,16 +121,9 @@ after each third of the training. An experiment file can add one."""
 def transformation(
     optimizer: str, schedule: str, steps: int, epoch_steps: int, hyper: Hyperparameters
 ) -> optax.GradientTransformation:
-    """The optimizer of a single network.
+    """The optimizer of a single network that trains for `steps` steps in total, `epoch_steps` per epoch."""
 
-    Args:
-      optimizer: a key of `OPTIMIZERS`.
-      schedule: a key of `SCHEDULES`.
-      steps: steps of the whole training.
-      epoch_steps: steps per epoch.
-      hyper: the network's hyperparameters, traced or not.
-    """
-    return optax.chain(
-        OPTIMIZERS[optimizer](hyper),
-        optax.scale_by_schedule(lambda step: -hyper.learning_rate * SCHEDULES[schedule](step, steps, epoch_steps)),
-    )
+    def rate(step: Array) -> Array:
+        return -hyper.learning_rate * SCHEDULES[schedule](step, steps, epoch_steps)
+
+    return optax.chain(OPTIMIZERS[optimizer](hyper), optax.scale_by_schedule(rate))

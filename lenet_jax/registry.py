@@ -1,11 +1,10 @@
 """Registries: parts by name, to which an experiment file or a notebook may add its own.
 
-Adding a part is an assignment, such as ``ACTIVATIONS["gelu"] = jax.nn.gelu``; its name is then a value of the config
-field.
+After ``ACTIVATIONS["gelu"] = jax.nn.gelu``, for example, "gelu" is a value of the config field.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
@@ -13,7 +12,7 @@ from lenet_jax.errors import InputError
 
 Part = TypeVar("Part")
 
-REGISTRIES: dict[str, "Registry"] = {}  # type: ignore[type-arg]
+REGISTRIES: dict[str, "Registry[Any]"] = {}
 """All registries by the config field whose values they are."""
 
 CACHES: list[Callable[[], None]] = [jax.clear_caches]
@@ -21,16 +20,15 @@ CACHES: list[Callable[[], None]] = [jax.clear_caches]
 
 
 class Registry(dict[str, Part]):
-    """Parts by name: those of the package, which stay as they are, and a user's own.
+    """Values of a config field by name: the package's parts, which can't be replaced, and a user's own.
 
-    >>> shapes = Registry("shape", {"round": abs})
+    >>> shapes = Registry("shape", round=abs)
     >>> shapes["square"] = lambda x: x * x
     >>> shapes["square"](3), shapes.own
     (9, ['square'])
     """
 
-    def __init__(self, field: str, shipped: Mapping[str, Part]) -> None:
-        """The registry of a config field, with the parts that the package ships."""
+    def __init__(self, field: str, /, **shipped: Part) -> None:
         super().__init__(shipped)
         self.field, self.shipped = field, frozenset(shipped)
         REGISTRIES[field] = self
@@ -41,11 +39,7 @@ class Registry(dict[str, Part]):
         return [name for name in self if name not in self.shipped]
 
     def __setitem__(self, name: str, part: Part) -> None:
-        """Adds a part, or replaces one that was added before.
-
-        Raises:
-          InputError: the name is not one word, belongs to a part of the package, or the part is not callable.
-        """
+        """Adds a part, or replaces one that was added before. Raises InputError for an invalid name or part."""
         if not isinstance(name, str) or not name.isidentifier():
             raise InputError(f"{self.field}: {name!r} is not a name for a part; use one word of letters, digits and _")
         if name in self.shipped and self[name] is not part:

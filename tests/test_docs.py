@@ -300,7 +300,7 @@ def test_the_new_axes_are_a_file_and_a_few_patches(tmp_path):
     for folder in ("lenet_jax", "experiments", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored, symlinks=True)
     patches = [block for kind, block in FENCED.findall(text) if kind == "diff"]
-    assert len(patches) == 4
+    assert len(patches) == 3
     for patch in patches:
         subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=patch, text=True, check=True)
     file, study = re.search(r"<!-- file:(\S+) -->\n```python\n(.*?)```", text, re.DOTALL).groups()

@@ -59,11 +59,11 @@ def accepted_by(kind: type) -> dict[str, Check]:
     return dict.fromkeys(names, lambda field, value: kind(**{field: value}))
 
 
-def known_metrics(field: str, names: tuple[str, ...]) -> None:
+def known_metrics(field: str, names: tuple[Any, ...]) -> None:
     """A check that metrics are defined."""
-    for name in names:
-        if name not in METRICS:
-            raise InputError(f"{field}: {name!r} is not defined; add METRICS[{name!r}] in the experiment file")
+    for name in map(short_repr, names):
+        if name not in map(repr, METRICS):
+            raise InputError(f"{field}: {name} is not defined; add METRICS[{name}] in the experiment file")
 
 
 FIELDS: Mapping[str, Check] = {

@@ -69,11 +69,12 @@ def sdlm(learning_rate: float | Array, mu: float | Array) -> optax.GradientTrans
 
     `learning_rate` is eta; a positive `mu` bounds the rate of parameters without curvature.
 
-    >>> optimizer = sdlm(learning_rate=0.1, mu=0.02)
-    >>> state = optax.tree.set(optimizer.init(jnp.zeros(2)), curvature=jnp.array([0.08, 0.98]))
-    >>> updates, state = optimizer.update(jnp.ones(2), state)
-    >>> [round(float(update), 3) for update in updates]
-    [-1.0, -0.1]
+    Examples:
+      >>> optimizer = sdlm(learning_rate=0.1, mu=0.02)
+      >>> state = optax.tree.set(optimizer.init(jnp.zeros(2)), curvature=jnp.array([0.08, 0.98]))
+      >>> updates, state = optimizer.update(jnp.ones(2), state)
+      >>> [round(float(update), 3) for update in updates]
+      [-1.0, -0.1]
     """
     return optax.chain(scale_by_curvature(mu), optax.scale(-learning_rate))
 

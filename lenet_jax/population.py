@@ -67,12 +67,12 @@ def configure(devices: int | None = None) -> None:
 class Programs(NamedTuple):
     """The programs of a population, functions of the arrays of all members; `train_segment` donates its state's memory.
 
-    `measure` and `predict` are compiled at their first use: metrics are optional, and the number of images varies.
+    `measure_own` and `predict` are compiled at their first use: metrics are optional, and the number of images varies.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
     train_segment: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
-    measure: Callable[[TrainState, Images], dict[str, Array]]
+    measure_own: Callable[[TrainState, Images], dict[str, Array]]
     evaluate: Callable[[Params, Images, Array, Array], Evaluation]
     predict: Callable[[Params, Images, Array], Predictions]
 
@@ -145,7 +145,7 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
     return {
         "init": Lowerable(jax.jit(init), (seeds, hyper)),
         "train_segment": Lowerable(jax.jit(lifted(train.train_segment, 2), donate_argnums=0), (state, hyper, images)),
-        "measure": Lowerable(jax.jit(lifted(evaluation.measure_own)), (state, images)),
+        "measure_own": Lowerable(jax.jit(lifted(evaluation.measure_own)), (state, images)),
         "evaluate": Lowerable(jax.jit(lifted(evaluation.evaluate)), (state.params, images, index, index)),
         "predict": Lowerable(jax.jit(lifted(evaluation.predict)), (state.params, images, indices)),
     }
@@ -241,9 +241,9 @@ def train_segment(population: Population) -> Metrics:
     return to_host(metrics, population.size)
 
 
-def measure(population: Population) -> dict[str, np.ndarray]:
+def measure_own(population: Population) -> dict[str, np.ndarray]:
     """The user's metrics of every member, name -> NumPy array [members]."""
-    return to_host(population.programs.measure(population.state, population.images), population.size)
+    return to_host(population.programs.measure_own(population.state, population.images), population.size)
 
 
 def evaluate(population: Population, split: range) -> Evaluation:

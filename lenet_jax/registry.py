@@ -22,10 +22,11 @@ CACHES: list[Callable[[], None]] = [jax.clear_caches]
 class Registry(dict[str, Part]):
     """Values of a config field by name: the package's parts, which can't be replaced, and a user's own.
 
-    >>> shapes = Registry("shape", round=abs)
-    >>> shapes["square"] = lambda x: x * x
-    >>> shapes["square"](3), shapes.own
-    (9, ['square'])
+    Examples:
+      >>> shapes = Registry("shape", round=abs)
+      >>> shapes["square"] = lambda x: x * x
+      >>> shapes["square"](3), shapes.own
+      (9, ['square'])
     """
 
     def __init__(self, field: str, /, **shipped: Part) -> None:

@@ -213,8 +213,9 @@ def smallest_p(n: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for the number of tests (Holm 1979): the chance of any false finding stays below the level.
 
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Examples:
+      >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+      [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")

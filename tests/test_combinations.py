@@ -16,7 +16,7 @@ from lenet_jax.data import preprocess
 from lenet_jax.experiments import base
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.run import plan
-from lenet_jax.run.arms import FIELDS, expand
+from lenet_jax.run.arms import DEFAULTS, FIELDS, expand
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -114,11 +114,12 @@ def test_the_curvature_is_measured_for_every_optimizer_that_uses_it(monkeypatch)
 
 def test_all_named_choices_take_part():
     """A new table of choices belongs here."""
-    named = {field for field, check in FIELDS.items() if check.__qualname__.startswith("choice")}
-    assert named - set(CHOICES) == {"padding", "mse_reduction"}
+    named = {field for field in FIELDS if isinstance(DEFAULTS[field], str)}
+    assert named - set(CHOICES) == {"dataset", "data_dir", "padding", "mse_reduction"}
     assert {field.name for field in dataclasses.fields(train.Recipe)} <= {
         *CHOICES,
         *("architecture", "epochs", "train_size", "microbatches", "segments", "curvature_patterns"),
+        *("metrics", "metrics_per_epoch"),
     }
 
 

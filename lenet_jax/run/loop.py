@@ -92,7 +92,7 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
     progress.skip(step / steps)
 
     def measure() -> None:
-        for name, values in engine.measure(trained).items():
+        for name, values in engine.measure_own(trained).items():
             history.setdefault(f"{STATE}/{name}", []).append(np.asarray(values, np.float64))
 
     if recipe.metrics and not step:

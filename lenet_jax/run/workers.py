@@ -215,7 +215,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     train_segment = functools.partialmethod(_gather, "train_segment")
     evaluate = functools.partialmethod(_gather, "evaluate")
     predict = functools.partialmethod(_gather, "predict")
-    measure = functools.partialmethod(_gather, "measure")
+    measure_own = functools.partialmethod(_gather, "measure_own")
     snapshot = functools.partialmethod(_gather, "snapshot")
 
     def restore(self, members: WorkerPopulation, saved: Snapshot) -> None:

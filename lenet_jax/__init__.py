@@ -3,9 +3,6 @@
 The science is at the top: `layers`, `initializers`, `model`, `blocked`, `losses`, `optim`, `train`, `evaluate`,
 `population`, `stats`. `data` loads data sets, `run` runs experiments, `analysis` reads their results. Import the
 modules you use; this package imports none of them by itself, so that the command line starts fast.
-
-Notebooks use `load_run` and `classify` (a finished run and its networks) and `read_image` and `to_mnist` (photos of
-digits).
 """
 
 import importlib
@@ -17,21 +14,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-
 IMAGE_SIZE = 32
 """Height and width of an input image, in pixels. Here, because data are read without JAX."""
 
 __all__ = ["classify", "load_run", "read_image", "to_mnist"]
 
-_HOMES = {
-    "classify": "analysis.networks",
-    "load_run": "analysis.networks",
-    "read_image": "data.photos",
-    "to_mnist": "data.photos",
-}
-
-_FORMER = {"prepare": "to_mnist", "read": "read_image"}
-"""Former names, which still work."""
+_HOMES = dict.fromkeys(["classify", "load_run"], "analysis.networks")
+_HOMES |= dict.fromkeys(["read_image", "to_mnist"], "data.photos")
+_FORMER = {"prepare": "to_mnist", "read": "read_image"}  # former names still work
 
 
 def __getattr__(name: str) -> Any:

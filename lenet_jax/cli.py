@@ -175,7 +175,9 @@ def compare_command(argv: list[str]) -> None:
     comparison = compare.compare_runs(
         [run_folder.load(folder) for folder in folders], values.metric, values.baseline, values.difference
     )
-    out = Path(values.out) if values.out else default_out(folders, values.metric)
+    beside = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
+    default = folders[0] / "plots" if len(folders) == 1 else beside
+    out = Path(values.out or (default if values.metric == "test_error" else default / values.metric))
     files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]))
     tables.print_comparison(comparison, Console())
     others = [str(file) for file in files if file.suffix not in (".png", ".svg")]
@@ -208,13 +210,6 @@ def classify_command(argv: list[str]) -> None:
         which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
     Console().print(classification(files, found, f"{name}: {which}", probabilities))
-
-
-def default_out(folders: Sequence[Path], metric: str) -> Path:
-    """The default folder of a comparison: inside the run, or beside several runs."""
-    together = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
-    out = folders[0] / "plots" if len(folders) == 1 else together
-    return out if metric == "test_error" else out / metric
 
 
 COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}

@@ -78,11 +78,6 @@ def second_derivatives(
     return jnp.maximum(jax.vmap(of_sample)(logits, labels), 0)
 
 
-def start_at_target(f6: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss) -> Float[Array, "batch 84"]:
-    """The curvature of y_D, the correct class's penalty: d2y_D/dx_j^2 = 2, whatever the pattern and the criterion."""
-    return jnp.full_like(f6, 2.0)
-
-
 def start_in_full(f6: Float[Array, "batch 84"], labels: Int[Array, " batch"], loss: Loss) -> Float[Array, "batch 84"]:
     """The curvature of the criterion: sum_i (dE/dy_i d2y_i/dx_j^2 + d2E/dy_i^2 (dy_i/dx_j)^2), at least 0.
 
@@ -96,6 +91,9 @@ def start_in_full(f6: Float[Array, "batch 84"], labels: Int[Array, " batch"], lo
     return jnp.maximum(total, 0)
 
 
-STARTS: dict[str, Callable[[Array, Array, Loss], Array]] = {"target": start_at_target, "full": start_in_full}
+STARTS: dict[str, Callable[[Array, Array, Loss], Array]] = {
+    "target": lambda f6, labels, loss: jnp.full_like(f6, 2.0),  # of y_D, the correct class's penalty: d2y_D/dx_j^2 = 2
+    "full": start_in_full,
+}
 """The curvature at F6's activations [batch, 84] with RBF outputs, by name; the paper doesn't specify it. With other
 outputs, the sweep always starts from the criterion's second derivatives with respect to the outputs."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -109,9 +110,11 @@ def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, 
     values: dict[str, Array] = {}
     for name in recipe.metrics:
         found = METRICS[name](state, images, recipe)
-        named = found if isinstance(found, Mapping) else {"": found}
-        for key, number in named.items():
-            value = values[f"{name}_{key}".removesuffix("_")] = jnp.asarray(number, float)
+        several = {f"{name}_{key}": found[key] for key in found} if isinstance(found, Mapping) else {name: found}
+        for full, number in several.items():
+            if not full.isidentifier() or full in values:
+                raise InputError(f"metrics: {name!r} returns {full!r}; expected distinct names of letters and digits")
+            value = values[full] = jnp.asarray(number, float)
             if value.shape:
                 raise InputError(f"metrics: {name!r} returns an array of shape {value.shape}; expected a number")
     return values
@@ -119,20 +122,21 @@ def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, 
 
 @functools.cache
 def check_own(recipe: Recipe) -> None:
-    """Traces the user's metrics; raises InputError if one of them fails, or returns something else than numbers."""
+    """Traces a training with the user's own parts; raises InputError if one fails or returns something unexpected."""
 
-    def measured() -> dict[str, Array]:
+    def traced() -> Any:
         pixels = jnp.zeros((recipe.train_size, model.IMAGE_SIZE, model.IMAGE_SIZE), jnp.uint8)
         images = Images(pixels, jnp.zeros(recipe.train_size, int), jnp.ones(()), jnp.zeros(()))
         zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
-        return measure_own(train.init(jnp.uint32(0), zeros, recipe), images, recipe)
+        state, _ = train.train_segment(train.init(jnp.uint32(0), zeros, recipe), zeros, images, recipe)
+        return measure_own(state, images, recipe)
 
     try:
-        jax.eval_shape(measured)
-    except InputError:
-        raise
+        jax.eval_shape(traced)
+    except InputError as error:
+        raise InputError(str(error)) from error  # without what JAX added to it
     except Exception as error:  # whatever a user's function raises
-        raise InputError(f"metrics: {', '.join(recipe.metrics)} can't be computed ({one_line(error)})") from error
+        raise InputError(f"experiment: its own parts can't be computed ({one_line(error)})") from error
 
 
 CACHES.append(check_own.cache_clear)

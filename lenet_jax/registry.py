@@ -3,6 +3,7 @@
 After ``ACTIVATIONS["gelu"] = jax.nn.gelu``, for example, "gelu" is a value of the config field.
 """
 
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ CACHES: list[Callable[[], None]] = [jax.clear_caches]
 """Functions that forget compiled programs, which hold the functions that they were compiled from."""
 
 
-class Registry(dict[str, Part]):
+class Registry(UserDict[str, Part]):
     """Values of a config field by name: the package's parts, which can't be replaced, and a user's own.
 
     Examples:
@@ -30,7 +31,7 @@ class Registry(dict[str, Part]):
     """
 
     def __init__(self, field: str, /, **shipped: Part) -> None:
-        super().__init__(shipped)
+        self.data = dict(shipped)
         self.field, self.shipped = field, frozenset(shipped)
         REGISTRIES[field] = self
 
@@ -51,3 +52,9 @@ class Registry(dict[str, Part]):
             for forget in CACHES:
                 forget()
         super().__setitem__(name, part)
+
+    def __delitem__(self, name: str) -> None:
+        """Removes a part, and compiled programs that contain it."""
+        super().__delitem__(name)
+        for forget in CACHES:
+            forget()

@@ -328,7 +328,9 @@ def test_the_new_axes_are_a_file_and_a_few_patches(tmp_path):
     ):
         folder = tmp_path / "runs" / name
         assert [arm["axes"] for arm in json.loads((folder / "summary.json").read_text())["arms"]] == axes
-        assert name in (folder / "plots" / "report.html").read_text()
+        pages = list((folder / "plots").rglob("report.html"))
+        assert pages
+        assert all(name in page.read_text() for page in pages)
 
 
 def test_githubs_files_are_valid():

@@ -38,6 +38,7 @@ BEYOND = {
     ("analysis.networks", "run.parts"): "an experiment file that is named may define parts of its networks",
     ("analysis.dynamics", "run.arms"): "trains and measures networks of an experiment's config",
     ("analysis.dynamics", "run.plan"): "trains and measures networks of an experiment's config",
+    ("analysis.dynamics", "run.parts"): "a notebook may define parts of its own",
     ("analysis.dynamics", "run.runner"): "notebooks run experiments",
 }
 """Imports that reach beyond their wing, and why."""

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import sys
 import textwrap
 import time
 
@@ -77,10 +76,6 @@ def clean(monkeypatch):
     for table in registry.REGISTRIES.values():
         for name in table.own:
             del table[name]
-    for name in [name for name in sys.modules if name.startswith("lenet_jax_experiment_")]:
-        del sys.modules[name]
-    for forget in registry.CACHES:
-        forget()
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +185,7 @@ def test_every_kind_of_part_can_be_ones_own(field, tmp_path, monkeypatch):
     config = small_config(activation="tanh")
     shipped = getattr(config, field)
     plain = dynamics.run(config, "plain")
-    table["mine"] = lambda *arguments: dict.__getitem__(table, shipped)(*arguments)
+    table["mine"] = lambda *arguments: table[shipped](*arguments)
     setattr(config, field, "mine")
     own = dynamics.run(config, "own")
     pd.testing.assert_frame_equal(plain.metrics, own.metrics)
@@ -202,7 +197,7 @@ def test_a_part_that_is_defined_again_is_compiled_again(tmp_path, monkeypatch):
     found = []
     for number, function in enumerate((jax.numpy.tanh, jax.nn.relu)):
         ACTIVATIONS["mine"] = lambda a, function=function: function(a)
-        found.append(dynamics.run(small_config(activation="mine"), f"run-{number}").metrics.value)
+        found.append(dynamics.run(small_config(activation="mine"), "run").metrics.value)
         expected = dynamics.run(small_config(activation=("tanh", "relu")[number]), f"expected-{number}").metrics.value
         np.testing.assert_array_equal(found[-1], expected)
     assert not found[0].equals(found[1])
@@ -230,6 +225,50 @@ def test_a_metric_must_return_numbers(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "part"),
+    [
+        ("activation", lambda a: a.nothing),
+        ("loss", lambda outputs, labels, loss: outputs),
+        ("optimizer", lambda hyper: hyper.nothing),
+        ("metrics", lambda state, images, recipe: {"c1/kernel": state.step}),
+        ("metrics", lambda state, images, recipe: {"a_b": 1, "a": {}}),
+    ],
+)
+def test_parts_that_fail_are_refused_before_anything_is_written(field, part, tmp_path):
+    registry.REGISTRIES[field]["mine"] = part
+    value = ("mine",) if field == "metrics" else "mine"
+    with pytest.raises(InputError, match=r"^(experiment|optimizer|metrics): [^\n]*$"):
+        runner.run(small_config(**{field: value}), tmp_path / "run", "test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_are_no_axis():
+    METRICS["step"] = lambda state, images, recipe: state.step
+    config = small_config()
+    config.sweep.metrics = (("step",), ())
+    with pytest.raises(InputError, match=r"sweep.metrics: 'metrics' can't be an axis; set config.metrics"):
+        expand(config)
+
+
+def test_a_loss_of_ones_own_metrics_does_not_diverge(tmp_path):
+    METRICS["loss"] = lambda state, images, recipe: jax.numpy.nan
+    run = runner.run(small_config(metrics=("loss",), epochs=1), tmp_path / "run", "test")
+    assert run.arms[0].diverged == 0
+
+
+def test_another_file_than_the_runs_is_refused(own, tmp_path):
+    other = tmp_path / "mine.py"
+    other.write_text(OWN.replace("jax.nn.gelu", "jax.nn.silu"))
+    with pytest.raises(InputError, match=r"experiment: .* differs from .*experiment.py"):
+        lenet_jax.load_run(own / "runs/mine", experiment=other)
+
+
+def test_every_way_into_a_table_is_guarded():
+    with pytest.raises(InputError, match="'tanh' is a part of lenet_jax"):
+        ACTIVATIONS.update(tanh=jax.nn.gelu)
+
+
 def test_unknown_metrics_are_refused():
     with pytest.raises(InputError, match="metrics: 'sharpness'"):
         expand(small_config(metrics=("sharpness",)))
@@ -239,4 +278,4 @@ def test_runs_without_own_parts_are_as_before(tmp_path):
     runner.run(small_config(epochs=1), tmp_path / "run", "test", experiment=tmp_path / "gone.py")
     assert not (tmp_path / "run/experiment.py").exists()
     assert "own_parts" not in json.loads((tmp_path / "run/provenance.json").read_text())
-    assert parts.own_parts(expand(small_config())) == {}
+    assert parts.own_parts(arm.settings for arm in expand(small_config())) == {}

@@ -30,6 +30,7 @@ from lenet_jax.model import Architecture, Params
 from lenet_jax.run import arms, runner
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run import plan as planning
+from lenet_jax.run.parts import own_parts
 from lenet_jax.train import Images, Recipe
 
 RUNS = Path("runs")  # of the notebooks, beside them; git ignores the folder
@@ -39,14 +40,17 @@ IMPOSSIBLE_LOGIT = -40.0  # of a class whose probability is 0 in single precisio
 
 
 def run(config: ConfigDict, name: str) -> TrainedRun:
-    """The run of a config in `RUNS/name`, trained unless the folder has it; another config's run is moved aside."""
+    """The run of a config in `RUNS/name`, trained unless the folder has it; another config's run is moved aside.
+
+    So is one with parts of the notebook's own, which may have been defined again.
+    """
     folder = RUNS / name
+    fresh = bool(own_parts(arm.settings for arm in arms.expand(config)))
     try:
         run_folder.is_finished(folder, arms.describe(config), arms.describe(ConfigDict()))
-        other = False
     except InputError:
-        other = True
-    runner.run(config, folder, f"notebook {name}", fresh=other)
+        fresh = True
+    runner.run(config, folder, f"notebook {name}", fresh=fresh)
     return load_run(folder)
 
 

@@ -46,7 +46,7 @@ def title(metric: str) -> str:
 
 def is_percent(metric: str) -> bool:
     """Whether the metric is an error, which is shown in percent."""
-    return "_error" in metric
+    return "_error" in metric and not metric.startswith("state_")
 
 
 def lower_is_better(metric: str) -> bool:

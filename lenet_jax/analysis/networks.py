@@ -145,9 +145,11 @@ def load_run(folder: str | Path, experiment: str | Path | None = None) -> Traine
       >>> f"{run.arm('loss=mse,activation=tanh').test_error.mean:.3f}"
       '0.058'
     """
-    if experiment:
-        parts.define(Path(experiment))
     run = run_folder.load(folder)
+    if experiment:
+        file = Path(experiment), parts.read(Path(experiment))
+        parts.Definitions({}, file).check_unchanged(run.folder)
+        parts.define(*file)
     return TrainedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 

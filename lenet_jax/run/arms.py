@@ -219,6 +219,8 @@ def check_axis(axis: str, values: Any) -> list[Choice]:
     path, names = f"sweep.{axis}", axis.split(",")
     for name in names:
         check_field(name, FIELDS, f"{path}: ")
+        if isinstance(DEFAULTS[name], tuple):  # tables have a column per axis, of single values
+            raise InputError(f"{path}: {name!r} can't be an axis; set config.{name}")
     if len(set(names)) < len(names):
         raise InputError(f"{path}: contains a field twice")
 

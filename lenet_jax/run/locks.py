@@ -65,6 +65,8 @@ def move_aside(workdir: Path) -> Path | None:
     field = f"workdir: {str(workdir)!r}"
     if not workdir.exists():
         return None
+    if not workdir.is_dir():
+        raise InputError(f"{field} is a file; a folder is needed")
     if holds_others(workdir):
         raise InputError(f"{field} holds no run that --fresh could move aside; name a new folder")
     if Path.cwd().is_relative_to(workdir.resolve()):

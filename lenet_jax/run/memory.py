@@ -102,7 +102,8 @@ def smaller_limit(size: int, recipe: Recipe, error: Exception) -> int:
     if size == 1 or jax.process_count() > 1:
         raise RunError(
             f"memory ran out with {size} networks of {member_memory(recipe) / 2**20:.1f} MiB each ({one_line(error)}); "
-            f"what is free now would hold {members_that_fit(recipe)} and the data: free some, or ask for fewer seeds"
+            f"what is free now would hold {available() // member_memory(recipe)} and the data: free some, or ask for "
+            "fewer seeds"
         ) from error
     say(f"{size} networks don't fit in memory together: continuing with {size // 2} at a time")
     return size // 2

@@ -18,77 +18,75 @@ EXPERIMENT = "experiment.py"
 """Copy of the experiment file in the run folder, for the record; it is never executed."""
 
 
-def own_parts(arms: Iterable[Arm]) -> dict[str, list[str]]:
-    """Config field -> names of the user's own parts that arms use; empty if they use none."""
-    used: dict[str, list[str]] = {}
-    for field, registry in REGISTRIES.items():
-        values = [arm.settings.get(field, ()) for arm in arms]
-        named = {name for value in values for name in ([value] if isinstance(value, str) else value)}
-        if names := sorted(named & set(registry.own)):
-            used[field] = names
-    return used
+def own_parts(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Config field -> names of the user's own parts in the settings of arms; empty if they use none."""
+    used: dict[str, set[str]] = {}
+    for fields in settings:
+        for field, registry in REGISTRIES.items():
+            values = fields[field] if isinstance(fields[field], tuple) else (fields[field],)
+            if names := set(values) & set(registry.own):
+                used.setdefault(field, set()).update(names)
+    return {field: sorted(names) for field, names in used.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Definitions:
-    """The own parts that a run uses (see `own_parts`), and the experiment file; None if they are a notebook's."""
+    """The own parts that a run uses (see `own_parts`), with the path and text of their file; None for a notebook's.
+
+    The text is read once: what is checked, stored and executed by workers is the same.
+    """
 
     names: Mapping[str, list[str]]
-    source: Path | None
+    file: tuple[Path, str] | None
 
-    @property
-    def file(self) -> Path | None:
-        """The experiment file, if the run needs it."""
-        return self.source if self.names else None
-
-    @property
-    def text(self) -> str:
-        """Content of the file; empty if the run doesn't need one."""
-        return self.file.read_text() if self.file else ""
+    @classmethod
+    def of(cls, arms: Iterable[Arm], experiment: Path | None) -> "Definitions":
+        """The definitions of arms whose config comes from an experiment file."""
+        names = own_parts(arm.settings for arm in arms)
+        return cls(names, (experiment, read(experiment)) if names and experiment else None)
 
     def describe(self) -> dict[str, Any]:
         """What provenance says of them."""
-        if not self.names:
-            return {}
-        digest = hashlib.sha256(self.text.encode()).hexdigest()
-        return {"own_parts": dict(self.names), "experiment": {"file": str(self.file), "sha256": digest}}
+        found: dict[str, Any] = {"own_parts": dict(self.names)} if self.names else {}
+        if self.file:
+            digest = hashlib.sha256(self.file[1].encode()).hexdigest()
+            found["experiment"] = {"file": str(self.file[0]), "sha256": digest}
+        return found
 
     def check_unchanged(self, workdir: Path) -> None:
-        """Refuses an experiment file that differs from the copy in the run folder.
-
-        Raises:
-          InputError: it differs.
-        """
+        """Raises InputError if the experiment file differs from the copy in the run folder, if there is one."""
         copy = workdir / EXPERIMENT
-        if self.names and copy.is_file() and copy.read_text() != self.text:
+        if self.file and copy.is_file() and read(copy) != self.file[1]:
             raise InputError(
-                f"experiment: {str(self.file)!r} differs from {str(copy)!r}, with which this run began; choose another "
-                "--workdir, or pass --fresh to move the old run aside"
+                f"experiment: {str(self.file[0])!r} differs from {str(copy)!r}, with which the run began; use that "
+                "version, choose another --workdir, or pass --fresh to move the old run aside"
             )
 
+    @distributed.primary_only
     def store(self, workdir: Path) -> None:
-        """Copies the file into the run folder."""
-        if self.file and distributed.primary():
-            replace_file(workdir / EXPERIMENT, lambda partial: partial.write_text(self.text))
+        """Copies the file into the run folder, unless another job did so; raises InputError if its file differs."""
+        self.check_unchanged(workdir)
+        if self.file and not (workdir / EXPERIMENT).exists():
+            text = self.file[1]
+            replace_file(workdir / EXPERIMENT, lambda partial: partial.write_text(text))
 
 
-def define(file: Path) -> None:
-    """Executes an experiment file, so that the parts that it adds to registries are defined in this process.
-
-    Raises:
-      InputError: the file can't be read, or it fails.
-    """
-    name = ""
+def read(file: Path) -> str:
+    """The text of an experiment file; raises InputError if it can't be read."""
     try:
-        text = file.read_text()
-        name = f"lenet_jax_experiment_{hashlib.sha256(f'{file.resolve()} {text}'.encode()).hexdigest()[:16]}"
-        if name in sys.modules:  # the same content was executed before
-            return
-        sys.modules[name] = module = types.ModuleType(name)
-        module.__file__ = str(file)
+        return file.read_text()
+    except (OSError, ValueError) as error:
+        raise InputError(f"experiment: {str(file)!r} can't be read ({one_line(error)})") from error
+
+
+def define(file: Path, text: str) -> None:
+    """Executes an experiment file, which adds parts to this process's registries; raises InputError if it fails."""
+    name = f"lenet_jax_experiment_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    sys.modules[name] = module = types.ModuleType(name)
+    module.__file__ = str(file)
+    try:
         exec(compile(text, str(file), "exec"), vars(module))  # not imported: bytecode files may be older
+    except InputError:
+        raise
     except Exception as error:  # whatever a user's file raises
-        sys.modules.pop(name, None)
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"experiment: {str(file)!r} can't be executed ({one_line(error)})") from error

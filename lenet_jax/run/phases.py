@@ -11,7 +11,7 @@ from lenet_jax.run.arms import in_range
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
 from lenet_jax.run.loop import RunContext, replay, train_chunk
 from lenet_jax.run.memory import chunk_size, smaller_limit
-from lenet_jax.run.plan import ArmPlan, Phase
+from lenet_jax.run.plan import TRIED, ArmPlan, Phase
 from lenet_jax.run.progress import Progress
 from lenet_jax.run.workers import Workers
 
@@ -60,7 +60,7 @@ def tune(
             return table, chosen, sum(result.wall for result in results)
         remaining -= 1
         tried, new = tuning.widened(tried, *allowed[0])
-        phase = planning.more_candidates(plan, len(results), new)
+        phase = planning.phase_of(plan.arm, phase.dataset, f"{TRIED}-{len(results)}", new)
         if progress:
             progress.more(phase.recipe.epochs)
 

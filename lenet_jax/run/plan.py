@@ -11,10 +11,11 @@ from lenet_jax import optim, train
 from lenet_jax.data import datasets, preprocess
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.distortions import Augmentation
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, one_line
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.run.arms import Arm
+from lenet_jax.run.parts import own_parts
 from lenet_jax.run.tuning import Tuning, Values
 from lenet_jax.train import Images, Recipe
 
@@ -165,11 +166,6 @@ def refine(plan: ArmPlan, chosen: Values) -> Phase:
     return dataclasses.replace(plan.test, settings={**plan.test.settings, **chosen})
 
 
-def more_candidates(plan: ArmPlan, number: int, tuning: Tuning) -> Phase:
-    """The `number`-th population that tries hyperparameters, from 0."""
-    return phase_of(plan.arm, plan.test.dataset, f"{TRIED}-{number}", tuning)
-
-
 def phase_of(arm: Arm, dataset: Dataset, name: str, tuning: Tuning | None = None) -> Phase:
     """A phase of an arm, checked against its data set; `tuning` holds its candidates, None makes it the test.
 
@@ -267,19 +263,20 @@ def recipe_of(settings: Mapping[str, Any], classes: int, train_size: int) -> Rec
     steps = recipe.epochs * recipe.epoch_steps
     if steps > MAX_STEPS:
         raise InputError(f"epochs: {recipe.epochs} make {steps} steps; allowed are up to {MAX_STEPS}")
-    if recipe.metrics:
-        if not train.divides_epoch(recipe, recipe.metrics_per_epoch):
-            times, steps = recipe.metrics_per_epoch, recipe.epoch_steps
-            raise InputError(f"metrics_per_epoch: {times} doesn't divide the {steps} steps of an epoch")
+    if recipe.metrics and not train.divides_epoch(recipe, recipe.metrics_per_epoch):
+        times, steps = recipe.metrics_per_epoch, recipe.epoch_steps
+        raise InputError(f"metrics_per_epoch: {times} doesn't divide the {steps} steps of an epoch")
+    try:
+        uses_curvature = recipe.uses_curvature
+    except Exception as error:  # whatever a user's optimizer raises
+        raise InputError(f"optimizer: {recipe.optimizer!r} can't be used ({one_line(error)})") from error
+    estimates, patterns, steps = recipe.curvature_estimates, recipe.curvature_patterns, recipe.epoch_steps
+    if uses_curvature and steps % estimates:
+        raise InputError(f"curvature_estimates: {estimates} doesn't divide the {steps} steps of an epoch")
+    if uses_curvature and patterns > train_size:
+        raise InputError(f"curvature_patterns: {patterns} is more than the {train_size} training images")
+    if own_parts([settings]):
         evaluation.check_own(recipe)
-    if recipe.uses_curvature:
-        if recipe.epoch_steps % recipe.curvature_estimates:
-            estimates, steps = recipe.curvature_estimates, recipe.epoch_steps
-            raise InputError(f"curvature_estimates: {estimates} doesn't divide the {steps} steps of an epoch")
-        if recipe.curvature_patterns > train_size:
-            raise InputError(
-                f"curvature_patterns: {recipe.curvature_patterns} is more than the {train_size} training images"
-            )
     return recipe
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
 from lenet_jax.errors import InputError, check_choice, listed
-from lenet_jax.run import checkpoints, files, folder, locks, parts, trackers, tuning
+from lenet_jax.run import checkpoints, files, folder, locks, trackers, tuning
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
@@ -64,8 +64,7 @@ def run(
     Raises:
       InputError: the config, a data set, the folder or the tracker is invalid, which is reported before anything is
         compiled; or the folder was written by another version.
-      RunError: the run can't continue. What it saved is kept.
-      Interrupted: a signal stopped it. Everything was saved.
+      RunError, Interrupted: the run can't continue, or a signal stopped it. What it saved is kept.
     """
     check_choice("tracker", tracker, trackers.TRACKERS)
     arms = expand(config)
@@ -74,7 +73,7 @@ def run(
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
     checkpoint_dir = workdir / folder.CHECKPOINTS
-    own = Definitions(parts.own_parts(arms), experiment)
+    own = Definitions.of(arms, experiment)
     if not fresh:
         own.check_unchanged(workdir)
     if not fresh and folder.is_finished(workdir, resolved, defaults):
@@ -87,7 +86,7 @@ def run(
         population.configure(devices or None)
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
         environment |= own.describe()
-        agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "experiment": own.text}
+        agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
         distributed.check_same(agreed | {"version": environment["versions"]})
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
         if distributed.primary():
@@ -154,8 +153,8 @@ def engine_for(plan: Plan, own: Definitions, cores: int, at_once: bool) -> Itera
     """
     members = max((phase.size for phase in plan.phases), default=0)
     samples = sum(phase.samples for phase in plan.phases)
-    one_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1 and (not own.names or own.file)
-    if one_cpu and members and samples >= WORTH_WORKERS:
+    usable = jax.default_backend() == "cpu" and jax.process_count() == 1 and (own.file or not own.names)
+    if usable and members and samples >= WORTH_WORKERS:
         with Workers(min(cores, members), at_once, own.file) as workers:
             yield workers
     else:
@@ -189,7 +188,7 @@ def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunC
     phase, tested = result.phase, result.tested
     metrics, images = tested.metrics, context.images(phase)
     at_end = metrics[(metrics.epoch == phase.recipe.epochs) & (metrics.metric == "error")]
-    losses = metrics[metrics.metric == "loss"]
+    losses = metrics[(metrics.metric == "loss") & (metrics.split != planning.STATE)]
     diverged = losses.seed[~np.isfinite(losses.value)].nunique()
     errors = {split: at_end[at_end.split == split].sort_values("seed").value.to_numpy() for split in phase.splits}
     return ArmSummary(

@@ -106,7 +106,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
       experiment: a file that defines own parts, which each process executes.
     """
 
-    def __init__(self, count: int, at_once: bool = True, experiment: Path | None = None) -> None:
+    def __init__(self, count: int, at_once: bool = True, experiment: tuple[Path, str] | None = None) -> None:
         self._cores: list[int | None] = [None] * count
         if hasattr(os, "sched_getaffinity"):
             self._cores = [*sorted(os.sched_getaffinity(0))[:count]]
@@ -120,7 +120,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         self._connections: list[Connection] = []
         self._images: Images | None = None
         self._compiled: set[tuple[Recipe, int, int]] = set()
-        self._defined = self._experiment is None
+        self._defined = False
 
     def _start(self) -> None:
         resource_tracker.ensure_running()  # if it were started later, it would unblock the signals
@@ -156,9 +156,9 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         """Calls a function on the first workers, with arguments for each; returns results, or raises an exception."""
         if not self._processes:
             self._start()
-        if not self._defined:
+        if self._experiment and not self._defined:
             self._defined = True
-            self._call("define", [(self._experiment,)] * len(self._processes))
+            self._call("define", [self._experiment] * len(self._processes))
         used = list(zip(self._processes, self._connections, arguments, strict=False))
         for process, connection, values in used:
             with watching(process):

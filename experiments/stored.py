@@ -1,6 +1,7 @@
 """A stored run, repeated from its folder: the same config, the same seeds, the same errors on the same machine.
 
 Command: lenet-jax run --config=experiments/stored.py:experiments/results/quickstart --workdir=runs/again
+A run with parts of its own is repeated with its experiment file instead, of which its folder has a copy.
 Fields can be overridden as in any config, for example to repeat one seed: --config.first_seed=3 --config.seeds=1
 """
 

@@ -23,7 +23,7 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
-    "an activation is another one": Mutation("layers", '"tanh": jnp.tanh', '"tanh": jax.nn.sigmoid', "test_layers"),
+    "an activation is another one": Mutation("layers", "tanh=jnp.tanh", "tanh=jax.nn.sigmoid", "test_layers"),
     "a bias is dropped": Mutation(
         "layers",
         "(len(table), rows, columns) + parameters.bias[:, None, None]",
@@ -38,9 +38,7 @@ MUTATIONS = {
     "every epoch has the same order": Mutation(
         "train", 'epoch if recipe.order == "fresh" else 0', "0 * epoch", "test_train", "order"
     ),
-    "momentum is ignored": Mutation(
-        "optim", "optax.trace(decay=hyper.momentum)", "optax.trace(decay=0.0)", "test_optim"
-    ),
+    "momentum is ignored": Mutation("optim", "optax.trace(hyper.momentum)", "optax.trace(0.0)", "test_optim"),
     "validation images are trained on": Mutation(
         "run/plan",
         'used = settings["train_size"] or remaining',

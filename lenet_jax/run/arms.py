@@ -63,7 +63,9 @@ def known_metrics(field: str, names: tuple[Any, ...]) -> None:
     """A check that metrics are defined."""
     for name in map(short_repr, names):
         if name not in map(repr, METRICS):
-            raise InputError(f"{field}: {name} is not defined; add METRICS[{name}] in the experiment file")
+            raise InputError(
+                f"{field}: {name} is not in METRICS; defined are {', '.join(map(repr, METRICS)) or 'none'}"
+            )
 
 
 FIELDS: Mapping[str, Check] = {

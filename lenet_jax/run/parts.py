@@ -59,7 +59,7 @@ class Definitions:
         if self.file and copy.is_file() and read(copy) != self.file[1]:
             raise InputError(
                 f"experiment: {str(self.file[0])!r} differs from {str(copy)!r}, with which the run began; use that "
-                "version, choose another --workdir, or pass --fresh to move the old run aside"
+                "version, or start a new run"
             )
 
     @distributed.primary_only

@@ -130,7 +130,7 @@ def test_shipped_experiments_are_two_by_two(module):
         ({"mu": 0.0}, "mu: 0.0 is out of range; must be more than 0"),
         ({"map_constant": 0.0}, "map_constant: 0.0 is out of range"),
         ({"label_noise": 1.1}, "label_noise: 1.1 is out of range; must be at least 0 and at most 1"),
-        ({"metrics": (0.5,)}, r"metrics: 0\.5 is not in METRICS; defined are none"),
+        ({"metrics": (0.5,)}, r"metrics: 0\.5 is not in METRICS; allowed: none"),
         ({"metrics": ([1],)}, r"metrics: \[1\] is not in METRICS"),
     ],
 )

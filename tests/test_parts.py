@@ -270,7 +270,7 @@ def test_every_way_into_a_table_is_guarded():
 
 
 def test_unknown_metrics_are_refused():
-    with pytest.raises(InputError, match="metrics: 'sharpness' is not in METRICS; defined are none"):
+    with pytest.raises(InputError, match="metrics: 'sharpness' is not in METRICS; allowed: none"):
         expand(small_config(metrics=("sharpness",)))
 
 

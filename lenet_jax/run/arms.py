@@ -64,7 +64,7 @@ def known_metrics(field: str, names: tuple[Any, ...]) -> None:
     for name in map(short_repr, names):
         if name not in map(repr, METRICS):
             raise InputError(
-                f"{field}: {name} is not in METRICS; defined are {', '.join(map(repr, METRICS)) or 'none'}"
+                f"{field}: {name} is not in METRICS; allowed: {', '.join(map(repr, METRICS)) or 'none'}"
             )
 
 

@@ -63,9 +63,7 @@ def known_metrics(field: str, names: tuple[Any, ...]) -> None:
     """A check that metrics are defined."""
     for name in map(short_repr, names):
         if name not in map(repr, METRICS):
-            raise InputError(
-                f"{field}: {name} is not in METRICS; allowed: {', '.join(map(repr, METRICS)) or 'none'}"
-            )
+            raise InputError(f"{field}: {name} is not in METRICS; allowed: {', '.join(map(repr, METRICS)) or 'none'}")
 
 
 FIELDS: Mapping[str, Check] = {

@@ -156,3 +156,14 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
         run_folder.is_finished(tmp_path / "thesis.tex", {})
     with pytest.raises(InputError, match="can't be written"):
         run_folder.create(tmp_path / "thesis.tex" / "run", {})
+
+
+def test_only_leftovers_of_ours_are_removed(tmp_path):
+    """A file of the user's that looks alike stays: ours end with eight hexadecimal digits."""
+    run_folder.create(tmp_path, {"epochs": 1})
+    ours, other = tmp_path / ".config.json.0123abcd", tmp_path / ".config.json.original"
+    for path in (ours, other):
+        path.write_text("{}")
+    run_folder.create(tmp_path, {"epochs": 1})
+    assert not ours.exists()
+    assert other.exists()

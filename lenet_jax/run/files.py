@@ -54,7 +54,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def partials_of(path: Path) -> Iterator[Path]:
     """What killed calls of `replace_file` left of a file."""
-    return path.parent.glob(f".{path.name}.????????")
+    return path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}")
 
 
 @contextlib.contextmanager

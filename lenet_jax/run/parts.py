@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lenet_jax import distributed
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.registry import REGISTRIES
 from lenet_jax.run.arms import Arm
 from lenet_jax.run.files import replace_file
 
 EXPERIMENT = "experiment.py"
-"""Copy of the experiment file in the run folder, for the record; it is never executed."""
+"""Copy of the experiment file in the run folder, for the record; nothing executes it by itself."""
 
 
 def own_parts(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -62,7 +61,6 @@ class Definitions:
                 "version, or start a new run"
             )
 
-    @distributed.primary_only
     def store(self, workdir: Path) -> None:
         """Copies the file into the run folder, unless another job did so; raises InputError if its file differs."""
         self.check_unchanged(workdir)

@@ -72,7 +72,7 @@ def label(metric: str, unit_of: Callable[[str], str] = unit) -> str:
 def split_of(metric: str) -> str:
     """The split that the metric is measured on."""
     split = metric.split("_", 1)[0]
-    return {"validation": "validation", "train": "train", "running": "train"}.get(split, "test")
+    return {"validation": "validation", "train": "train", "running": "train", "state": "train"}.get(split, "test")
 
 
 def show(value: float | None, metric: str, sign: str = "") -> str:

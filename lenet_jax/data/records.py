@@ -61,7 +61,7 @@ def read_splits(builder: Any, image_key: str, label_key: str) -> dict[str, Any]:
     arrays = {}
     for split in ("train", "test"):
         source = builder.as_data_source(split=split)
-        records = source.__getitems__(range(len(source)))  # four times as fast as one by one
+        records = source.__getitems__(range(len(source)))  # faster than one by one
         labels = np.array([record[label_key] for record in records])
         if labels.min() < 0 or labels.max() > 255:  # the cast to uint8 would wrap them
             found = f"{split} labels {labels.min()} to {labels.max()}"

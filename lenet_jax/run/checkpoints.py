@@ -1,6 +1,6 @@
 """Checkpoints: what an unfinished run keeps, so that the same command resumes it.
 
-``checkpoints/`` has a folder per arm, and in it one per chunk of members that train together, ``STAGE-START-STOP``: the
+``checkpoints/`` has a folder per arm, and in it one per chunk of members that train together, ``PHASE-START-STOP``: the
 chunk's last two states (see `states`) and, once it is trained, its measurements (Parquet, JSON). A finished run keeps
 only the last states of tested members: the trained networks. Nothing in these files is executed.
 """
@@ -52,7 +52,7 @@ class PopulationResult(NamedTuple):
 
 
 class Chunk:
-    """Members that train together, `start` to `stop` of their stage, and the folder of their files.
+    """Members that train together, `start` to `stop` of their phase, and the folder of their files.
 
     They are to be saved every `every` seconds; 0 saves each segment.
     """
@@ -146,12 +146,12 @@ class Chunk:
     def split_in_half(self) -> None:
         """Replaces this chunk by two, which get their parts of the saved state. Only one process calls it."""
         middle = self.start + self.size // 2
-        stage = self.folder.name.rsplit("-", 2)[0]
+        phase = self.folder.name.rsplit("-", 2)[0]
         if saved := self.latest():
             # The first half comes last: once it exists, `chunk_at` finds it instead of the whole.
-            second = Chunk(self.folder.with_name(f"{stage}-{middle}-{self.stop}"), self._every)
+            second = Chunk(self.folder.with_name(f"{phase}-{middle}-{self.stop}"), self._every)
             second.save(saved.part(slice(middle - self.start, None)))
-            first = Chunk(self.folder.with_name(f"{stage}-{self.start}-{middle}"), self._every)
+            first = Chunk(self.folder.with_name(f"{phase}-{self.start}-{middle}"), self._every)
             first.save(saved.part(slice(middle - self.start)))
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -163,11 +163,11 @@ class ArmStore:
     folder: Path
     every: float
 
-    def chunk(self, stage: str, start: int, size: int) -> Chunk:
-        """The chunk of a stage that starts at a member: the one that was begun, or else a new one of this size."""
-        begun = chunk_at(self.folder, stage, start)
+    def chunk(self, phase: str, start: int, size: int) -> Chunk:
+        """The chunk of a phase that starts at a member: the one that was begun, or else a new one of this size."""
+        begun = chunk_at(self.folder, phase, start)
         stop = start + distributed.from_primary(begun.size if begun else size)
-        return Chunk(self.folder / f"{stage}-{start}-{stop}", self.every)
+        return Chunk(self.folder / f"{phase}-{start}-{stop}", self.every)
 
     @property
     def finished(self) -> bool:
@@ -205,9 +205,9 @@ class ArmStore:
                     path.unlink()
 
 
-def chunk_at(folder: Path, stage: str, start: int) -> Chunk | None:
-    """The smallest chunk of a stage that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
-    begun = [Chunk(path, 0) for path in folder.glob(f"{stage}-{start}-*") if path.is_dir()]
+def chunk_at(folder: Path, phase: str, start: int) -> Chunk | None:
+    """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
+    begun = [Chunk(path, 0) for path in folder.glob(f"{phase}-{start}-*") if path.is_dir()]
     return min(begun, key=lambda chunk: chunk.size, default=None)
 
 

@@ -76,7 +76,7 @@ def train_phase(phase: Phase, context: RunContext) -> PopulationResult:
     while start < phase.size:
         size = chunk_size(phase.size - start, phase.recipe, context.member_limit)
         chunk = store.chunk(phase.name, start, size)
-        context.progress.stage("" if phase.is_test else "tuning, ", phase.size, chunk.size)
+        context.progress.phase("" if phase.is_test else "tuning, ", phase.size, chunk.size)
         result = chunk.load_result()
         if result is None:
             compile_ahead(phase, chunk.size, context)

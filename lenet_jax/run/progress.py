@@ -49,7 +49,7 @@ class Progress:
         """Starts an arm; `number` counts from 1."""
         self._arm, self._name = number, arm
 
-    def stage(self, doing: str, members: int, chunk: int) -> None:
+    def phase(self, doing: str, members: int, chunk: int) -> None:
         """Starts to compile and train `chunk` of the arm's `members`; `doing` is a prefix, such as "tuning, "."""
         self._share = chunk / members
         description = f"arm {self._arm}/{self._arms} {self._name}: {doing}{members} networks"

@@ -15,8 +15,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
-from lenet_jax import arguments
+from lenet_jax import arguments, output
 from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
+from lenet_jax.output import printable
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C or 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = map(output.unfailing, (sys.stdout, sys.stderr))
     try:
         dispatch(argv)
     except (InputError, flags.Error) as error:
@@ -61,9 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (RunError, Interrupted) as error:
         code = 128 + error.signal if isinstance(error, Interrupted) else 1
         signals.exit_now(code, f"{one_line(error, MAX_MESSAGE)}; rerun the same command to resume")
-    except BrokenPipeError:  # the reader of stdout, for example head or less, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except KeyboardInterrupt:
         signals.exit_now(130, "stopped")
 
@@ -121,8 +120,6 @@ def run_command(argv: list[str]) -> None:
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
-        from rich.console import Console
-
         from lenet_jax import distributed
         from lenet_jax.analysis import compare, tables
         from lenet_jax.run import runner
@@ -144,9 +141,10 @@ def run_command(argv: list[str]) -> None:
             )
     if run is None or not distributed.primary():
         return
-    Console().print(tables.table(compare.arm_statistics([run]), "test_error"))
+    output.console().print(tables.table(compare.arm_statistics([run]), "test_error"))
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    print(f"run folder: {workdir}\nnext:       {program} compare {workdir}")
+    following = shlex.join([program, "compare", str(workdir)])
+    print(f"run folder: {printable(str(workdir))}\nnext:       {printable(following)}")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -164,24 +162,17 @@ def compare_command(argv: list[str]) -> None:
     folders = [Path(folder) for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"run: duplicate folder in {', '.join(map(str, folders))}")
-
-    from rich.console import Console
 
     from lenet_jax.analysis import compare, report, tables
     from lenet_jax.run import folder as run_folder
 
-    comparison = compare.compare_runs(
-        [run_folder.load(folder) for folder in folders], values.metric, values.baseline, values.difference
-    )
-    beside = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
-    default = folders[0] / "plots" if len(folders) == 1 else beside
-    out = Path(values.out or (default if values.metric == "test_error" else default / values.metric))
+    runs = [run_folder.load(folder) for folder in folders]
+    comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
+    out = Path(values.out or report.default_folder(runs, values.metric))
     files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]))
-    tables.print_comparison(comparison, Console())
-    others = [str(file) for file in files if file.suffix not in (".png", ".svg")]
-    print("written:", *others, f"{out}{os.sep}*.png, *.svg", sep="\n  ")
+    tables.print_comparison(comparison, output.console())
+    others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
+    print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 
 
 def classify_command(argv: list[str]) -> None:
@@ -196,7 +187,6 @@ def classify_command(argv: list[str]) -> None:
         raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
 
     import numpy as np
-    from rich.console import Console
 
     from lenet_jax.analysis import networks
     from lenet_jax.data import photos
@@ -209,7 +199,7 @@ def classify_command(argv: list[str]) -> None:
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
         which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
-    Console().print(classification(files, found, f"{name}: {which}", probabilities))
+    output.console().print(classification(files, found, f"{name}: {which}", probabilities))
 
 
 COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}
@@ -222,7 +212,7 @@ def classification(names: Sequence[str], found: "Classification", title: str, pr
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     made.add_column("image", overflow="fold")
     score = "probability" if probabilities else "score"
     for column in ("digit", score, "next", "margin", "agree"):
@@ -234,5 +224,5 @@ def classification(names: Sequence[str], found: "Classification", title: str, pr
     for name, digit, scores, margin, votes in zip(names, *found, strict=True):
         second = int(np.argsort(scores)[-2])
         agree = f"{votes[digit]} of {votes.sum()}"
-        made.add_row(Text(name), str(digit), show(scores[digit]), str(second), show(margin), agree)
+        made.add_row(Text(printable(name)), str(digit), show(scores[digit]), str(second), show(margin), agree)
     return made

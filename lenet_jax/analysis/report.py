@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import json
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,13 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lenet_jax import __version__, stats
+from lenet_jax import __version__, output, stats
 from lenet_jax.analysis import compare, figures, metrics, tables
 from lenet_jax.analysis.compare import Comparison, TestedContrast
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.run import files, tuning
+from lenet_jax.run.folder import MAX_FOLDER_BYTES, Run, folder_name
 
 MAX_FOREST_ROWS = 60
 """Rows of a forest plot; the tables hold all."""
@@ -63,28 +65,39 @@ def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
     Raises:
       InputError: `out` can't be written.
     """
-    drawn = figures_of(comparison)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
+    drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
+    images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
+    svgs = {name: images[f"{name}.svg"].decode() for name in drawn}
     texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
     if comparison.judgements:
         differences = tables.judgement_frame(comparison.judgements, comparison.metric)
         texts["differences.csv"] = differences.to_csv(index=False)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        images = [out / f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
-        for file in images:
-            figures.save(drawn[file.stem].figure, file)
-        svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command)}
-        for name, text in texts.items():
-            files.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
-    return [*(out / name for name in texts), *images]
+    texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command)}
+    # Undecodable bytes of a folder's name have no UTF-8.
+    contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
+    for name, content in contents.items():  # all at once: a kill before leaves the files of the comparison before
+        for partial in files.partials_of(out / name):
+            partial.unlink(missing_ok=True)
+        files.replace_file(out / name, functools.partial(Path.write_bytes, data=content))
+    return [out / name for name in contents]
+
+
+def default_folder(runs: Sequence[Run], metric: str) -> Path:
+    """The folder that a comparison is written into, unless the user names one: of one run, or beside the first."""
+    paths = [run.folder for run in runs]
+    name = "-".join(["compare", *(path.resolve().name for path in paths)])
+    beside = paths[0].parent / (name if len(os.fsencode(name)) <= MAX_FOLDER_BYTES else folder_name(name))
+    found = paths[0] / "plots" if len(paths) == 1 else beside
+    return found if metric == "test_error" else found / folder_name(metric)
 
 
 def label_lines(label: str) -> str:
     """An arm's name for a figure: run and axes on lines of their own."""
-    return wrapped(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", label))
+    return wrapped(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", figures.drawable(label)))
 
 
 def wrapped(text: str) -> str:
@@ -98,12 +111,12 @@ def markdown_page(comparison: Comparison) -> str:
     """The comparison as Markdown."""
     metric, tested = comparison.metric, comparison.judgements
     blocks = [tables.summary(comparison), tables.arms_title(metric) + ":"]
-    blocks = [tables.escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
+    blocks = [output.markdown(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
     if tested:
-        blocks += [tables.escaped(tables.differences_title(metric)) + ":"]
+        blocks += [output.markdown(tables.differences_title(metric)) + ":"]
         blocks += [tables.markdown_table(*tables.judgement_cells(tested, metric))]
     if comparison.notes:
-        blocks.append("\n".join(f"- {tables.escaped(note)}" for note in comparison.notes))
+        blocks.append("\n".join(f"- {output.markdown(note)}" for note in comparison.notes))
     return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
 
 
@@ -153,7 +166,7 @@ def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str) -
     """Differences or effects as a forest plot."""
     rows = {}
     for tested in judgements:
-        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", tested.name))
+        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", figures.drawable(tested.name)))
         rows[name] = (tested.contrast.mean, tested.contrast.low, tested.contrast.high, tested.significant)
     percent, label = metrics.is_percent(metric), f"difference in {metrics.label(metric, metrics.difference_unit)}"
     title = "Mean, 95 % interval over seeds; filled: corrected p < 0.05"
@@ -318,5 +331,5 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
 def data_uri(image: np.ndarray) -> str:
     """A grey image [rows, columns] as a PNG in a data URI, black on white."""
     stream = io.BytesIO()
-    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png")
+    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png", origin="upper")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

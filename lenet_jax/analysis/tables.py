@@ -1,22 +1,29 @@
 """A comparison as sentences and tables: for a terminal, as Markdown, and as data frames."""
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from lenet_jax import stats
+from lenet_jax import output, stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.compare import ArmStatistics, Comparison, TestedContrast
+from lenet_jax.output import printable
 from lenet_jax.run.folder import ONLY_ARM, Run, format_value
 
 Cells = tuple[list[str], list[list[str]], int]
 """A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""
+
+MIN_NAME_WIDTH = 16
+"""Columns of a terminal that long names need at least; they are folded there."""
 
 MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
 """Differences without the best arm, and main effects, that a summary has a sentence for."""
@@ -140,33 +147,75 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         columns = [header.index(name) for name in ("difference", "mean", "95 % CI", "p (Holm)", "seeds for 80 %")]
         # 80 columns have no room for the others; the files hold all.
         header, *lines = ([line[column] for column in columns] for line in [header, *lines])
-        console.print(text_table(differences_title(metric), header, lines, len(columns) - 1))
-    console.print(summary(comparison), highlight=False, markup=False)
-    for note in comparison.notes:
-        console.print(f"- {note}", highlight=False, markup=False)
+        console.print(FittedTable(differences_title(metric), (header, lines, len(columns) - 1)))
+    for text in (summary(comparison), *(f"- {note}" for note in comparison.notes)):
+        console.print(Text(printable(text)))
 
 
-def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
+def table(rows: Sequence[ArmStatistics], metric: str) -> "FittedTable":
     """The arms as a table for a terminal."""
     header, lines, numbers = cells(rows, metric)
     if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
         header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
-    return text_table(arms_title(metric), header, lines, numbers)
+    return FittedTable(arms_title(metric), (header, lines, numbers))
 
 
-def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> Table:
-    """A table for a terminal; the last `numbers` columns hold numbers."""
-    made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
+class FittedTable:
+    """A table for a terminal or a log, in the first of its layouts that is not too wide: numbers are never cropped."""
+
+    def __init__(self, title: str, cells: Cells) -> None:
+        self._title, self._cells = title, cells
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        for cells, wrapped in itertools.product(layouts(self._cells), (False, True)):
+            made, width = text_table(self._title, cells, wrapped)
+            if width <= options.max_width:
+                break
+        yield made
+
+
+def layouts(cells: Cells) -> list[Cells]:
+    """A table as it is; with the columns of names in one; with one number a row."""
+    header, lines, numbers = cells
     names = len(header) - numbers
-    for name in header[:names]:
-        made.add_column(Text(name), overflow="fold")
-    for index, name in enumerate(header[names:], start=names):
-        width = max([len(line[index]) for line in lines], default=0)
-        made.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
+    title = ["arm"] if names > 1 else header[:names]
+    joined = [line[:names] for line in lines]
+    if names > 1:
+        joined = [["\n".join(map("=".join, zip(header, line, strict=False)))] for line in joined]
+    rows = [
+        [*(name if index == names else [""] * len(name)), header[index], line[index]]
+        for name, line in zip(joined, lines, strict=True)
+        for index in range(names, len(header))
+    ]
+    folded = [[*name, *line[names:]] for name, line in zip(joined, lines, strict=True)]
+    return [cells, ([*title, *header[names:]], folded, numbers), ([*title, "", ""], rows, 1)]
+
+
+def text_table(title: str, cells: Cells, wrapped: bool) -> tuple[Table, int]:
+    """A table for a terminal, and its smallest width; `wrapped` breaks headings of numbers, and a single long name."""
+    made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
+    header, lines, numbers = cells
+    names, width = len(header) - numbers, 1 + len(header)
+    header = [printable(name.replace("_", " ") if index >= names else name) for index, name in enumerate(header)]
+    lines = [[re.sub(", ?", "\n", cell) for cell in line[:names]] + line[names:] for line in lines]
+    lines = [["\n".join(map(printable, cell.splitlines())) for cell in line] for line in lines]
+    for index, (name, *column) in enumerate(zip(header, *lines, strict=True)):
+        if index < names:
+            made.add_column(Text(name), overflow="fold")
+            longest = max(map(longest_word, (name, *column)))
+            width += min(longest, MIN_NAME_WIDTH) if wrapped and names == 1 else longest
+        else:
+            longest = max(longest_word(name) if wrapped else cell_len(name), *map(cell_len, column))
+            made.add_column(Text(name), justify="right", width=longest)
+            width += longest
     for line in lines:
-        broken = [cell.replace(", ", "\n").replace(",", "\n") for cell in line[:names]]
-        made.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
-    return made
+        made.add_row(*map(Text, line))
+    return made, width
+
+
+def longest_word(text: str) -> int:
+    """Columns of a terminal that the longest word takes."""
+    return max(map(cell_len, text.split()), default=0)
 
 
 def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
@@ -177,13 +226,8 @@ def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> str:
     """A Markdown table; the last `numbers` columns hold numbers."""
     rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
-    whole = [list(map(escaped, header)), rule, *(list(map(escaped, line)) for line in lines)]
+    whole = [list(map(output.markdown, header)), rule, *(list(map(output.markdown, line)) for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in whole) + "\n"
-
-
-def escaped(text: str) -> str:
-    """Text without characters that Markdown interprets."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:

@@ -15,9 +15,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
-from lenet_jax import arguments, output
+from lenet_jax import arguments
 from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
-from lenet_jax.output import printable
+from lenet_jax.output import printable, unfailing
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C or 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout, sys.stderr = map(output.unfailing, (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))
     try:
         dispatch(argv)
     except (InputError, flags.Error) as error:
@@ -120,6 +120,8 @@ def run_command(argv: list[str]) -> None:
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
+        from rich.console import Console
+
         from lenet_jax import distributed
         from lenet_jax.analysis import compare, tables
         from lenet_jax.run import runner
@@ -141,10 +143,11 @@ def run_command(argv: list[str]) -> None:
             )
     if run is None or not distributed.primary():
         return
-    output.console().print(tables.table(compare.arm_statistics([run]), "test_error"))
+    console = Console()
+    console.print(tables.table(compare.arm_statistics([run]), "test_error", console))
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    following = shlex.join([program, "compare", str(workdir)])
-    print(f"run folder: {printable(str(workdir))}\nnext:       {printable(following)}")
+    again = shlex.join([program, "compare", str(workdir)])
+    print(printable(f"run folder: {workdir}"), printable(f"next:       {again}"), sep="\n")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -163,6 +166,8 @@ def compare_command(argv: list[str]) -> None:
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
 
+    from rich.console import Console
+
     from lenet_jax.analysis import compare, report, tables
     from lenet_jax.run import folder as run_folder
 
@@ -170,7 +175,7 @@ def compare_command(argv: list[str]) -> None:
     comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
     out = Path(values.out or report.default_folder(runs, values.metric))
     files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]))
-    tables.print_comparison(comparison, output.console())
+    tables.print_comparison(comparison, Console())
     others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
     print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 
@@ -187,6 +192,7 @@ def classify_command(argv: list[str]) -> None:
         raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
 
     import numpy as np
+    from rich.console import Console
 
     from lenet_jax.analysis import networks
     from lenet_jax.data import photos
@@ -199,7 +205,7 @@ def classify_command(argv: list[str]) -> None:
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
         which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
-    output.console().print(classification(files, found, f"{name}: {which}", probabilities))
+    Console().print(classification(files, found, f"{name}: {which}", probabilities))
 
 
 COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}

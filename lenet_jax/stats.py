@@ -53,14 +53,7 @@ def round_errors(values: np.ndarray) -> np.ndarray:
 
 
 def percent(error: float | None, sign: str = "") -> str:
-    """An error rate in percent with two decimals, always the same ones for the same rate.
-
-    Means of the same values in single or double precision, or in another order, differ by rounding, and would show a
-    tie such as 4.475 as 4.47 or 4.48.
-
-    >>> percent(0.04475), percent(0.044750001), percent(0.04475 - 1e-9, "+")
-    ('4.47', '4.47', '+4.47')
-    """
+    """An error rate in percent: equal means, which differ by their rounding, have equal decimals, even in a tie."""
     return "-" if error is None else f"{round(100 * error, ERROR_DECIMALS - 2):{sign}.2f}"
 
 

@@ -177,8 +177,14 @@ def compare_runs(
       >>> found.name, round(found.contrast.low, 4), round(found.contrast.high, 4)  # 95 % interval over seeds
       ('connectivity=full against connectivity=table', -0.0031, 0.0003)
     """
-    if same := next(filter(is_same, itertools.combinations(runs, 2)), None):
-        raise InputError(f"run: {' and '.join(repr(str(run.folder)) for run in same)} are the same run")
+    for first, second in itertools.combinations(runs, 2):
+        # A copy is the same run, too: no two runs start and take equally long.
+        copied = "started" in first.provenance and (first.provenance, first.summary) == (
+            second.provenance,
+            second.summary,
+        )
+        if copied or first.folder.samefile(second.folder):
+            raise InputError(f"run: {str(first.folder)!r} and {str(second.folder)!r} are the same run")
     if difference is not None and not math.isfinite(difference):
         raise InputError(f"difference: {difference!r}; allowed is a finite number")
     arms = arm_statistics(runs, metric)
@@ -210,13 +216,6 @@ def compare_runs(
         tested.append(TestedContrast(*words, contrast, better, p_holm, seeds))
     notes = [*comparability_notes(runs, arms), *notes, *claim_limits(runs, metric, arms, tested)]
     return Comparison(tuple(runs), metric, tuple(arms), tuple(tested), tuple(dict.fromkeys(notes)))
-
-
-def is_same(pair: tuple[Run, Run]) -> bool:
-    """Whether two runs are one, under two paths or copied: no two runs start and take equally long."""
-    first, other = pair
-    copied = "started" in first.provenance and first.provenance == other.provenance and first.summary == other.summary
-    return copied or first.folder.samefile(other.folder)
 
 
 def pairs_of(runs: Sequence[Run], arms: Sequence[ArmStatistics], baseline: str) -> tuple[list[Pair], list[str]]:

@@ -1,10 +1,10 @@
 """Figures of runs. Functions draw into the axes that they are given, and return them."""
 
-import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +33,7 @@ MAX_DETAILED_ARMS = 12
 MAX_LINEAR_RATIO = 12
 """Largest ratio of two values on a linear axis; above it, the axis is logarithmic."""
 
-FONT = "DejaVu Sans"
-"""Matplotlib's own font; others are used for characters that it lacks."""
+FONT = "DejaVu Sans"  # Matplotlib's own; others are used for characters that it lacks
 
 INK = "#262626"
 """Colour of text and axes."""
@@ -53,40 +52,26 @@ RC: dict[Any, Any] = {
 }
 
 
-@contextlib.contextmanager
-def styled(texts: Iterable[str] = ()) -> Iterator[None]:
+def styled(texts: Iterable[str] = ()) -> AbstractContextManager[None]:
     """The style that all figures are drawn and saved in, whatever the user's matplotlibrc; with glyphs for `texts`."""
     fonts = dict.fromkeys(font for font in map(font_of, "".join(texts)) if font)
-    with matplotlib.style.context("default"), matplotlib.rc_context(RC | {"font.family": [FONT, *fonts]}):
-        yield
+    return matplotlib.style.context(["default", RC | {"font.family": [FONT, *fonts]}])
 
 
 @functools.cache
 def font_of(character: str) -> str | None:
-    """An installed font with a glyph for a character, `FONT` if that has one; None if there is none."""
-    return next((name for name, characters in installed_fonts() if ord(character) in characters), None)
-
-
-@functools.cache
-def glyphs_of(path: str) -> frozenset[int]:
-    """The code points that a font file has glyphs for."""
-    return frozenset(font_manager.get_font(path).get_charmap())
-
-
-def installed_fonts() -> Iterator[tuple[str, frozenset[int]]]:
-    """Upright fonts, `FONT` first, and their code points; not the one that has a box for every code point."""
-    yield FONT, glyphs_of(font_manager.findfont(FONT))
-    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: entry.name):
+    """An installed upright font with a glyph for a character, `FONT` if that has one; None if there is none."""
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != FONT, entry.name)):
+        # Matplotlib's font of last resort has a box for every character.
         if entry.style == "normal" and not entry.name.startswith("Last Resort"):
-            with contextlib.suppress(OSError, RuntimeError):  # a font of bitmaps, or one that was removed
-                yield entry.name, glyphs_of(entry.fname)
+            with suppress(OSError, RuntimeError):  # a file that FreeType can't read
+                if font_manager.get_font(entry.fname).get_char_index(ord(character)):
+                    return str(entry.name)
+    return None
 
 
 def drawable(text: str) -> str:
-    """A name as figures show it: characters without a glyph are escaped, and legends leave out none that begin with _.
-
-    Matplotlib takes labels that begin with an underscore for private ones.
-    """
+    """A name as figures show it: characters without a glyph are escaped; legends leave out what begins with "_"."""
     lines = [[c if c.isprintable() and font_of(c) else ascii(c)[1:-1] for c in line] for line in text.split("\n")]
     return " " * text.startswith("_") + "\n".join(map("".join, lines))
 
@@ -104,8 +89,7 @@ def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure
 
 def save(made: Figure, path: Path) -> None:
     """Writes a PNG or an SVG, by the path's suffix; atomically."""
-    content = rendered(made, path.suffix[1:])
-    files.replace_file(path, lambda partial: partial.write_bytes(content))
+    files.replace_file(path, functools.partial(Path.write_bytes, data=rendered(made, path.suffix[1:])))
 
 
 def rendered(made: Figure, kind: str) -> bytes:

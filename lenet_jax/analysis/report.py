@@ -4,7 +4,6 @@ import base64
 import functools
 import io
 import json
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,12 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lenet_jax import __version__, output, stats
+from lenet_jax import __version__, stats
 from lenet_jax.analysis import compare, figures, metrics, tables
 from lenet_jax.analysis.compare import Comparison, TestedContrast
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
+from lenet_jax.output import escaped
 from lenet_jax.run import files, tuning
 from lenet_jax.run.folder import MAX_FOLDER_BYTES, Run, folder_name
 
@@ -69,29 +69,26 @@ def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
+    metric, tested = comparison.metric, comparison.judgements
     drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
     images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
-    svgs = {name: images[f"{name}.svg"].decode() for name in drawn}
-    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
-    if comparison.judgements:
-        differences = tables.judgement_frame(comparison.judgements, comparison.metric)
-        texts["differences.csv"] = differences.to_csv(index=False)
-    texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command)}
-    # Undecodable bytes of a folder's name have no UTF-8.
+    texts = {"comparison.csv": tables.frame(comparison.arms, metric).to_csv(index=False)}
+    if tested:
+        texts["differences.csv"] = tables.judgement_frame(tested, metric).to_csv(index=False)
+    texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, images, command)}
     contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
-    for name, content in contents.items():  # all at once: a kill before leaves the files of the comparison before
-        for partial in files.partials_of(out / name):
-            partial.unlink(missing_ok=True)
+    for name, content in contents.items():  # all at once: a kill before leaves the comparison of before
+        for left in files.partials_of(out / name):
+            left.unlink(missing_ok=True)
         files.replace_file(out / name, functools.partial(Path.write_bytes, data=content))
     return [out / name for name in contents]
 
 
 def default_folder(runs: Sequence[Run], metric: str) -> Path:
-    """The folder that a comparison is written into, unless the user names one: of one run, or beside the first."""
-    paths = [run.folder for run in runs]
-    name = "-".join(["compare", *(path.resolve().name for path in paths)])
-    beside = paths[0].parent / (name if len(os.fsencode(name)) <= MAX_FOLDER_BYTES else folder_name(name))
-    found = paths[0] / "plots" if len(paths) == 1 else beside
+    """The folder that a comparison is written into by default: of a single run, or beside the first of several."""
+    folder, name = runs[0].folder, "-".join(["compare", *(run.folder.absolute().name for run in runs)])
+    short = name if len(name.encode(errors="replace")) <= MAX_FOLDER_BYTES else folder_name(name)
+    found = folder / "plots" if len(runs) == 1 else folder.parent / short
     return found if metric == "test_error" else found / folder_name(metric)
 
 
@@ -111,12 +108,12 @@ def markdown_page(comparison: Comparison) -> str:
     """The comparison as Markdown."""
     metric, tested = comparison.metric, comparison.judgements
     blocks = [tables.summary(comparison), tables.arms_title(metric) + ":"]
-    blocks = [output.markdown(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
+    blocks = [escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
     if tested:
-        blocks += [output.markdown(tables.differences_title(metric)) + ":"]
+        blocks += [escaped(tables.differences_title(metric)) + ":"]
         blocks += [tables.markdown_table(*tables.judgement_cells(tested, metric))]
     if comparison.notes:
-        blocks.append("\n".join(f"- {output.markdown(note)}" for note in comparison.notes))
+        blocks.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
 
 
@@ -213,7 +210,7 @@ def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
     }
 
 
-def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mapping[str, str], command: str) -> str:
+def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], images: Mapping[str, bytes], command: str) -> str:
     """The comparison as one page without scripts or network access, for light and dark screens and screen readers."""
     metric, tested = comparison.metric, comparison.judgements
     environment = jinja2.Environment(
@@ -235,7 +232,7 @@ def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mappin
         judgements=tables.judgement_cells(tested, metric) if tested else None,
         power=power_cells(comparison),
         figures=[
-            {"id": name, "svg": Markup(inline_svg(svgs[name], f"f{number}")), **figure._asdict()}
+            {"id": name, "svg": Markup(inline_svg(images[f"{name}.svg"].decode(), f"f{number}")), **figure._asdict()}
             for number, (name, figure) in enumerate(drawn.items())
         ],
         overview=overview_cells(comparison),

@@ -2,28 +2,24 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
 from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lenet_jax import output, stats
+from lenet_jax import stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.compare import ArmStatistics, Comparison, TestedContrast
-from lenet_jax.output import printable
+from lenet_jax.output import escaped, printable
 from lenet_jax.run.folder import ONLY_ARM, Run, format_value
 
 Cells = tuple[list[str], list[list[str]], int]
 """A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""
-
-MIN_NAME_WIDTH = 16
-"""Columns of a terminal that long names need at least; they are folded there."""
 
 MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
 """Differences without the best arm, and main effects, that a summary has a sentence for."""
@@ -141,81 +137,59 @@ def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints the comparison to a terminal."""
     metric = comparison.metric
-    console.print(table(comparison.arms, metric))
+    console.print(table(comparison.arms, metric, console))
     if comparison.judgements:
         header, lines, _ = judgement_cells(comparison.judgements, metric)
         columns = [header.index(name) for name in ("difference", "mean", "95 % CI", "p (Holm)", "seeds for 80 %")]
         # 80 columns have no room for the others; the files hold all.
         header, *lines = ([line[column] for column in columns] for line in [header, *lines])
-        console.print(FittedTable(differences_title(metric), (header, lines, len(columns) - 1)))
+        console.print(text_table(differences_title(metric), (header, lines, len(columns) - 1), console))
     for text in (summary(comparison), *(f"- {note}" for note in comparison.notes)):
         console.print(Text(printable(text)))
 
 
-def table(rows: Sequence[ArmStatistics], metric: str) -> "FittedTable":
+def table(rows: Sequence[ArmStatistics], metric: str, console: Console) -> Table:
     """The arms as a table for a terminal."""
     header, lines, numbers = cells(rows, metric)
     if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
         header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
-    return FittedTable(arms_title(metric), (header, lines, numbers))
+    return text_table(arms_title(metric), (header, lines, numbers), console)
 
 
-class FittedTable:
-    """A table for a terminal or a log, in the first of its layouts that is not too wide: numbers are never cropped."""
-
-    def __init__(self, title: str, cells: Cells) -> None:
-        self._title, self._cells = title, cells
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        for cells, wrapped in itertools.product(layouts(self._cells), (False, True)):
-            made, width = text_table(self._title, cells, wrapped)
-            if width <= options.max_width:
-                break
-        yield made
-
-
-def layouts(cells: Cells) -> list[Cells]:
-    """A table as it is; with the columns of names in one; with one number a row."""
-    header, lines, numbers = cells
-    names = len(header) - numbers
-    title = ["arm"] if names > 1 else header[:names]
-    joined = [line[:names] for line in lines]
-    if names > 1:
-        joined = [["\n".join(map("=".join, zip(header, line, strict=False)))] for line in joined]
-    rows = [
-        [*(name if index == names else [""] * len(name)), header[index], line[index]]
-        for name, line in zip(joined, lines, strict=True)
-        for index in range(names, len(header))
-    ]
-    folded = [[*name, *line[names:]] for name, line in zip(joined, lines, strict=True)]
-    return [cells, ([*title, *header[names:]], folded, numbers), ([*title, "", ""], rows, 1)]
-
-
-def text_table(title: str, cells: Cells, wrapped: bool) -> tuple[Table, int]:
-    """A table for a terminal, and its smallest width; `wrapped` breaks headings of numbers, and a single long name."""
-    made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
-    header, lines, numbers = cells
-    names, width = len(header) - numbers, 1 + len(header)
-    header = [printable(name.replace("_", " ") if index >= names else name) for index, name in enumerate(header)]
-    lines = [[re.sub(", ?", "\n", cell) for cell in line[:names]] + line[names:] for line in lines]
-    lines = [["\n".join(map(printable, cell.splitlines())) for cell in line] for line in lines]
-    for index, (name, *column) in enumerate(zip(header, *lines, strict=True)):
-        if index < names:
-            made.add_column(Text(name), overflow="fold")
-            longest = max(map(longest_word, (name, *column)))
-            width += min(longest, MIN_NAME_WIDTH) if wrapped and names == 1 else longest
-        else:
-            longest = max(longest_word(name) if wrapped else cell_len(name), *map(cell_len, column))
-            made.add_column(Text(name), justify="right", width=longest)
-            width += longest
+def text_table(title: str, cells: Cells, console: Console) -> Table:
+    """A table for a terminal or a log, in the first of its `layouts` that is not too wide: no number is cropped."""
+    for (header, lines, numbers), wrapped in itertools.product(layouts(*cells), (False, True)):
+        made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
+        names, needed = len(header) - numbers, len(header) + 1
+        for index, (head, *column) in enumerate(zip(header, *lines, strict=True)):
+            heading, shown = (console.measure(Text("\n".join(text))) for text in ([head], column))
+            if index < names:  # its words are broken only if it is the only one
+                made.add_column(Text(head), overflow="fold")
+                needed += min(max(heading.minimum, shown.minimum), console.width // 4 if names == 1 else console.width)
+            else:
+                fixed = max(heading.minimum if wrapped else heading.maximum, shown.maximum)
+                made.add_column(Text(head), justify="right", width=fixed)
+                needed += fixed
+        if needed <= console.width:
+            break
     for line in lines:
         made.add_row(*map(Text, line))
-    return made, width
+    return made
 
 
-def longest_word(text: str) -> int:
-    """Columns of a terminal that the longest word takes."""
-    return max(map(cell_len, text.split()), default=0)
+def layouts(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> list[Cells]:
+    """A table as it is; with the columns of names in one; and with those of numbers in one, too."""
+    names = len(header) - numbers
+    heads = [printable(name if index < names else name.replace("_", " ")) for index, name in enumerate(header)]
+    rows = [[printable(cell) for cell in line] for line in lines]
+    rows = [[*(re.sub(", ?", "\n", cell) for cell in row[:names]), *row[names:]] for row in rows]
+    found = [(heads, rows, numbers)]
+    if names > 1:
+        rows = [["\n".join(map("=".join, zip(heads, row[:names], strict=False))), *row[names:]] for row in rows]
+        heads, names = ["arm", *heads[names:]], 1
+        found.append((heads, rows, numbers))
+    tall = [[*row[:names], "\n".join(heads[names:]), "\n".join(row[names:])] for row in rows]
+    return [*found, ([*heads[:names], "", ""], tall, 2)]
 
 
 def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
@@ -226,7 +200,7 @@ def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> str:
     """A Markdown table; the last `numbers` columns hold numbers."""
     rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
-    whole = [list(map(output.markdown, header)), rule, *(list(map(output.markdown, line)) for line in lines)]
+    whole = [list(map(escaped, header)), rule, *(list(map(escaped, line)) for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in whole) + "\n"
 
 

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from lenet_jax import distributed, output
-from lenet_jax.output import printable
+from lenet_jax import distributed
+from lenet_jax.output import printable, unfailing
 from lenet_jax.run.folder import ArmSummary
 from lenet_jax.stats import percent
 
@@ -30,7 +30,7 @@ class Progress:
 
     def __init__(self, arms: int, epochs: int, hidden: bool = False) -> None:
         """Starts at zero of `epochs`, the epochs of all `arms`; prints nothing if `hidden`."""
-        self._console = output.console(stderr=True, quiet=hidden)
+        self._console = Console(file=unfailing(sys.stderr), quiet=hidden, markup=False, emoji=False)
         shown = not hidden and self._console.is_terminal
         epochs_done = SpinnerColumn(), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} epochs")
         times = TimeElapsedColumn(), TextColumn("remaining"), TimeRemainingColumn()
@@ -96,10 +96,10 @@ class Progress:
         )
 
     def _say(self, text: str) -> None:
-        self._console.print(printable(f"arm {self._arm}/{self._arms} {text}"), soft_wrap=True)
+        self._console.print(printable(f"arm {self._arm}/{self._arms} {text}"), highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Prints a line on stderr, in process 0 only."""
     if distributed.primary():
-        print(printable(text), file=output.unfailing(sys.stderr), flush=True)
+        print(printable(text), file=unfailing(sys.stderr), flush=True)

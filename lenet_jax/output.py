@@ -35,7 +35,7 @@ class Unfailing(io.FileIO):
 
 
 def unfailing(stream: Any) -> Any:
-    """The program's stdout or stderr so that writing never raises, and escapes what the encoding lacks; others as is."""
+    """Stdout or stderr so that writing never raises, and escapes what the encoding lacks; other streams unchanged."""
     if stream is None or stream not in (sys.__stdout__, sys.__stderr__):
         return stream
     buffer = io.BufferedWriter(Unfailing(stream.fileno(), "w", closefd=False))

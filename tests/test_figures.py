@@ -185,7 +185,7 @@ def test_characters_that_no_font_has_are_escaped(monkeypatch):
 def test_characters_that_another_installed_font_has_are_drawn_with_it():
     """A circle that combines with a letter, which Matplotlib's second own font has."""
     lacking = "\u20dd"
-    assert ord(lacking) not in figures.glyphs_of(figures.font_manager.findfont(figures.FONT))
+    assert figures.font_of(lacking) != figures.FONT
     made = drawn(f"a{lacking}")
     figures.rendered(made, "png")
     assert legend_of(made)[0] == f"a{lacking}"

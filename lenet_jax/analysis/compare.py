@@ -178,12 +178,8 @@ def compare_runs(
       ('connectivity=full against connectivity=table', -0.0031, 0.0003)
     """
     for first, second in itertools.combinations(runs, 2):
-        # A copy is the same run, too: no two runs start and take equally long.
-        copied = "started" in first.provenance and (first.provenance, first.summary) == (
-            second.provenance,
-            second.summary,
-        )
-        if copied or first.folder.samefile(second.folder):
+        copied = first.provenance == second.provenance and first.summary == second.summary
+        if (copied and "started" in first.provenance) or first.folder.samefile(second.folder):
             raise InputError(f"run: {str(first.folder)!r} and {str(second.folder)!r} are the same run")
     if difference is not None and not math.isfinite(difference):
         raise InputError(f"difference: {difference!r}; allowed is a finite number")

@@ -54,8 +54,8 @@ RC: dict[Any, Any] = {
 
 def styled(texts: Iterable[str] = ()) -> AbstractContextManager[None]:
     """The style that all figures are drawn and saved in, whatever the user's matplotlibrc; with glyphs for `texts`."""
-    fonts = dict.fromkeys(font for font in map(font_of, "".join(texts)) if font)
-    return matplotlib.style.context(["default", RC | {"font.family": [FONT, *fonts]}])
+    fonts = dict.fromkeys([FONT, *filter(None, map(font_of, "".join(texts)))])
+    return matplotlib.style.context(["default", RC | {"font.family": list(fonts)}])
 
 
 @functools.cache

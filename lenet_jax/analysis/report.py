@@ -69,12 +69,11 @@ def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
-    metric, tested = comparison.metric, comparison.judgements
     drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
     images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
-    texts = {"comparison.csv": tables.frame(comparison.arms, metric).to_csv(index=False)}
-    if tested:
-        texts["differences.csv"] = tables.judgement_frame(tested, metric).to_csv(index=False)
+    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
+    if tested := comparison.judgements:
+        texts["differences.csv"] = tables.judgement_frame(tested, comparison.metric).to_csv(index=False)
     texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, images, command)}
     contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
     for name, content in contents.items():  # all at once: a kill before leaves the comparison of before

@@ -137,13 +137,13 @@ def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints the comparison to a terminal."""
     metric = comparison.metric
-    console.print(table(comparison.arms, metric, console))
+    console.print(table(comparison.arms, metric, console), crop=False)
     if comparison.judgements:
         header, lines, _ = judgement_cells(comparison.judgements, metric)
         columns = [header.index(name) for name in ("difference", "mean", "95 % CI", "p (Holm)", "seeds for 80 %")]
         # 80 columns have no room for the others; the files hold all.
         header, *lines = ([line[column] for column in columns] for line in [header, *lines])
-        console.print(text_table(differences_title(metric), (header, lines, len(columns) - 1), console))
+        console.print(text_table(differences_title(metric), (header, lines, len(columns) - 1), console), crop=False)
     for text in (summary(comparison), *(f"- {note}" for note in comparison.notes)):
         console.print(Text(printable(text)))
 
@@ -172,6 +172,7 @@ def text_table(title: str, cells: Cells, console: Console) -> Table:
                 needed += fixed
         if needed <= console.width:
             break
+    made.width = needed if needed > console.width else None
     for line in lines:
         made.add_row(*map(Text, line))
     return made

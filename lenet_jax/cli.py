@@ -143,8 +143,7 @@ def run_command(argv: list[str]) -> None:
             )
     if run is None or not distributed.primary():
         return
-    console = Console()
-    console.print(tables.table(compare.arm_statistics([run]), "test_error", console), crop=False)
+    Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
     again = shlex.join([program, "compare", str(workdir)])
     print(printable(f"run folder: {workdir}"), printable(f"next:       {again}"), sep="\n")

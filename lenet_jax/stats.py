@@ -12,6 +12,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +54,8 @@ def round_errors(values: np.ndarray) -> np.ndarray:
 
 
 def percent(error: float | None, sign: str = "") -> str:
-    """An error rate in percent: equal means, which differ by their rounding, have equal decimals, even in a tie."""
-    return "-" if error is None else f"{round(100 * error, ERROR_DECIMALS - 2):{sign}.2f}"
+    """An error rate in percent: means that differ by single precision are shown alike, ties with an even last digit."""
+    return "-" if error is None else f"{Decimal(f'{100 * error:.{ERROR_DECIMALS - 2}f}'):{sign}.2f}"
 
 
 def block_size(count: int) -> int:

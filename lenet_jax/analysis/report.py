@@ -281,7 +281,7 @@ def class_cells(comparison: Comparison) -> tables.Cells | None:
     for name, table in predictions_of(comparison).items():
         errors = (table.label != table.predicted).groupby(table.label).mean()
         labels = labels or list(errors.index)
-        rows.append([name, *(f"{100 * errors.get(label, np.nan):.2f}" for label in labels)])
+        rows.append([name, *(metrics.show(float(errors.get(label, np.nan)), "test_error") for label in labels)])
     return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
 
 

@@ -46,7 +46,6 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "lenet_jax",  # the same figure is the same file
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
@@ -55,7 +54,8 @@ RC: dict[Any, Any] = {
 def styled(texts: Iterable[str] = ()) -> AbstractContextManager[None]:
     """The style that all figures are drawn and saved in, whatever the user's matplotlibrc; with glyphs for `texts`."""
     fonts = dict.fromkeys([FONT, *filter(None, map(font_of, "".join(texts)))])
-    return matplotlib.style.context(["default", RC | {"font.family": list(fonts)}])
+    weight = "bold" if len(fonts) == 1 else "normal"  # which the other fonts may lack
+    return matplotlib.style.context(["default", RC | {"font.family": list(fonts), "axes.titleweight": weight}])
 
 
 @functools.cache

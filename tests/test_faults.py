@@ -421,7 +421,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
             shutil.copytree(kept, folder)
             if path:
                 damage(folder / path)
-            saved = checkpoints.Chunk(folder, 0).latest()
+            saved = checkpoints.Chunk(folder, checkpoints.ArmStore(folder.parent)).latest()
             found.append((saved.step, saved.digest))
             shutil.rmtree(folder)
     assert {step for step, _ in found} == set(steps)

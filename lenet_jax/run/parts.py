@@ -44,12 +44,16 @@ class Definitions:
         names = own_parts(arm.settings for arm in arms)
         return cls(names, (experiment, read(experiment)) if names and experiment else None)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of their file; "" without one."""
+        return hashlib.sha256(self.file[1].encode()).hexdigest() if self.file else ""
+
     def describe(self) -> dict[str, Any]:
         """What provenance says of them."""
         found: dict[str, Any] = {"own_parts": dict(self.names)} if self.names else {}
         if self.file:
-            digest = hashlib.sha256(self.file[1].encode()).hexdigest()
-            found["experiment"] = {"file": str(self.file[0]), "sha256": digest}
+            found["experiment"] = {"file": str(self.file[0]), "sha256": self.digest}
         return found
 
     def check_unchanged(self, workdir: Path) -> None:

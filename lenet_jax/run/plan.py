@@ -1,6 +1,8 @@
 """What a run will do: every arm resolved once, before anything is compiled or written."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -125,6 +127,14 @@ class ArmPlan:
     def phases(self) -> list[Phase]:
         """What is trained, as far as it is known before."""
         return [*([self.tuning] if self.tuning else []), self.test]
+
+    def identity(self, parts: str) -> str:
+        """SHA-256 of all that decides the arm's result: its settings, its data, the digest of the user's own parts.
+
+        What is saved carries it, and what carries another one is never read as this arm's.
+        """
+        deciding = [self.arm.name, self.arm.settings, self.arm.tuning, self.test.dataset.fingerprint, parts]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

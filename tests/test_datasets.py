@@ -479,6 +479,11 @@ class TestNotes:
             plan.make(expand(small(**fields)))
 
 
+@pytest.mark.parametrize("name", ["idx:a\0b", f"idx:{'x' * 5000}", f"idx:{'x' * 300}/y", "idx:~/nowhere", "mnist6k"])
+def test_what_is_not_at_hand(name):
+    assert datasets.at_hand(name) is None
+
+
 def test_labels_beyond_the_classes_are_refused(digits):
     arrays = {**digits, "test_labels": np.full(20, 10, np.uint8)}
     with pytest.raises(InputError, match="dataset: 'x' has the test label 10; allowed are 0 to 9"):

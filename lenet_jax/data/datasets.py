@@ -117,7 +117,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
 
 def at_hand(name: str, data_dir: str = "") -> Dataset | None:
     """The data set if it can be loaded without downloading or preparing anything, else None."""
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(OSError, ValueError):  # InputError, and what names raise that are not paths
         downloads = prepared.downloads_in(prepared.data_folder(data_dir), name)
         if name.startswith("tfds:") or (name in prepared.SOURCES and prepared.unverified(name, downloads)):
             return None

@@ -130,7 +130,7 @@ def choose(folder: Path, name: str) -> tuple[str, dict[str, Path]]:
     Raises:
       InputError: a file is missing, or the path stands for none or several of the data sets found.
     """
-    folder, prefix = (folder, "") if folder.is_dir() else (folder.parent, folder.name)
+    folder, prefix = (folder, "") if os.path.isdir(folder) else (folder.parent, folder.name)
     found = find(folder)
     complete = [key for key, files in found.items() if len(files) == len(PARTS)]
     choices = [key for key in complete if prefix in ("", key[1])]

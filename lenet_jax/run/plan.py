@@ -13,7 +13,7 @@ from lenet_jax import optim, train
 from lenet_jax.data import datasets, preprocess
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.distortions import Augmentation
-from lenet_jax.errors import InputError, one_line
+from lenet_jax.errors import MAX_LISTED, InputError, one_line, shortened
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.run.arms import Arm
@@ -153,6 +153,12 @@ class Plan:
         """Name of each data set -> its fingerprint."""
         return {arm.test.dataset.name: arm.test.dataset.fingerprint for arm in self.arms}
 
+    @property
+    def notes(self) -> list[str]:
+        """One line for each thing that is doubtful about the data sets and their splits; see `data_notes`."""
+        distinct = {(id(phase.dataset), *phase.splits.items()): phase for phase in self.phases}
+        return list(dict.fromkeys(note for phase in distinct.values() for note in data_notes(phase)))
+
 
 def make(arms: Sequence[Arm]) -> Plan:
     """Resolves the arms of a config; see `arms.expand`. Every data set is loaded once.
@@ -288,6 +294,18 @@ def recipe_of(settings: Mapping[str, Any], classes: int, train_size: int) -> Rec
     if own_parts([settings]):
         evaluation.check_own(recipe)
     return recipe
+
+
+def data_notes(phase: Phase) -> list[str]:
+    """What `datasets.notes_on` says of a phase's data set, and the classes that its splits lack."""
+    dataset, notes = phase.dataset, datasets.notes_on(phase.dataset)
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    for split, indices in phase.splits.items():
+        absent = np.setdiff1d(np.arange(dataset.classes), labels[indices.start : indices.stop])
+        if len(absent):
+            classes = shortened(", ".join(map(str, absent)), MAX_LISTED)
+            notes.append(f"none of the {len(indices)} {split} images is of class {classes}")
+    return [f"dataset {dataset.name!r}: {note}" for note in notes]
 
 
 def describe_data(phase: Phase) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def run(
             return folder.load(workdir)
         if distributed.primary():
             checkpoints.record_attempt(checkpoint_dir, environment)
+        for note in plan.notes:
+            say(note)
         stores = {
             arm.arm.name: ArmStore(folders[arm.arm.name], save_every, arm.identity(own.digest), lock)
             for arm in plan.arms
@@ -264,7 +266,7 @@ def finish(workdir: Path, context: RunContext) -> None:
         if frames:
             files.write_table(workdir / name, pd.concat(frames, ignore_index=True))
     first, *later = checkpoints.read_attempts(checkpoint_dir)
-    provenance = first | {"fingerprints": context.plan.fingerprints, "finished": now()}
+    provenance = first | {"fingerprints": context.plan.fingerprints, "notes": context.plan.notes, "finished": now()}
     files.write_json(workdir / folder.PROVENANCE, provenance | ({"later_attempts": later} if later else {}))
     dataset = planning.describe_data(context.plan.arms[0].test)
     files.write_json(workdir / folder.SUMMARY, {"dataset": dataset, "arms": rows})

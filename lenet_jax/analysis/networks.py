@@ -67,8 +67,9 @@ class TrainedRun(run_folder.Run):
         """
         name, seeds = self.arm(arm).name, self.seeds(arm)
         if name not in self._networks:
-            folder = self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(name)
-            arrays = checkpoints.networks(folder, len(seeds))
+            folder = run_folder.arm_folder(self.folder / run_folder.CHECKPOINTS, name)
+            store = checkpoints.ArmStore(folder, identity=self.arm(arm).identity or "")
+            arrays = checkpoints.networks(store, len(seeds))
             init = functools.partial(model.init, architecture=self.architecture(name))
             shapes = jax.eval_shape(init, jax.random.key(0))
             leaves = [jnp.asarray(arrays[f"params/{leaf}"]) for leaf, _ in population.leaves_of(shapes)]

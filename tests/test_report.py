@@ -206,8 +206,9 @@ def everything_in(folder):
 def test_no_string_of_a_run_names_a_file_elsewhere(tmp_path):
     """Tuned hyperparameters and metrics name figures."""
     names = ["/../../../../h/tuning_x", "../x", "a/b", "."]
-    chosen = {values: (dict.fromkeys(names, 0.1), []) for values in ERRORS}
-    write_run(tmp_path / "in" / "run", ERRORS, chosen=chosen)
+    errors = {("mse",): [0.1, 0.2]}
+    chosen = {values: (dict.fromkeys(names, 0.1), []) for values in errors}
+    write_run(tmp_path / "in" / "run", errors, axes=("loss",), chosen=chosen)
     table = pd.concat(tuning_table(arm.name) for arm in run_folder.load(tmp_path / "in" / "run").arms)
     run_files.write_table(
         tmp_path / "in" / "run" / run_folder.TUNING,

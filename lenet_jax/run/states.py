@@ -9,6 +9,7 @@ import errno
 import functools
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ import orbax.checkpoint as ocp
 from lenet_jax import distributed
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.population import Snapshot
-from lenet_jax.run.files import writing
+from lenet_jax.run.files import size_of, writing
 
 MIN_FREE_INODES = 100
 """Free inodes required to save a state: more than orbax uses."""
+
+MAX_SMALL_ARRAY, MAX_ARRAY_RATIO = 2**26, 100
+"""Bytes of any array, and of a larger one relative to all files of its state: zeros shrink most."""
 
 MAX_TO_KEEP = 2
 """States kept in a folder: if the last one is corrupt, training resumes from the one before."""
@@ -96,6 +100,7 @@ def read_state(states: Path, step: int) -> Checkpoint:
     if (states / str(step) / "history").exists():
         items["history"] = arrays
     try:
+        check_stored(states / str(step))
         with state_manager(states) as manager:
             read = manager.restore(step, args=ocp.args.Composite(**items))
         digest = read.about.pop("digest")
@@ -107,6 +112,20 @@ def read_state(states: Path, step: int) -> Checkpoint:
     except Exception as error:  # a corrupt file can raise anything
         raise InputError(f"run: {str(states / str(step))!r} is corrupt ({one_line(error)})") from error
     return saved
+
+
+def check_stored(state: Path) -> None:
+    """Raises ValueError or InputError if a state has links or pipes, or arrays far larger than its files.
+
+    Where memory ends, orbax would end the process.
+    """
+    size = size_of(state)
+    items = [state / item for item in ("state", "history") if (state / item).exists()]
+    for leaf in jax.tree.leaves([ocp.StandardCheckpointHandler().metadata(item.absolute()).tree for item in items]):
+        shape, chunk = tuple(leaf.shape), tuple(leaf.storage.chunk_shape)
+        needed = max(map(math.prod, (shape, chunk))) * np.dtype(leaf.dtype).itemsize
+        if not shape or needed > max(MAX_SMALL_ARRAY, MAX_ARRAY_RATIO * size):
+            raise ValueError(f"an array of shape {shape} in {size} bytes")
 
 
 @distributed.primary_only

@@ -24,7 +24,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Runs from before test_curve existed evaluated the test images after each epoch.
     stored = {"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG) | {"data_dir": ""}
     if "data_dir" in json.dumps(stored.get("sweep")):
-        raise InputError(f"config: {arg!r} sweeps data_dir, which a run folder must not choose; use its experiment file")
+        raise InputError(
+            f"config: {arg!r} sweeps data_dir, which a run folder must not choose; use its experiment file"
+        )
     schema.check_fields(stored, schema.config_kinds(), f"config: {str(Path(arg) / folder.CONFIG)!r}")
     config.update(stored)
     return config

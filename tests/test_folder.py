@@ -104,7 +104,10 @@ def test_every_stored_row_is_read_and_written_back(path):
                 rf"is damaged: summary\.json: {message}",
             )
             for arms, message in (
-                ([{name: value for name, value in ARMS[0].items() if name != "seeds"}], "arm 'all': 'seeds' is missing"),
+                (
+                    [{name: value for name, value in ARMS[0].items() if name != "seeds"}],
+                    "arm 'all': 'seeds' is missing",
+                ),
                 ([ARMS[0] | {"test_error": {"mean": 0.5}}], "arm 'all'.test_error: 'std' is missing"),
                 ([ARMS[0] | {"test_error": None}], "arm 'all'.test_error: expected an object, got None"),
                 (["all"], r"arms\[0\]: expected an object, got 'all'"),

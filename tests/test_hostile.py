@@ -12,6 +12,8 @@ import few_digits
 import numpy as np
 import pandas as pd
 import programs
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorstore
 from hypothesis import Phase, given, settings
@@ -19,8 +21,12 @@ from hypothesis import strategies as st
 
 import lenet_jax
 from lenet_jax.errors import InputError
+from lenet_jax.experiments import stored
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
+
+if not Path("/proc/self/clear_refs").exists():
+    pytest.skip("the peak of memory is read from Linux's /proc", allow_module_level=True)
 
 MAX_MEMORY, MAX_SECONDS = 2**30, 20
 """Of a command, whatever the run folder holds."""
@@ -37,6 +43,7 @@ def get_config():
     return config
 """
 
+PACKAGE = Path(lenet_jax.__file__).parents[1]
 JSON_FILES = (run_folder.CONFIG, run_folder.PROVENANCE, run_folder.SUMMARY)
 TABLES = (run_folder.METRICS, run_folder.PREDICTIONS, run_folder.TUNING)
 
@@ -329,7 +336,7 @@ def column(name, number, change):
 COLUMN_CHANGES = {
     "text": lambda table, one: table.assign(**{one: table[one].astype(str)}),
     "escapes": lambda table, one: table.assign(**{one: "\x1b[31m../../x"}),
-    "long text": lambda table, one: table.assign(**{one: "x" * 1_000_000}),
+    "long text": lambda table, one: table.assign(**{one: "x" * 10_000}),
     "lists": lambda table, one: table.assign(**{one: [[1, 2]] * len(table)}),
     "times": lambda table, one: table.assign(**{one: pd.Timestamp(0)}),
     "truth": lambda table, one: table.assign(**{one: True}),
@@ -342,12 +349,27 @@ COLUMN_CHANGES = {
     "twice": lambda table, one: pd.concat([table, table]),
     "none": lambda table, one: table[:0],
     "half": lambda table, one: table[::2],
-    "many": lambda table, one: pd.concat([table[:1]] * 20_000_000),
 }
 
 VALUES = st.one_of(
     st.sampled_from(
-        [None, True, -1, 0, 5, 2**31, 2**70, 1e308, -0.5, "", "x" * 5000, "../../victim/x", "\x1b[31mred", "a\nb", "[/b]"]
+        [
+            None,
+            True,
+            -1,
+            0,
+            5,
+            2**31,
+            2**70,
+            1e308,
+            -0.5,
+            "",
+            "x" * 5000,
+            "../../victim/x",
+            "\x1b[31mred",
+            "a\nb",
+            "[/b]",
+        ]
     ),
     st.sampled_from([[], {}, [1, 2], {"a": None}, ["x"], [[]], DELETE, DELETE, TWICE, RENAME, "idx:victim", "tfds:x"]),
     st.integers(),
@@ -355,19 +377,17 @@ VALUES = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
 )
 NUMBERS = st.integers(0, 10_000)
-# Tables of many rows are made slowly, and tested below.
-CHANGES = sorted(set(COLUMN_CHANGES) - {"many"})
 DAMAGES = st.one_of(
     st.builds(field, st.sampled_from(JSON_FILES), NUMBERS, VALUES),
     st.builds(field, st.sampled_from(JSON_FILES), NUMBERS, VALUES),
-    st.builds(column, st.sampled_from(TABLES), NUMBERS, st.sampled_from(CHANGES)),
+    st.builds(column, st.sampled_from(TABLES), NUMBERS, st.sampled_from(sorted(COLUMN_CHANGES))),
     st.builds(replacing, NUMBERS, st.sampled_from(KINDS)),
     st.builds(cut, NUMBERS, st.floats(0, 1, exclude_max=True), st.binary(max_size=8)),
 )
 
 
 @pytest.mark.parametrize(
-    "examples", [pytest.param(12, id="some"), pytest.param(200, marks=pytest.mark.slow, id="two_hundred")]
+    "examples", [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow, id="two_hundred")]
 )
 def test_a_hostile_run_folder_is_refused_in_one_line(good, worker, examples):
     @settings(max_examples=examples, phases=[Phase.generate], deadline=None, derandomize=True, database=None)
@@ -380,3 +400,145 @@ def test_a_hostile_run_folder_is_refused_in_one_line(good, worker, examples):
         check(good, worker, damage)
 
     of()
+
+
+def enlarge(run):
+    """Gives an array of a state 2^40 numbers, of which none are there; orbax aborts the process when it reads it."""
+    (state,) = (run / "checkpoints" / "activation=relu").glob("*/states/*/state")
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{state}/"}).result()
+    about = json.loads(store.read("params/c1/kernel/.zarray").result().value)
+    about |= {"shape": [2**40], "chunks": [2**10]}
+    store.write("params/c1/kernel/.zarray", json.dumps(about).encode()).result()
+
+
+def arms(change):
+    return rewrite(run_folder.SUMMARY, lambda content: change(content["arms"][0]))
+
+
+def written(name, text):
+    return lambda run: (run / name).write_text(text)
+
+
+def made(name, kind):
+    return lambda run: replace(run / name, kind)
+
+
+def changed(name, column, kind):
+    return retable(name, lambda table: COLUMN_CHANGES[kind](table, column))
+
+
+def repeated(name, text, rows):
+    """A small file of a large table: each group of rows is the same text, again and again."""
+
+    def damage(run):
+        size = min(rows, 1_000_000)
+        column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, np.int8)), pa.array([text]))
+        table = pa.table(dict.fromkeys(("arm", "split", "metric"), column))
+        with pq.ParquetWriter(run / name, table.schema, store_schema=False) as writer:
+            for _ in range(rows // size):
+                writer.write_table(table)
+        assert (run / name).stat().st_size < 2**20
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (made("config.json", "deep"), "can't be read as JSON (more than 32 levels of nesting)"),
+        (made("config.json", "deep object"), "can't be read as JSON (more than 32 levels of nesting)"),
+        (made("config.json", "pipe"), "config.json' is a link, pipe or device"),
+        (made("config.json", "zeros"), "config.json' is a link, pipe or device"),
+        (made("summary.json", "outside"), "summary.json' is a link, pipe or device"),
+        (made("metrics.parquet", "zeros"), "metrics.parquet' is a link, pipe or device"),
+        (made("config.json", "holes"), "can't be read as JSON (more than 134217728 bytes"),
+        (written("config.json", '{"a": [' + "[]," * 2**21 + "1]}"), "can't be read as JSON (more than 134217728 bytes"),
+        (written("config.json", '{"epochs": NaN}'), "the number NaN is not finite"),
+        (written("config.json", '{"epochs": 1e999}'), "the number 1e999 is not finite"),
+        (written("config.json", '{"epochs": "many"}'), "config.json: epochs: expected an integer, got 'many'"),
+        (rewrite("summary.json", lambda content: content.update(arms=5)), "arms: expected a list, got 5"),
+        (
+            rewrite("summary.json", lambda content: content.update(dataset=None)),
+            "dataset: expected an object, got None",
+        ),
+        (rewrite("summary.json", lambda content: content.update(arms=2 * content["arms"])), "two with the same name"),
+        (arms(lambda row: row.update(axes=None)), ".axes: expected an object, got None"),
+        (arms(lambda row: row.update(axes={"activation": ["tanh"]})), ".axes.activation: expected text, got ['tanh']"),
+        (arms(lambda row: row.update(name="\x1b[31m")), "expected a line of up to 2000 printable characters"),
+        (arms(lambda row: row.update(chosen={"/../../x": 0.1})), "chosen is invalid"),
+        (arms(lambda row: row.update(chosen={"learning_rate": 7})), "that arm 'activation=tanh' chose are missing"),
+        (arms(lambda row: row.update(seeds=True)), "seeds: expected an integer, got True"),
+        (arms(lambda row: row.update(seeds=10**6)), "seeds is invalid, or does not fit the other fields"),
+        (arms(lambda row: row["test_error"].update(ci95=[0.1])), "ci95: expected a list of 2, got [0.1]"),
+        (arms(lambda row: row["settings"].update(epochs=None)), "epochs: expected an integer, got None"),
+        (
+            rewrite("provenance.json", lambda content: content.update(versions=[])),
+            "versions: expected an object, got []",
+        ),
+        (changed("metrics.parquet", "value", "text"), "metrics.parquet: column 'value' has str; expected numbers"),
+        (changed("metrics.parquet", "seed", "null"), "column 'seed' holds null; allowed is text"),
+        (changed("metrics.parquet", "value", "lists"), "holds list<element: int64>; allowed is text"),
+        (changed("metrics.parquet", "value", "twice"), "two rows have the same arm, seed, epoch, split, metric"),
+        (changed("metrics.parquet", "epoch", "negative"), "column 'epoch' has other values than 0 to"),
+        (changed("predictions.parquet", "label", "huge"), "column 'label' has other values than 0 to 255"),
+        (changed("tuning.parquet", "learning_rate", "without"), "column 'learning_rate' has nothing; expected numbers"),
+        (repeated("metrics.parquet", "x", 40_000_000), "bytes of memory"),
+        (repeated("predictions.parquet", "x" * 100_000, 100_000), "bytes of memory"),
+        (enlarge, "an array of shape (1099511627776,) in"),
+    ],
+)
+def test_a_damaged_file_is_named(good, worker, damage, message):
+    restore(good, worker.folder)
+    damage(worker.folder / "run")
+    code, output, memory, _ = worker.run(["classify", "run", "digit.png", "--arm=activation=relu"])
+    assert (code, output.count("\n")) == (2, 1), (code, output)
+    assert message in output
+    assert memory < MAX_MEMORY
+
+
+def test_compare_opens_no_data_set_that_a_run_names(good, worker):
+    """Unless the user names it."""
+    restore(good, worker.folder)
+    named = worker.folder / "victim" / "idx"
+    named.mkdir()
+    for path in few_digits.FOLDER.iterdir():
+        shutil.copy(path, named)
+    with (named / "train-images-idx3-ubyte").open("r+b") as stream:  # 2 GiB of holes in a file of 4 KiB
+        stream.write(bytes((0, 0, 8, 3)) + np.array([2**31 // 784, 28, 28], ">u4").tobytes())
+        stream.truncate(2**31)
+
+    def rename(content):
+        for row in content["arms"]:
+            row["settings"]["dataset"] = row["dataset"]["name"] = f"idx:{named}"
+
+    rewrite(run_folder.SUMMARY, rename)(worker.folder / "run")
+    for flags, images in (([], False), ([f"--dataset={few_digits.DATASET}"], True)):
+        code, output, memory, _ = worker.run(["compare", "run", *flags])
+        assert code == 0, output
+        assert memory < MAX_MEMORY
+        report = (worker.folder / "run" / "plots" / "report.html").read_text()
+        assert ("<img" in report) == images
+        assert ("compare --dataset=NAME opens those" in report) != images
+
+
+def test_repeating_a_run_executes_nothing_of_its_folder(good, worker):
+    """TFDS imports the module of a class that a data set names: the folder of data sets is not taken from a run."""
+    restore(good, worker.folder)
+    run = worker.folder / "run"
+    data = run / "data" / "evil" / "1.0.0"
+    data.mkdir(parents=True)
+    about = {"name": "evil", "version": "1.0.0", "fileFormat": "array_record", "splits": []}
+    (data / "dataset_info.json").write_text(json.dumps(about))
+    (data / "features.json").write_text(json.dumps({"pythonClassName": "malware.Features"}))
+    (worker.folder / "malware.py").write_text("open('executed', 'w').close()")
+    command = ["run", f"--config={stored.__file__}:run", "--workdir=again"]
+    hostile = {"dataset": "tfds:evil", "data_dir": "run/data"}
+    rewrite(run_folder.CONFIG, lambda content: content.update(hostile))(run)
+    assert stored.get_config(str(run)).data_dir == ""
+    done = programs.run(command, worker.folder, real=True, environment={"PYTHONPATH": f".{os.pathsep}{PACKAGE}"})
+    assert done.returncode == 2, done.stderr
+    assert "'tfds:evil'" in done.stderr
+    assert not (worker.folder / "executed").exists()
+    rewrite(run_folder.CONFIG, lambda content: content.update(sweep={"arm": {"x": hostile}}))(run)
+    with pytest.raises(InputError, match="sweeps data_dir, which a run folder must not choose"):
+        stored.get_config(str(run))

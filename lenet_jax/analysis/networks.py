@@ -74,12 +74,12 @@ class TrainedRun(run_folder.Run):
             arrays = checkpoints.networks(folder, len(seeds))
             init = functools.partial(model.init, architecture=self.architecture(name))
             shapes = jax.eval_shape(init, jax.random.key(0))
-            expected = {f"params/{leaf}": shape for leaf, shape in population.leaves_of(shapes)}
-            for leaf, one in expected.items():
-                found = arrays.get(leaf)
-                if found is None or (found.shape, found.dtype) != ((len(seeds), *one.shape), one.dtype):
-                    raise InputError(f"run: {str(folder)!r} holds other networks than its settings describe ({leaf})")
-            leaves = [jnp.asarray(arrays[leaf]) for leaf in expected]
+            kinds = {
+                f"params/{leaf}": ((len(seeds), *one.shape), one.dtype) for leaf, one in population.leaves_of(shapes)
+            }
+            if {leaf: (arrays[leaf].shape, arrays[leaf].dtype) for leaf in kinds.keys() & arrays.keys()} != kinds:
+                raise InputError(f"run: {str(folder)!r} holds other networks than its settings describe")
+            leaves = [jnp.asarray(arrays[leaf]) for leaf in kinds]
             self._networks[name] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         if seed is None:
             return self._networks[name]
@@ -120,7 +120,9 @@ class TrainedRun(run_folder.Run):
                 f"--config=experiments/stored.py:{self.folder} --workdir=NEW"
             )
         if missing := {"activation", "initializer", "padding", "first_seed"} - set(row.settings):
-            raise InputError(f"run: {str(self.folder)!r} is damaged: settings of arm {row.name!r} lack {min(missing)!r}")
+            raise InputError(
+                f"run: {str(self.folder)!r} is damaged: settings of arm {row.name!r} lack {min(missing)!r}"
+            )
         return row.settings, row.scaling, row.classes
 
 

@@ -76,7 +76,10 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
         for file in images:
             figures.save(drawn[file.stem].figure, file)
         svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command, dataset)}
+        texts |= {
+            "comparison.md": markdown_page(comparison),
+            "report.html": html(comparison, drawn, svgs, command, dataset),
+        }
         for name, text in texts.items():
             files.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:

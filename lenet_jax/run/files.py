@@ -9,8 +9,9 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -86,7 +87,7 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(f"{str(path)!r} can't be written ({reason}); everything saved before is kept") from error
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Opens a file of a run folder, which may come from anyone: neither follows a link nor waits for a pipe.
 
     Raises:
@@ -134,7 +135,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        reason = one_line(error) if str(error) else f"more than {MAX_JSON_DEPTH} levels of nesting"
+        deep = f"more than {MAX_JSON_DEPTH} levels of nesting"
+        reason = deep if isinstance(error, RecursionError) else one_line(error)
         raise InputError(f"run: {str(path)!r} can't be read as JSON ({reason})") from error
     if not isinstance(content, dict):
         raise InputError(f"run: {str(path)!r} does not contain a JSON object")
@@ -151,22 +153,23 @@ def read_table(path: Path) -> pd.DataFrame:
         with open_file(path) as stream:
             status = os.fstat(stream.fileno())
             held = min(status.st_size, 512 * status.st_blocks or status.st_size)  # less than its size if it has holes
-            return decoded(stream, max(MAX_SMALL_TABLE, MAX_TABLE_RATIO * held))
+            return decode(stream, max(MAX_SMALL_TABLE, MAX_TABLE_RATIO * held))
     except InputError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"run: {str(path)!r} can't be read as Parquet ({one_line(error)})") from error
 
 
-def decoded(stream: BinaryIO, allowed: int) -> pd.DataFrame:
+def decode(stream: BufferedReader, allowed: int) -> pd.DataFrame:
     """A table of at most `allowed` bytes in memory; raises ValueError if it is larger, or has unexpected columns."""
     with pa.parquet.ParquetFile(stream) as file:
         about, schema = file.metadata, file.schema_arrow
-    kinds = pa.types
-    text = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind in (pa.string(), pa.large_string())]
-    for name, kind in zip(schema.names, schema.types, strict=True):
-        if schema.names.count(name) > 1 or not (name in text or kinds.is_primitive(kind)) or kinds.is_temporal(kind):
-            raise ValueError(f"column {name!r} is there twice, or holds {kind}; allowed are text, numbers, truth values")
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    text = [name for name, kind in columns.items() if kind in (pa.string(), pa.large_string())]
+    for name, kind in columns.items():
+        plain = name in text or (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind))
+        if not plain or schema.names.count(name) > 1:
+            raise ValueError(f"column {name!r} holds {kind}; allowed is text, a number or a truth value, once")
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
     needed = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
     needed = max(needed, 8 * about.num_rows * about.num_columns)
@@ -179,8 +182,9 @@ def decoded(stream: BinaryIO, allowed: int) -> pd.DataFrame:
             needed += len(chunk) * (pa.compute.max(pa.compute.binary_length(chunk.dictionary)).as_py() or 0)
     if needed > allowed:
         raise ValueError(f"it takes {needed} bytes of memory; {allowed} are accepted from a file of its size")
-    types = [(name, pa.large_string() if name in text else schema.field(name).type) for name in schema.names]
-    return table.cast(pa.schema(types)).to_pandas()
+    types = [(name, pa.large_string() if name in text else kind) for name, kind in columns.items()]
+    decoded: pd.DataFrame = table.cast(pa.schema(types)).to_pandas()
+    return decoded
 
 
 def size_of(folder: Path) -> int:

@@ -80,11 +80,12 @@ class ArmSummary:
         """The row as read from JSON, without unknown keys; raises InputError if a field is missing or invalid."""
         where = f"{SUMMARY}: arm {short_repr(row.get('name'))}"
         arm: ArmSummary = schema.fit(cls, dict(row), where)
-        for name in (arm.name, *arm.axes, *(value for value in arm.axes.values() if isinstance(value, str))):
+        for name in (arm.name, *arm.axes):
             schema.check_name(name, where)
         errors = [error for error in (arm.train_error, arm.validation_error, arm.test_error) if error]
         conditions = {
-            "seeds": 0 < arm.seeds and all(len(error.per_seed) == arm.seeds for error in errors),
+            "axes": "".join(map(str, arm.axes.values())).isprintable(),
+            "seeds": arm.seeds > 0 and all(len(error.per_seed) == arm.seeds for error in errors),
             "diverged": 0 <= arm.diverged <= arm.seeds,
             "chosen": all(map(str.isidentifier, arm.chosen)),  # they become names of files
             "chosen_at_edge": set(arm.chosen_at_edge) <= set(arm.chosen),
@@ -285,9 +286,10 @@ def check(run: Run) -> None:
     if run.tuning is not None:
         tuned = [*dict.fromkeys(name for arm in run.arms for name in arm.chosen)]
         schema.check_table(run.tuning, schema.METRIC_COLUMNS, tuned, dict.fromkeys(seeds, 0), TUNING)
-        for arm in run.arms:
-            tried = tuning.final_errors(run.tuning[run.tuning.arm == arm.name])
-            if arm.chosen and not (tried[list(arm.chosen)] == pd.Series(arm.chosen)).all(axis=1).any():
+        tables = dict(iter(run.tuning.groupby("arm")))
+        for arm in (arm for arm in run.arms if arm.chosen):
+            tried = tuning.final_errors(tables.get(arm.name, run.tuning[:0]))
+            if not (tried[list(arm.chosen)] == pd.Series(arm.chosen)).all(axis=1).any():
                 raise InputError(f"{TUNING}: the values that arm {arm.name!r} chose are missing")
 
 

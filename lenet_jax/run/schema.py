@@ -4,6 +4,7 @@ A run folder may come from anyone. All that reads one relies on what is checked 
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -21,8 +22,8 @@ Scalar = str | int | float | bool
 MAX_NAME, MAX_CLASSES = 2000, 256
 """Characters of a name of an arm, axis, split or metric; classes of a data set."""
 
-LARGEST = {int: 2**53, float: 1e300}
-"""Absolute values up to which numbers are accepted: arithmetic with them stays finite."""
+LARGEST = {int: 2**63, float: 1e300}
+"""Absolute values up to which numbers are accepted: those that a config may have, and with which sums stay finite."""
 
 JSON_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list", tuple: "a list"}
 
@@ -30,8 +31,9 @@ PROVENANCE_FIELDS: dict[str, Any] = {"command": str, "versions": dict[str, str],
 """The fields of ``provenance.json`` that are read, if they are there."""
 
 TEXT, INTEGERS, NUMBERS = "text", "integers", "numbers"
-METRIC_COLUMNS = dict(arm=TEXT, seed=INTEGERS, epoch=NUMBERS, split=TEXT, metric=TEXT, value=NUMBERS)
-PREDICTION_COLUMNS = dict(arm=TEXT, seed=INTEGERS, image=INTEGERS, label=INTEGERS, predicted=INTEGERS, margin=NUMBERS)
+IDENTITY = {"arm": TEXT, "seed": INTEGERS}
+METRIC_COLUMNS = IDENTITY | {"epoch": NUMBERS, "split": TEXT, "metric": TEXT, "value": NUMBERS}
+PREDICTION_COLUMNS = IDENTITY | {"image": INTEGERS, "label": INTEGERS, "predicted": INTEGERS, "margin": NUMBERS}
 """Column -> type. Others may follow."""
 
 MEASURED = {"value", "label", "predicted", "margin"}
@@ -69,15 +71,18 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and given is dict:
         return {name: fit(inner[1], each, f"{where}.{name}") for name, each in value.items()}
     if dataclasses.is_dataclass(origin) and given is dict:
-        hints, known = typing.get_type_hints(origin), {}
+        hints, known = hints_of(kind), {}
         for field in dataclasses.fields(origin):
             if field.name in value:
                 known[field.name] = fit(hints[field.name], value[field.name], f"{where}.{field.name}")
             elif field.default is dataclasses.MISSING:
                 raise InputError(f"{where}: {field.name!r} is missing")
-        return origin(**known)
+        return kind(**known)
     length = f" of {len(inner)}" if origin is tuple and Ellipsis not in inner else ""
     raise InputError(f"{where}: expected {JSON_NAMES.get(origin, 'an object')}{length}, got {short_repr(value)}")
+
+
+hints_of = functools.cache(typing.get_type_hints)
 
 
 def check_fields(fields: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> None:
@@ -86,6 +91,7 @@ def check_fields(fields: Mapping[str, Any], kinds: Mapping[str, Any], where: str
         fit(kinds[name], fields[name], f"{where}: {name}")
 
 
+@functools.cache
 def config_kinds() -> dict[str, Any]:
     """Config field -> its type, which is that of its default."""
     others = {tuple: list[str], ConfigDict: dict[str, Any]}

@@ -55,6 +55,7 @@ def test_a_row_of_the_summary_is_written_as_it_is_read():
         axes={"activation": "tanh"},
         seeds=2,
         diverged=0,
+        identity="0" * 64,
         chosen={"learning_rate": 0.1},
         chosen_at_edge=("learning_rate",),
         settings={"activation": "tanh", "order_seed": None},

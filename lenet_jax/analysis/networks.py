@@ -68,10 +68,11 @@ class TrainedRun(run_folder.Run):
         """
         name, seeds = self.arm(arm).name, self.seeds(arm)
         if name not in self._networks:
-            folder = self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(name)
-            if os.path.lexists(folder):
-                files.size_of(folder)  # of files and folders alone
-            arrays = checkpoints.networks(folder, len(seeds))
+            folder = run_folder.arm_folder(self.folder / run_folder.CHECKPOINTS, name)
+            if os.path.lexists(folder.parent):
+                files.size_of(folder.parent)  # links and pipes are refused
+            store = checkpoints.ArmStore(folder, identity=self.arm(arm).identity or "")
+            arrays = checkpoints.networks(store, len(seeds))
             init = functools.partial(model.init, architecture=self.architecture(name))
             shapes = jax.eval_shape(init, jax.random.key(0))
             kinds = {

@@ -61,9 +61,23 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     with writing(path):
         try:
             write(partial)
+            synchronize(partial)
             partial.replace(path)
+            synchronize(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def synchronize(path: Path) -> None:
+    """Waits until a file, or the list of names of a folder, is on the disk: after a power cut it is still there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems can't do this for folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def partials_of(path: Path) -> Iterator[Path]:

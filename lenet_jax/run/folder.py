@@ -46,6 +46,7 @@ class ArmSummary:
     Attributes:
       axes: sweep axis -> value.
       seeds, diverged: number of networks, and of those with a loss that was not finite at some epoch.
+      identity: digest of settings and data; states with another one are not of this arm.
       chosen: tuned hyperparameter -> chosen value.
       chosen_at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
       settings: all config fields of the arm, with the chosen values.
@@ -61,6 +62,7 @@ class ArmSummary:
     axes: dict[str, Scalar]
     seeds: int
     diverged: int
+    identity: str | None = None
     chosen: dict[str, float]
     chosen_at_edge: tuple[str, ...] = ()
     settings: dict[str, Any] | None = None
@@ -293,12 +295,24 @@ def check(run: Run) -> None:
                 raise InputError(f"{TUNING}: the values that arm {arm.name!r} chose are missing")
 
 
+def quote_name(arm: str) -> str:
+    """An arm's name in ASCII; the folder of an arm in older runs."""
+    return quote(arm, safe=" ,=+()")
+
+
+def arm_folder(checkpoint_dir: Path, arm: str) -> Path:
+    """The folder of an arm in ``checkpoints/``, also if an older version named it."""
+    folder, older = checkpoint_dir / folder_name(arm), checkpoint_dir / quote_name(arm)
+    return older if older.is_dir() and not folder.is_dir() else folder
+
+
 def folder_name(arm: str) -> str:
     """A folder name for an arm: one ASCII path component, unique to the arm, equal to its name where possible.
 
-    Percent signs that quoting can't produce mark further changes, so that no two arms share a folder.
+    Percent signs that quoting can't produce mark further changes, and ``^`` stands before capital letters, so that no
+    two arms share a folder, also where file systems ignore the case (as macOS does).
     """
-    quoted = quote(arm, safe=" ,=+()")
+    quoted = re.sub("%..|[A-Z]", lambda found: found[0] if found[0][0] == "%" else f"^{found[0]}", quote_name(arm))
     if len(quoted) > MAX_FOLDER_BYTES:
         quoted = f"{quoted[:MAX_FOLDER_BYTES]}%{hashlib.sha256(arm.encode()).hexdigest()[:16]}"
     return f"%{quoted}" if quoted[:1] in ("", ".") else quoted

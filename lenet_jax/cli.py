@@ -159,6 +159,7 @@ def compare_command(argv: list[str]) -> None:
     string("out", None, f"folder for tables, figures and report.html; default: {plots}")
     first = "the first arm, or with several runs each arm's counterpart in the first run"
     string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
+    string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
     folders = [Path(folder) for folder in parse("compare", values, argv)]
@@ -169,11 +170,13 @@ def compare_command(argv: list[str]) -> None:
 
     from lenet_jax.analysis import compare, report, tables
     from lenet_jax.run import folder as run_folder
+    from lenet_jax.run import plan
 
+    images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
     comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
     out = Path(values.out or report.default_folder(runs, values.metric))
-    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]))
+    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
     tables.print_comparison(comparison, Console())
     others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
     print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")

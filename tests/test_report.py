@@ -381,7 +381,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
                 tables.append(
                     pd.DataFrame({"arm": name, **axes, **places, "split": split, "metric": metric, "value": value})
                 )
-        rows.append(summary_row(name, data, axes=axes))
+        rows.append(summary_row(name, data, np.linspace(0.02, 0.03, seeds), axes=axes))
     folder.mkdir()
     run_files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
     run_files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": rows})

@@ -21,6 +21,7 @@ from lenet_jax import __version__, stats
 from lenet_jax.analysis import compare, figures, metrics, tables
 from lenet_jax.analysis.compare import Comparison, TestedContrast
 from lenet_jax.data import datasets
+from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError
 from lenet_jax.output import escaped
 from lenet_jax.run import files, tuning
@@ -57,10 +58,11 @@ class Digit(NamedTuple):
     misclassified: Mapping[Any, float]  # arm -> fraction of its networks
 
 
-def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
+def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset | None = None) -> list[Path]:
     """Writes `comparison.csv`, `differences.csv`, `comparison.md`, `report.html` and figures; returns the files.
 
-    The folder `out` is created if needed; `command` is the user's, for the page.
+    The folder `out` is created if needed; `command` is the user's, for the page. `dataset` is what the arms were tested
+    on, if the user names it: of those that runs name, only the package's own are opened.
 
     Raises:
       InputError: `out` can't be written.
@@ -74,7 +76,10 @@ def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
     texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
     if tested := comparison.judgements:
         texts["differences.csv"] = tables.judgement_frame(tested, comparison.metric).to_csv(index=False)
-    texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, images, command)}
+    texts |= {
+        "comparison.md": markdown_page(comparison),
+        "report.html": html(comparison, drawn, images, command, dataset),
+    }
     contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
     for name, content in contents.items():  # all at once: a kill before leaves the comparison of before
         for left in files.partials_of(out / name):
@@ -209,13 +214,19 @@ def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
     }
 
 
-def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], images: Mapping[str, bytes], command: str) -> str:
+def html(
+    comparison: Comparison,
+    drawn: Mapping[str, ReportFigure],
+    images: Mapping[str, bytes],
+    command: str,
+    dataset: Dataset | None,
+) -> str:
     """The comparison as one page without scripts or network access, for light and dark screens and screen readers."""
     metric, tested = comparison.metric, comparison.judgements
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    agreed, disputed, missing = digits_of(comparison)
+    agreed, disputed, missing = digits_of(comparison, dataset)
     predictions = predictions_of(comparison)
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
@@ -297,7 +308,7 @@ def power_cells(comparison: Comparison) -> tables.Cells | None:
     return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
 
 
-def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
+def digits_of(comparison: Comparison, dataset: Dataset | None) -> tuple[list[Digit], list[Digit], str]:
     """The test images that all arms misclassify most, those that they disagree on most, and why there are none."""
     predictions = predictions_of(comparison)
     tested_on = {(arm.data[0], arm.settings.get("dataset")) for arm in comparison.arms}
@@ -306,10 +317,10 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
     if len({fingerprint for fingerprint, _ in tested_on}) > 1:
         return [], [], "The arms were tested on different images."
     fingerprint, name = min(tested_on, key=repr)
-    dataset = datasets.at_hand(str(name), str(comparison.arms[0].settings.get("data_dir", "")))
-    if dataset is None or dataset.fingerprint != fingerprint:
-        return [], [], f"The images of {name} are not available here."
+    images = dataset or datasets.at_hand(str(name))
     fractions = metrics.misclassified_fraction(predictions)
+    if images is None or images.fingerprint != fingerprint or fractions.index.max() >= len(images.test_images):
+        return [], [], f"The images of {name} are not available here; compare --dataset=NAME opens those of a data set."
     least, most = fractions.min(axis=1), fractions.max(axis=1)
     agreed = least[least >= 0.5].nlargest(MAX_DIGITS).index
     disputed = (most - least)[most > least].nlargest(MAX_DIGITS).index
@@ -318,7 +329,7 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
     predicted = misclassified.groupby("image").predicted.agg(lambda found: found.mode().iloc[0])
 
     def digit(index: int) -> Digit:
-        source, label = data_uri(dataset.test_images[index]), int(dataset.test_labels[index])
+        source, label = data_uri(images.test_images[index]), int(images.test_labels[index])
         return Digit(index, source, label, int(predicted[index]), fractions.loc[index].to_dict())
 
     return [digit(index) for index in agreed], [digit(index) for index in disputed], ""

@@ -224,7 +224,7 @@ class ArmStore:
 
 def chunk_at(store: ArmStore, phase: str, start: int) -> Chunk | None:
     """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
-    begun = [Chunk(path, store) for path in store.folder.glob(f"{phase}-{start}-*") if path.is_dir()]
+    begun = [Chunk(path, store) for path in store.folder.glob(f"{phase}-{start}-*") if path.name[-1].isdecimal()]
     return min(begun, key=lambda chunk: chunk.size, default=None)
 
 

@@ -9,6 +9,7 @@ import errno
 import functools
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ import orbax.checkpoint as ocp
 from lenet_jax import distributed
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.population import Snapshot
-from lenet_jax.run.files import seal_of, synchronize, writing
+from lenet_jax.run.files import seal_of, size_of, synchronize, writing
 
 MIN_FREE_INODES = 100
 """Free inodes required to save a state: more than orbax uses."""
+
+MAX_SMALL_ARRAY, MAX_ARRAY_RATIO = 2**26, 100
+"""Bytes of any array, and of a larger one relative to all files of its state: zeros shrink most."""
 
 MAX_TO_KEEP = 2
 """States kept in a folder: if the last one is corrupt, training resumes from the one before."""
@@ -98,7 +102,7 @@ def state_manager(states: Path) -> Iterator[ocp.CheckpointManager]:
 
 def steps_in(states: Path) -> list[int]:
     """The steps of the states in a folder, in order."""
-    return sorted(int(path.name) for path in states.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in states.glob("*") if path.name.isdecimal())
 
 
 def read_state(states: Path, step: int, identity: str) -> Checkpoint:
@@ -108,6 +112,7 @@ def read_state(states: Path, step: int, identity: str) -> Checkpoint:
     if (states / str(step) / "history").exists():
         items["history"] = arrays
     try:
+        check_stored(states / str(step))
         with state_manager(states) as manager:
             read = manager.restore(step, args=ocp.args.Composite(**items))
         digest, found = read.about.pop("digest"), read.about.pop("identity", None)
@@ -120,6 +125,20 @@ def read_state(states: Path, step: int, identity: str) -> Checkpoint:
         raise InputError(f"run: {str(states / str(step))!r} is corrupt ({one_line(error)})") from error
     check_identity(states / str(step), found, identity)
     return saved
+
+
+def check_stored(state: Path) -> None:
+    """Raises ValueError or InputError if a state has links or pipes, or arrays far larger than its files.
+
+    Where memory ends, orbax would end the process.
+    """
+    size = size_of(state)
+    items = [state / item for item in ("state", "history") if (state / item).exists()]
+    for leaf in jax.tree.leaves([ocp.StandardCheckpointHandler().metadata(item.absolute()).tree for item in items]):
+        shape, chunk = tuple(leaf.shape), tuple(leaf.storage.chunk_shape)
+        needed = max(map(math.prod, (shape, chunk))) * np.dtype(leaf.dtype).itemsize
+        if not shape or needed > max(MAX_SMALL_ARRAY, MAX_ARRAY_RATIO * size):
+            raise ValueError(f"an array of shape {shape} in {size} bytes")
 
 
 @distributed.primary_only

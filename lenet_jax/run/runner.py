@@ -11,7 +11,6 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
-from lenet_jax.data import datasets
 from lenet_jax.errors import InputError, check_choice, listed
 from lenet_jax.run import checkpoints, cleanup, files, folder, locks, trackers, tuning
 from lenet_jax.run import plan as planning
@@ -147,8 +146,12 @@ def check_data(finished: folder.Run, arms: Sequence[Arm]) -> None:
     """
     named = {(arm.settings["dataset"], arm.settings["data_dir"]) for arm in arms}
     for name, data_dir in sorted(named):
-        if name.startswith("idx:") and (dataset := datasets.at_hand(name, data_dir)):
-            checkpoints.check_data(finished.provenance.get("fingerprints", {}), {name: dataset.fingerprint})
+        if name.startswith("idx:") and name in finished.provenance.get("fingerprints", {}):
+            try:
+                now = planning.load(name, data_dir).fingerprint
+            except InputError:  # the folder is not there any more
+                continue
+            checkpoints.check_data(finished.provenance["fingerprints"], {name: now})
 
 
 def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
 from lenet_jax.run import files, folder, schema
+from lenet_jax.run.progress import say
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -29,4 +31,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     schema.check_fields(stored, schema.config_kinds(), f"config: {str(Path(arg) / folder.CONFIG)!r}")
     config.update(stored)
+    trained_on = files.read_json(Path(arg) / folder.PROVENANCE).get("fingerprints", {}).get(config.dataset)
+    data = datasets.at_hand(config.dataset)
+    if trained_on and data and data.fingerprint != trained_on:
+        say(f"dataset: {config.dataset!r} no longer holds the images or labels that {arg!r} was trained on")
     return config

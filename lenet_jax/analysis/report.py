@@ -23,7 +23,9 @@ from lenet_jax.analysis.compare import Comparison, TestedContrast
 from lenet_jax.data import datasets
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError
+from lenet_jax.output import escaped
 from lenet_jax.run import files, tuning
+from lenet_jax.run.folder import MAX_FOLDER_BYTES, Run, folder_name
 
 MAX_FOREST_ROWS = 60
 """Rows of a forest plot; the tables hold all."""
@@ -65,31 +67,38 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
     Raises:
       InputError: `out` can't be written.
     """
-    drawn = figures_of(comparison)
-    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
-    if comparison.judgements:
-        differences = tables.judgement_frame(comparison.judgements, comparison.metric)
-        texts["differences.csv"] = differences.to_csv(index=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        images = [out / f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
-        for file in images:
-            figures.save(drawn[file.stem].figure, file)
-        svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        texts |= {
-            "comparison.md": markdown_page(comparison),
-            "report.html": html(comparison, drawn, svgs, command, dataset),
-        }
-        for name, text in texts.items():
-            files.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:
         raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
-    return [*(out / name for name in texts), *images]
+    drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
+    images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
+    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
+    if tested := comparison.judgements:
+        texts["differences.csv"] = tables.judgement_frame(tested, comparison.metric).to_csv(index=False)
+    texts |= {
+        "comparison.md": markdown_page(comparison),
+        "report.html": html(comparison, drawn, images, command, dataset),
+    }
+    contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
+    for name, content in contents.items():  # all at once: a kill before leaves the comparison of before
+        for left in files.partials_of(out / name):
+            left.unlink(missing_ok=True)
+        files.replace_file(out / name, functools.partial(Path.write_bytes, data=content))
+    return [out / name for name in contents]
+
+
+def default_folder(runs: Sequence[Run], metric: str) -> Path:
+    """The folder that a comparison is written into by default: of a single run, or beside the first of several."""
+    folder, name = runs[0].folder, "-".join(["compare", *(run.folder.absolute().name for run in runs)])
+    short = name if len(name.encode(errors="replace")) <= MAX_FOLDER_BYTES else folder_name(name)
+    found = folder / "plots" if len(runs) == 1 else folder.parent / short
+    return found if metric == "test_error" else found / folder_name(metric)
 
 
 def label_lines(label: str) -> str:
     """An arm's name for a figure: run and axes on lines of their own."""
-    return wrapped(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", label))
+    return wrapped(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", figures.drawable(label)))
 
 
 def wrapped(text: str) -> str:
@@ -103,12 +112,12 @@ def markdown_page(comparison: Comparison) -> str:
     """The comparison as Markdown."""
     metric, tested = comparison.metric, comparison.judgements
     blocks = [tables.summary(comparison), tables.arms_title(metric) + ":"]
-    blocks = [tables.escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
+    blocks = [escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
     if tested:
-        blocks += [tables.escaped(tables.differences_title(metric)) + ":"]
+        blocks += [escaped(tables.differences_title(metric)) + ":"]
         blocks += [tables.markdown_table(*tables.judgement_cells(tested, metric))]
     if comparison.notes:
-        blocks.append("\n".join(f"- {tables.escaped(note)}" for note in comparison.notes))
+        blocks.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
 
 
@@ -158,7 +167,7 @@ def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str) -
     """Differences or effects as a forest plot."""
     rows = {}
     for tested in judgements:
-        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", tested.name))
+        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", figures.drawable(tested.name)))
         rows[name] = (tested.contrast.mean, tested.contrast.low, tested.contrast.high, tested.significant)
     percent, label = metrics.is_percent(metric), f"difference in {metrics.label(metric, metrics.difference_unit)}"
     title = "Mean, 95 % interval over seeds; filled: corrected p < 0.05"
@@ -208,7 +217,7 @@ def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
 def html(
     comparison: Comparison,
     drawn: Mapping[str, ReportFigure],
-    svgs: Mapping[str, str],
+    images: Mapping[str, bytes],
     command: str,
     dataset: Dataset | None,
 ) -> str:
@@ -233,7 +242,7 @@ def html(
         judgements=tables.judgement_cells(tested, metric) if tested else None,
         power=power_cells(comparison),
         figures=[
-            {"id": name, "svg": Markup(inline_svg(svgs[name], f"f{number}")), **figure._asdict()}
+            {"id": name, "svg": Markup(inline_svg(images[f"{name}.svg"].decode(), f"f{number}")), **figure._asdict()}
             for number, (name, figure) in enumerate(drawn.items())
         ],
         overview=overview_cells(comparison),
@@ -283,7 +292,7 @@ def class_cells(comparison: Comparison) -> tables.Cells | None:
     for name, table in predictions_of(comparison).items():
         errors = (table.label != table.predicted).groupby(table.label).mean()
         labels = labels or list(errors.index)
-        rows.append([name, *(f"{100 * errors.get(label, np.nan):.2f}" for label in labels)])
+        rows.append([name, *(metrics.show(float(errors.get(label, np.nan)), "test_error") for label in labels)])
     return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
 
 
@@ -329,5 +338,5 @@ def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[l
 def data_uri(image: np.ndarray) -> str:
     """A grey image [rows, columns] as a PNG in a data URI, black on white."""
     stream = io.BytesIO()
-    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png")
+    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png", origin="upper")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

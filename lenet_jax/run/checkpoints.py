@@ -224,7 +224,8 @@ class ArmStore:
 
 def chunk_at(store: ArmStore, phase: str, start: int) -> Chunk | None:
     """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
-    begun = [Chunk(path, store) for path in store.folder.glob(f"{phase}-{start}-*") if path.name[-1].isdecimal()]
+    found = [path for path in store.folder.glob(f"{phase}-{start}-*") if re.fullmatch(r".*-\d+-\d+", path.name)]
+    begun = [Chunk(path, store) for path in found if path.is_dir()]
     return min(begun, key=lambda chunk: chunk.size, default=None)
 
 

@@ -145,8 +145,10 @@ def arm_named(wanted: str, names: Collection[str]) -> str:
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Provenance known before a run: versions, machine, git commit, command."""
+    """Provenance known before a run: versions, machine, git commit, command, JAX's settings."""
     import jax
+
+    from lenet_jax import jax_settings
 
     return {
         "command": command,
@@ -157,6 +159,7 @@ def describe_environment(command: str) -> dict[str, Any]:
         "processor": processor_name(),
         "devices": [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()],
         "processes": jax.process_count(),
+        "jax_settings": jax_settings.described(),
     }
 
 

@@ -87,7 +87,8 @@ def run(
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
         environment |= own.describe()
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
-        distributed.check_same(agreed | {"version": environment["versions"]})
+        agreed |= {"version": environment["versions"], "JAX setting": environment["jax_settings"]}
+        distributed.check_same(agreed)
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
         if distributed.primary():
             if fresh and (moved := locks.move_aside(workdir)):

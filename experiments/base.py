@@ -13,12 +13,14 @@ An experiment starts from this config::
 
 from ml_collections import ConfigDict
 
+from lenet_jax.config import Config
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Default config: the specification's network, trained on the embedded digits."""
     del arg  # config_flags passes the ARG of --config=FILE:ARG; this config does not use it
     # Unsorted: the name of an arm lists the axes in the order of the sweep.
-    config = ConfigDict(sort_keys=False)
+    config = Config(sort_keys=False)
 
     # --- Data
     # mnist10k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
@@ -125,12 +127,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # several fields changes them together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Any other key holds
     # named groups of fields: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}. A sweep with a single
     # axis named "arm" defines the arms directly. Names of groups contain no dots, which ConfigDict reads as paths.
-    config.sweep = ConfigDict(sort_keys=False)
+    config.sweep = Config(sort_keys=False)
 
     # --- Tuning: each arm chooses values by mean validation error, then trains new networks with its own seeds
     # learning_rate, momentum, weight_decay, mu -> values to try (all combinations), or a log-uniform random sample:
     # {"low": 0.001, "high": 1.0, "count": 8}. Requires a validation_size.
-    config.tune = ConfigDict(sort_keys=False)
+    config.tune = Config(sort_keys=False)
     # Number of networks per candidate, with the seeds tune_first_seed, tune_first_seed + 1, ...
     config.tune_seeds = 3
     config.tune_first_seed = 1_000_000

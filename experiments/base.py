@@ -127,12 +127,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # several fields changes them together: config.sweep["batch_size,epochs"] = ((16, 5), (32, 10)). Any other key holds
     # named groups of fields: config.sweep.pooling = {"lenet": {}, "now": {"subsampling": "max"}}. A sweep with a single
     # axis named "arm" defines the arms directly. Names of groups contain no dots, which ConfigDict reads as paths.
-    config.sweep = Config(sort_keys=False)
+    config.sweep = ConfigDict(sort_keys=False)
 
     # --- Tuning: each arm chooses values by mean validation error, then trains new networks with its own seeds
     # learning_rate, momentum, weight_decay, mu -> values to try (all combinations), or a log-uniform random sample:
     # {"low": 0.001, "high": 1.0, "count": 8}. Requires a validation_size.
-    config.tune = Config(sort_keys=False)
+    config.tune = ConfigDict(sort_keys=False)
     # Number of networks per candidate, with the seeds tune_first_seed, tune_first_seed + 1, ...
     config.tune_seeds = 3
     config.tune_first_seed = 1_000_000

@@ -5,12 +5,11 @@ A run with parts of its own is repeated with its experiment file instead, of whi
 Fields can be overridden as in any config, for example to repeat one seed: --config.first_seed=3 --config.seeds=1
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
+from lenet_jax.paths import expanded
 from lenet_jax.run import files, folder
 
 
@@ -20,5 +19,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
     # Runs from before test_curve existed evaluated the test images after each epoch.
-    config.update({"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG))
+    config.update({"test_curve": True} | files.read_json(expanded(arg, "run") / folder.CONFIG))
     return config

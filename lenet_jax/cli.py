@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 import lenet_jax
 from lenet_jax import arguments
 from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
+from lenet_jax.paths import expanded
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def dispatch(argv: list[str]) -> None:
         print(HELP)
     elif argv[0] == "--version":
         print(lenet_jax.__version__)
+    elif sys.platform == "win32":
+        raise InputError("platform: 'win32' is not supported; on Windows use WSL2, in which Linux's lenet-jax runs")
     elif argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
     else:
@@ -146,7 +149,7 @@ def run_command(argv: list[str]) -> None:
         return
     Console().print(tables.table(compare.arm_statistics([run]), "test_error"))
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    print(f"run folder: {workdir}\nnext:       {program} compare {workdir}")
+    print(f"run folder: {run.folder}\nnext:       {program} compare {run.folder}")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -161,7 +164,7 @@ def compare_command(argv: list[str]) -> None:
     string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
-    folders = [Path(folder) for folder in parse("compare", values, argv)]
+    folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -177,7 +180,7 @@ def compare_command(argv: list[str]) -> None:
     )
     beside = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
     default = folders[0] / "plots" if len(folders) == 1 else beside
-    out = Path(values.out or (default if values.metric == "test_error" else default / values.metric))
+    out = expanded(values.out or (default if values.metric == "test_error" else default / values.metric), "out")
     files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]))
     tables.print_comparison(comparison, Console())
     others = [str(file) for file in files if file.suffix not in (".png", ".svg")]
@@ -198,11 +201,13 @@ def classify_command(argv: list[str]) -> None:
     import numpy as np
     from rich.console import Console
 
+    from lenet_jax import jax_settings
     from lenet_jax.analysis import networks
     from lenet_jax.data import photos
 
-    run = networks.load_run(folder, values.experiment)
-    digits = np.stack([photos.to_mnist(photos.read_image(file), file) for file in files])
+    jax_settings.check_platform()
+    run = networks.load_run(folder, values.experiment and expanded(values.experiment, "experiment"))
+    digits = np.stack([photos.to_mnist(photos.read_image(expanded(file, "image")), file) for file in files])
     found = networks.classify(run, digits, values.arm, values.seed)
     name, count = run.arm(values.arm).name, int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"

@@ -10,7 +10,8 @@ class Config(ConfigDict):
     """A ConfigDict that converts values before it compares their types with its own, see `plain`."""
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value if isinstance(value, ConfigDict) else plain(value))
+        value = value if isinstance(value, ConfigDict) else plain(value)
+        super().__setitem__(key, ConfigDict(value) if isinstance(value, dict) else value)  # which a ConfigDict replaces
 
 
 def plain(value: Any) -> Any:

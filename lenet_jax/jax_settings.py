@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, UInt32
 
+from lenet_jax.errors import InputError, one_line
+
 PRNG = "threefry2x32"
 """JAX's generator of random numbers."""
 
@@ -54,6 +56,17 @@ def current() -> dict[str, object]:
     """The recorded settings of this process; those that this version of JAX lacks are left out."""
     values = jax.config.values
     return {name: getattr(jax.config, name, values[name]) for name in RECORDED if name in values}
+
+
+def check_platform() -> None:
+    """Raises InputError if JAX has no device on the platform that it is set to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"JAX_PLATFORMS: {jax.config.jax_platforms!r} gives this JAX no device ({one_line(error)}); install JAX for "
+            "it, or unset the variable"
+        ) from error
 
 
 def described() -> dict[str, str]:

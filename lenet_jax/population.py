@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,9 +20,11 @@ from jaxtyping import Array
 
 from lenet_jax import distributed, jax_settings, train
 from lenet_jax import evaluate as evaluation
+from lenet_jax.errors import InputError
 from lenet_jax.evaluate import Evaluation, Predictions
 from lenet_jax.model import IMAGE_SIZE, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.paths import expanded
 from lenet_jax.registry import CACHES
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
@@ -55,13 +56,15 @@ def cores() -> int:
 def configure(devices: int | None = None) -> None:
     """Sets the number of CPU devices (default: all cores), and caches compiled programs in the user's cache folder.
 
-    Call it before JAX is used, which fixes the devices.
+    Call it before JAX is used, which fixes the devices. Raises InputError if there are none.
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices or cores())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    with contextlib.suppress(InputError):  # a user without a home folder has no cache
+        cache = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "lenet_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax_settings.check_platform()
 
 
 class Programs(NamedTuple):

@@ -21,6 +21,7 @@ import pandas as pd
 
 from lenet_jax import stats
 from lenet_jax.errors import InputError, StorageError
+from lenet_jax.paths import expanded
 from lenet_jax.run import files
 
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
@@ -241,7 +242,7 @@ def load(folder: str | Path) -> Run:
     Raises:
       InputError: the folder holds no finished run, or a file of it is damaged.
     """
-    folder = Path(folder)
+    folder = expanded(folder, "run")
     field = f"run: {str(folder)!r}"
     if not folder.is_dir():
         raise InputError(f"{field} is not a folder")

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
 from lenet_jax.errors import InputError, check_choice, listed
+from lenet_jax.paths import expanded
 from lenet_jax.run import checkpoints, files, folder, locks, trackers, tuning
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
@@ -72,6 +73,7 @@ def run(
     resolved = describe(config)
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
+    workdir = expanded(workdir, "workdir")
     checkpoint_dir = workdir / folder.CHECKPOINTS
     own = Definitions.of(arms, experiment)
     if not fresh:

@@ -96,6 +96,8 @@ def parse(command: str, values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 def run_command(argv: list[str]) -> None:
     """`lenet-jax run`."""
+    from lenet_jax.run import limits
+
     argv = arguments.joined(argv)
     # Keys of sweep and tune may be new, which config_flags would refuse: `arguments.with_keys` sets them afterwards.
     mappings = tuple(f"{arguments.FIELD}{name}." for name in arguments.MAPPINGS)
@@ -123,6 +125,7 @@ def run_command(argv: list[str]) -> None:
     save_every: Any = values["save-every"].value
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
+    limits.check()
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
         from rich.console import Console
 
@@ -145,11 +148,11 @@ def run_command(argv: list[str]) -> None:
                 devices=values.devices,
                 stop=stop,
             )
-    if run is None or not distributed.primary():
-        return
-    Console().print(tables.table(compare.arm_statistics([run]), "test_error"))
-    program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    print(f"run folder: {run.folder}\nnext:       {program} compare {run.folder}")
+    if run is not None and distributed.primary():
+        Console().print(tables.table(compare.arm_statistics([run]), "test_error"))
+        program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
+        print(f"run folder: {run.folder}\nnext:       {program} compare {run.folder}")
+    distributed.leave()
 
 
 def compare_command(argv: list[str]) -> None:

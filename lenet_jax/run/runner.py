@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lenet_jax import distributed, model, population, stats
 from lenet_jax.errors import InputError, check_choice, listed
 from lenet_jax.paths import expanded
-from lenet_jax.run import checkpoints, files, folder, locks, trackers, tuning
+from lenet_jax.run import checkpoints, files, folder, limits, locks, trackers, tuning
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
@@ -85,6 +85,7 @@ def run(
     plan = planning.make(arms)
     stores = {arm.name: ArmStore(checkpoint_dir / folder.folder_name(arm.name), save_every) for arm in arms}
     with contextlib.ExitStack() as owning:
+        limits.check(devices or population.cores())
         population.configure(devices or None)
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
         environment |= own.describe()

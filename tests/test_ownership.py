@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lenet_jax.data import idx
 from lenet_jax.errors import InputError, Interrupted, StorageError
-from lenet_jax.experiments import base
+from lenet_jax.experiments import base, stored
 from lenet_jax.run import checkpoints, cleanup, files, locks, runner, signals, states
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.checkpoints import ArmStore
@@ -238,7 +238,7 @@ def write_digits(folder, arrays):
         (folder / idx.PARTS[part][0]).write_bytes(header + np.ascontiguousarray(array).tobytes())
 
 
-def test_data_that_changed_between_two_attempts_are_refused(tmp_path):
+def test_data_that_changed_between_two_attempts_are_refused(tmp_path, capsys):
     digits = few_digits.arrays()
     write_digits(tmp_path / "data", digits)
     config = small(dataset=f"idx:{tmp_path / 'data'}")
@@ -254,6 +254,8 @@ def test_data_that_changed_between_two_attempts_are_refused(tmp_path):
     write_digits(tmp_path / "data", digits | {"test_labels": 9 - digits["test_labels"]})
     with pytest.raises(InputError, match=changed):
         runner.run(config, tmp_path / "run", "test")
+    stored.get_config(str(tmp_path / "run"))
+    assert "no longer holds the images or labels that" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "data")
     again = runner.run(config, tmp_path / "run", "test")
     pd.testing.assert_frame_equal(again.metrics, run.metrics)

@@ -77,11 +77,11 @@ def test_sizes_on_disk_are_those_stored():
 
 
 def total(said):
-    """Networks, seconds, and MiB of memory and disk, in the last row of the table."""
-    (row,) = re.findall(r"^ *in all +(\S+) +(\S+) +(\S+) +(\S+) +(\S+) *$", said, re.MULTILINE)
-    times = [sum(int(part) * 60**power for power, part in enumerate(reversed(text.split(":")))) for text in row[1:3]]
-    sizes = [int(text.replace(",", "")) for text in row[3:]]
-    return int(row[0]), sum(times), *sizes
+    """Networks, seconds, and MiB of memory and disk."""
+    networks, *times = re.search(r"^ *in all +(\S+) +(\S+) +(\S+) *$", said, re.MULTILINE).groups()
+    seconds = [sum(int(part) * 60**power for power, part in enumerate(reversed(text.split(":")))) for text in times]
+    sizes = re.search(r"^Memory: (\S+) MiB. Disk: (\S+) MiB", said, re.MULTILINE).groups()
+    return int(networks), sum(seconds), *(int(text.replace(",", "")) for text in sizes)
 
 
 def bytes_in(folder):

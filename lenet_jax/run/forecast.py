@@ -38,21 +38,18 @@ STATE_ON_DISK, ROW_ON_DISK, ROW_IN_MEMORY = 0.925, 5.7, 134.9
 written (`experiments/results/devices`)."""
 
 
-class Cost(NamedTuple):
-    """Networks, with those that tune an arm; seconds; bytes of memory at once, and on disk when the run is finished."""
+class Forecast(NamedTuple):
+    """What a run needs.
 
-    networks: int
-    compiling: float
-    training: float
+    Attributes:
+      arms: by arm: networks, with those that tune it; seconds to compile; seconds to train and evaluate.
+      memory, disk: bytes of all processes together, and of the finished run folder.
+      notes: sentences about the measurement, the sizes and the design.
+    """
+
+    arms: dict[str, tuple[int, float, float]]
     memory: float
     disk: float
-
-
-class Forecast(NamedTuple):
-    """The cost of each arm and of the run, and sentences about the measurement and the design."""
-
-    arms: dict[str, Cost]
-    run: Cost
     notes: list[str]
 
 
@@ -63,51 +60,52 @@ def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str =
     plan = planning.make(arms)
     selected = [arm for arm in plan.arms if arm.arm in wanted]
     phases = sorted((phase for arm in selected for phase in arm.phases), key=lambda phase: -phase.samples)
-    programs = {program_of(phase): phase for phase in reversed(phases)}
+    programs: dict[tuple[Any, ...], Phase] = {}
+    for phase in phases:
+        programs.setdefault(program_of(phase), phase)
     population.configure(devices or None)
     jax.config.update("jax_compilation_cache_dir", None)  # a cached program would take no time
     cores = devices or population.cores()
     width = min(cores, max(phase.size for phase in plan.phases))  # members that train at the same time
     if jax.default_backend() != "cpu":
         width = jax.device_count() * population.ACCELERATOR_SIDE_BY_SIDE
-    began = time.perf_counter()
     with (
         mock.patch.dict(os.environ, JAX_ENABLE_COMPILATION_CACHE="0"),  # in workers
         runner.engine_for(plan, Definitions.of(arms, experiment), cores, at_once=True) as engine,
     ):
         if isinstance(engine, Workers):
-            engine.load(planning.images_of(phases[0].dataset, phases[0].images))
-        starting = time.perf_counter() - began
-        probes = {program: probe(programs[program], engine, width) for program in [*programs][: -MAX_PROBES - 1 : -1]}
+            engine.load(planning.images_of(phases[0].dataset, phases[0].images))  # which waits until they have started
+        probes = {program: probe(programs[program], engine, width) for program in [*programs][:MAX_PROBES]}
         here = psutil.Process()
         resident = sum(process.memory_info().rss for process in (here, *here.children(recursive=True)))
     slowest = Probe(*map(max, zip(*probes.values(), strict=True)))
     recipes = {phase.recipe for phase in phases}
     parallel = min(width, len(recipes)) if isinstance(engine, Workers) else 1
-    costs: dict[str, Cost] = {}
+    costs: dict[str, tuple[int, float, float]] = {}
     for arm in selected:
         found = [(phase, probes.get(program_of(phase), slowest)) for phase in arm.phases]
-        costs[arm.arm.name] = Cost(
-            networks=sum(phase.size for phase, _ in found),
-            compiling=sum(probe.compiling for phase, probe in found if phase.recipe in recipes) / parallel,
-            training=sum(seconds(phase, probe, width) for phase, probe in found),
-            memory=resident + max(chunk(phase) * memory.member_memory(phase.recipe) for phase, _ in found),
-            disk=arm.test.size * memory.state_size(arm.test.recipe) * STATE_ON_DISK + rows(arm.test) * ROW_ON_DISK,
-        )
+        compiling = sum(probe.compiling for phase, probe in found if phase.recipe in recipes) / parallel
+        training = sum(seconds(phase, probe, width) for phase, probe in found)
+        costs[arm.arm.name] = sum(phase.size for phase, _ in found), compiling, training
         recipes -= {phase.recipe for phase, _ in found}
-    total, predicted = (np.sum([*costs.values()], axis=0), sum(rows(arm.test) for arm in selected))
-    most = max(cost.memory for cost in costs.values()) + predicted * ROW_IN_MEMORY
-    run = Cost(int(total[0]), starting + total[1], total[2], most, total[4])
-    saving = max(chunk(phase) * memory.state_size(phase.recipe) for phase in phases) * states.MAX_TO_KEEP
-    peak = run.disk + max(saving * STATE_ON_DISK, predicted * ROW_ON_DISK)  # predictions are stored twice at the end
+    # Predictions are stored twice at the end; the other tables are small.
+    rows = sum(arm.test.size * len(arm.test.predicted or ()) for arm in selected)
+    at_once = [memory.chunk_size(phase.size, phase.recipe, sys.maxsize) for phase in phases]
+    largest = max(size * memory.state_size(phase.recipe) for size, phase in zip(at_once, phases, strict=True))
+    networks = sum(arm.test.size * memory.state_size(arm.test.recipe) for arm in selected)
+    needed = resident + largest * memory.state_copies() + rows * ROW_IN_MEMORY
+    disk = networks * STATE_ON_DISK + rows * ROW_ON_DISK
+    most = disk + max(largest * states.MAX_TO_KEEP * STATE_ON_DISK, rows * ROW_ON_DISK)
     widened = any(arm.tuning and arm.arm.settings["tune_widenings"] for arm in selected)
     notes = [
         f"Compiled and run for a part of an epoch: {len(probes)} of {len(programs)} programs. Not included: saving, up "
         f"to {checkpoints.MAX_SAVE_OVERHEAD:.0%}{', and candidates that tune_widenings adds' * widened}.",
-        f"Until it is finished, the run folder takes up to {peak / 2**20:,.0f} MiB.",
+        "Memory: {:,.0f} MiB. Disk: {:,.0f} MiB, and up to {:,.0f} MiB before the run is finished.".format(
+            *(size / 2**20 for size in (needed, disk, most))
+        ),
         design(plan.arms),
     ]
-    return Forecast(costs, run, notes)
+    return Forecast(costs, needed, disk, notes)
 
 
 def program_of(phase: Phase) -> tuple[Any, ...]:
@@ -153,16 +151,6 @@ def seconds(phase: Phase, found: Probe, width: int) -> float:
     return math.ceil(phase.size / width) * (found.sample * epochs * phase.recipe.train_size + images)
 
 
-def chunk(phase: Phase) -> int:
-    """Members of a phase that are in memory together."""
-    return memory.chunk_size(phase.size, phase.recipe, sys.maxsize)
-
-
-def rows(phase: Phase) -> int:
-    """Rows of the table of predictions; the other tables are small."""
-    return phase.size * len(phase.predicted or ())
-
-
 def design(arms: Sequence[ArmPlan]) -> str:
     """What comparing the arms, as `lenet-jax compare` does by default, can show."""
     first, *others = (arm.test for arm in arms)
@@ -187,12 +175,9 @@ def design(arms: Sequence[ArmPlan]) -> str:
 
 
 def table(found: Forecast) -> Table:
-    """The costs, one row per arm."""
-    made = Table("arm", box=box.SIMPLE_HEAD)
-    for column in ("networks", "compiling", "training", "memory, MiB", "disk, MiB"):
-        made.add_column(column, justify="right", no_wrap=True)
-    for name, cost in [*found.arms.items(), ("in all", found.run)]:
-        times = [str(timedelta(seconds=math.ceil(value))) for value in (cost.compiling, cost.training)]
-        sizes = [f"{value / 2**20:,.0f}" for value in (cost.memory, cost.disk)]
-        made.add_row(Text(name), f"{cost.networks:,}", *times, *sizes)
+    """Networks and times, one row per arm."""
+    made = Table("arm", "networks", "compiling", "training", box=box.SIMPLE_HEAD)
+    whole = tuple(map(sum, zip(*found.arms.values(), strict=True)))
+    for name, (networks, *times) in [*found.arms.items(), ("in all", whole)]:
+        made.add_row(Text(name), f"{networks:,}", *(str(timedelta(seconds=math.ceil(value))) for value in times))
     return made

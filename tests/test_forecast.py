@@ -113,9 +113,9 @@ def test_what_a_dry_run_refuses(tmp_path, arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--config.epochs=100"],  # in one process
+        ["--config.epochs=50"],  # in one process
         ["--config.dataset=mnist10k", "--config.seeds=16", "--config.epochs=6"],  # in worker processes
-        ["--config.tune.learning_rate=(0.01,0.03)", "--config.tune_seeds=4", "--config.epochs=60"],
+        ["--config.tune.learning_rate=(0.01,0.03)", "--config.tune_seeds=4", "--config.epochs=30"],
     ],
 )
 def test_time_and_memory_are_predicted_within_a_factor_of_two(tmp_path, arguments):

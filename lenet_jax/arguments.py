@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lenet_jax.errors import InputError, check_field, short_repr
 from lenet_jax.experiments import base
+from lenet_jax.paths import expanded
 
 FIELD, MAPPINGS = "--config.", ("sweep", "tune")
 """Prefix of arguments that set a field, and the fields that are mappings, whose keys are set one by one."""
@@ -23,7 +24,9 @@ SPELLINGS = {"--only_arm": "--only-arm", "--save_every": "--save-every"}
 
 
 def with_shipped(argument: str) -> str:
-    """Replaces ``lenet_jax:NAME`` in ``--config=lenet_jax:NAME`` by the file of that experiment in the package."""
+    """Replaces ``lenet_jax:NAME`` in ``--config=lenet_jax:NAME`` by the file of that experiment, and expands ``~``."""
+    if argument.startswith("--config=~"):
+        return f"--config={expanded(argument.removeprefix('--config='), 'config')}"
     flag, _, rest = argument.partition("=lenet_jax:")
     if flag != "--config" or not rest:
         return argument

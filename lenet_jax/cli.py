@@ -18,6 +18,7 @@ import lenet_jax
 from lenet_jax import arguments
 from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
 from lenet_jax.output import printable, unfailing
+from lenet_jax.paths import expanded
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def dispatch(argv: list[str]) -> None:
         print(HELP)
     elif argv[0] == "--version":
         print(lenet_jax.__version__)
+    elif sys.platform == "win32":
+        raise InputError("platform: 'win32' is not supported; on Windows use WSL2, in which Linux's lenet-jax runs")
     elif argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
     else:
@@ -92,6 +95,8 @@ def parse(command: str, values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 def run_command(argv: list[str]) -> None:
     """`lenet-jax run`."""
+    from lenet_jax.run import limits
+
     argv = arguments.joined(argv)
     # Keys of sweep and tune may be new, which config_flags would refuse: `arguments.with_keys` sets them afterwards.
     mappings = tuple(f"{arguments.FIELD}{name}." for name in arguments.MAPPINGS)
@@ -119,6 +124,7 @@ def run_command(argv: list[str]) -> None:
     save_every: Any = values["save-every"].value
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
+    limits.check()
     experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
     if values["dry-run"].value:
         dry_run(config, experiment, only_arm, values)
@@ -145,12 +151,12 @@ def run_command(argv: list[str]) -> None:
                 devices=values.devices,
                 stop=stop,
             )
-    if run is None or not distributed.primary():
-        return
-    Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
-    program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    again = shlex.join([program, "compare", str(workdir)])
-    print(printable(f"run folder: {workdir}"), printable(f"next:       {again}"), sep="\n")
+    if run is not None and distributed.primary():
+        Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
+        program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
+        again = shlex.join([program, "compare", str(run.folder)])
+        print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
+    distributed.leave()
 
 
 def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:
@@ -163,7 +169,7 @@ def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.F
         from lenet_jax.run import forecast
 
         found = forecast.forecast(config, experiment, only_arm, values.devices)
-    Console().print(forecast.table(found))
+    Console().print(forecast.table(found), crop=False)
     print(*found.notes, sep="\n")
 
 
@@ -180,7 +186,7 @@ def compare_command(argv: list[str]) -> None:
     string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
-    folders = [Path(folder) for folder in parse("compare", values, argv)]
+    folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
 
@@ -193,7 +199,7 @@ def compare_command(argv: list[str]) -> None:
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
     comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
-    out = Path(values.out or report.default_folder(runs, values.metric))
+    out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric)
     files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
     tables.print_comparison(comparison, Console())
     others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
@@ -214,11 +220,13 @@ def classify_command(argv: list[str]) -> None:
     import numpy as np
     from rich.console import Console
 
+    from lenet_jax import jax_settings
     from lenet_jax.analysis import networks
     from lenet_jax.data import photos
 
-    run = networks.load_run(folder, values.experiment)
-    digits = np.stack([photos.to_mnist(photos.read_image(file), file) for file in files])
+    jax_settings.check_platform()
+    run = networks.load_run(folder, values.experiment and expanded(values.experiment, "experiment"))
+    digits = np.stack([photos.to_mnist(photos.read_image(expanded(file, "image")), file) for file in files])
     found = networks.classify(run, digits, values.arm, values.seed)
     name, count = run.arm(values.arm).name, int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"

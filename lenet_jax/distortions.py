@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from lenet_jax.errors import check_choice
+from lenet_jax.jax_settings import key_of
 
 AUGMENTATIONS = ("none", "affine", "elastic")
 
@@ -111,7 +112,7 @@ def distort(image: Float[Array, "rows columns"], distortion: Distortion, backgro
         for (of_row, of_column), middle, shift in zip(distortion.matrix, middles, distortion.shift, strict=True)
     ]
     if distortion.elastic is not None:
-        fields = elastic_fields(jax.random.key(distortion.elastic.seed), *image.shape)
+        fields = elastic_fields(key_of(distortion.elastic.seed), *image.shape)
         moves = [distortion.elastic.displacement * field for field in fields]
         sources = [source + move for source, move in zip(sources, moves, strict=True)]
     above: Array = jax.scipy.ndimage.map_coordinates(image - background, sources, order=1, mode="constant", cval=0.0)

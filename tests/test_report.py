@@ -129,11 +129,8 @@ def test_digits_that_arms_agree_and_disagree_on(written):
 def test_digits_of_other_data_are_not_shown(tmp_path):
     run = full_run(tmp_path / "run")
     run.config["dataset"] = "idx:nowhere"
-    assert report.digits_of(compare.compare_runs([run])) == (
-        [],
-        [],
-        "The images of idx:nowhere are not available here.",
-    )
+    missing = "The images of idx:nowhere are not available here; compare --dataset=NAME opens those of a data set."
+    assert report.digits_of(compare.compare_runs([run])) == ([], [], missing)
 
 
 def test_a_run_without_predictions_has_a_report(tmp_path):

@@ -308,7 +308,7 @@ def power_cells(comparison: Comparison) -> tables.Cells | None:
     return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
 
 
-def digits_of(comparison: Comparison, dataset: Dataset | None) -> tuple[list[Digit], list[Digit], str]:
+def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[list[Digit], list[Digit], str]:
     """The test images that all arms misclassify most, those that they disagree on most, and why there are none."""
     predictions = predictions_of(comparison)
     tested_on = {(arm.data[0], arm.settings.get("dataset")) for arm in comparison.arms}

@@ -224,7 +224,8 @@ class ArmStore:
 
 def chunk_at(store: ArmStore, phase: str, start: int) -> Chunk | None:
     """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
-    begun = [Chunk(path, store) for path in store.folder.glob(f"{phase}-{start}-*") if path.name[-1].isdecimal()]
+    found = [path for path in store.folder.glob(f"{phase}-{start}-*") if re.fullmatch(r".*-\d+-\d+", path.name)]
+    begun = [Chunk(path, store) for path in found if path.is_dir()]
     return min(begun, key=lambda chunk: chunk.size, default=None)
 
 
@@ -258,6 +259,12 @@ def record_attempt(checkpoint_dir: Path, environment: Mapping[str, Any]) -> None
     for name in ("versions", "processor"):
         if before and before[0][name] != environment[name]:
             say(f"this run was begun with {name} {before[0][name]}: low-order digits may differ")
+    for name, value in (before[0].get("jax_settings", {}) if before else {}).items():
+        if value != environment["jax_settings"].get(name, value):
+            raise InputError(
+                f"workdir: {str(checkpoint_dir.parent)!r} was begun with {name} {value!r}, and now it is "
+                f"{environment['jax_settings'][name]!r}; set it as before, or pass --fresh to start again"
+            )
     attempts = checkpoint_dir / ATTEMPTS
     with writing(attempts):
         attempts.mkdir(exist_ok=True)

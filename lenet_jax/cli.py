@@ -125,6 +125,10 @@ def run_command(argv: list[str]) -> None:
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     limits.check()
+    experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
+    if values["dry-run"].value:
+        dry_run(config, experiment, only_arm, values)
+        return
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
         from rich.console import Console
 
@@ -140,8 +144,8 @@ def run_command(argv: list[str]) -> None:
                 workdir,
                 shlex.join(["lenet-jax", "run", *argv]),
                 values.tracker,
-                experiment=Path(file.partition(":")[0]),
-                only_arm=values["only-arm"].value or "",
+                experiment=experiment,
+                only_arm=only_arm,
                 fresh=values.fresh,
                 save_every=save_every,
                 devices=values.devices,
@@ -153,6 +157,20 @@ def run_command(argv: list[str]) -> None:
         again = shlex.join([program, "compare", str(run.folder)])
         print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
     distributed.leave()
+
+
+def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:
+    """`lenet-jax run --dry-run`."""
+    if values.distributed:
+        raise InputError("dry-run: measures a single process; omit --distributed")
+    with signals.Stop():
+        from rich.console import Console
+
+        from lenet_jax.run import forecast
+
+        found = forecast.forecast(config, experiment, only_arm, values.devices)
+    Console().print(forecast.table(found), crop=False)
+    print(*found.notes, sep="\n")
 
 
 def compare_command(argv: list[str]) -> None:

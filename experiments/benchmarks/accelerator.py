@@ -1,25 +1,26 @@
 """Populations on one accelerator: correctness, throughput, memory, and peers on the same accelerator.
 
 It trains the network of `task.py` with the engine that an experiment uses on accelerators (`lenet_jax.population`).
-Every point has its own process, one at a time, and compiles without the persistent cache. The stages are
+Every point has its own process and compiles without the persistent cache. Stages:
 
 - precision: relative errors, against float64 on the CPU, of a matrix product and of a batch's loss and gradient, with
   the package's precision and with JAX's default;
 - equality: the same members trained on the accelerator and on the CPU; twice; alone; resumed in a new process;
 - quickstart: that experiment by its command, on the accelerator and on the CPU;
 - train: seconds to compile, samples x members trained and images x members evaluated per second, and memory: predicted
-  by the compiler for training, and the most that the process had allocated by then (batch sizes in ascending order);
+  by the compiler, and allocated at most by then;
 - width: the same for other values of `population.ACCELERATOR_SIDE_BY_SIDE`;
 - torch, torch_compile, torch_graphs (CUDA graphs), flax_loop, flax_scan: the peers of `throughput.py`, in float32
   without TF32. PyTorch trains one network at a time.
 
 Nothing is timed before one step from given weights on the first images agrees with the specification on the CPU
-(`task.disagreement`); ours is a step of the whole population, or of as many members as train side by side. Rates are
-medians of --rounds windows of at least --seconds and one call; in each window, all results have arrived.
+(`task.disagreement`); ours is a step of the whole population, or of as many members as train side by side. All
+processes compile at the same time (alone they take less time) and are then timed one after the other. Rates are
+medians of --rounds windows of at least --seconds and one call.
 
     .venv/bin/python experiments/benchmarks/accelerator.py [--stage=NAME ...] [--out=FOLDER]
 
-Writes FOLDER/accelerator.json and accelerator.md after each point. Other stages already in that file are kept.
+Writes FOLDER/accelerator.json and accelerator.md after each point. Rows already in that file are kept.
 """
 
 import itertools
@@ -29,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,29 @@ import peers_flax
 import report
 import task
 from absl import app, flags
+from workers import run_in_turn, wait_for_turn
 
 from lenet_jax import blocked, layers, losses, model, population
 
 POINTS = {
-    "precision": ((0,), (0,)),
-    "equality": ((0, 1), (0,)),
-    "quickstart": ((0, 1), (0,)),
-    "train": ((1, 8, 64, 512, 4096), (1, 32, 128)),
-    "width": ((64, 1024, 4096), (32,)),
-    "flax_scan": ((1, 8, 64, 512), (32,)),
-    "flax_loop": ((1, 64), (32,)),
-    "torch": ((1,), (1, 32, 128)),
-    "torch_compile": ((1,), (1, 32, 128)),
-    "torch_graphs": ((1,), (1, 32, 128)),
+    "precision": [(0, 0)],
+    "equality": [(0, 0), (1, 0)],
+    "quickstart": [(0, 0), (1, 0)],
+    "train": list(itertools.product((1, 8, 64, 512, 4096), (1, 32, 128))),
+    "width": [(64, 32), (1024, 32), (4096, 32)],
+    "flax_scan": [(1, 32), (8, 32), (64, 32), (512, 32)],
+    "flax_loop": [(1, 32), (64, 32)],
+    "torch": [(1, 1), (1, 32), (1, 128)],
+    "torch_compile": [(1, 1), (1, 32), (1, 128)],
+    "torch_graphs": [(1, 1), (1, 32), (1, 128)],
 }
-"""Stage -> a process each (members; of `width`, members side by side), and the batch sizes that it measures."""
+"""Stage -> points, a process each: members (of `width`, those side by side) and batch size."""
 
-OURS = ("train", "width")
+OURS, CHECKS = ("train", "width"), ("precision", "equality", "quickstart")
+EVALUATED_AT = 32  # the batch size of the points that also time the evaluation, which does not depend on it
 
 STAGE = flags.DEFINE_multi_enum("stage", list(POINTS), list(POINTS), "Stages to run; repeat the flag.")
-INSIDE = flags.DEFINE_string("inside", "", "Internal: the point to measure in this process.")
+INSIDE = flags.DEFINE_list("inside", [], "Internal: the point to measure in this process.")
 LARGEST = flags.DEFINE_integer("largest", 4096, "Largest number of members.")
 TRAIN_SIZE = flags.DEFINE_integer("train_size", 4000, "Images of mnist10k to train on, at most 4000.", upper_bound=4000)
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of the stage equality.", lower_bound=2)
@@ -79,7 +82,7 @@ def emit(**row: Any) -> None:
     print(json.dumps(row), flush=True)
 
 
-def precision(images: task.Task) -> None:
+def precision(images: task.Task, _: bool) -> None:
     """Relative errors against float64 on the CPU."""
 
     def objective(params: Any, batch: Any, labels: Any) -> Any:
@@ -140,8 +143,8 @@ def equality(images: task.Task, resumed: bool) -> None:
     compare(f"member 3 alone and among 8, {many} epochs", trained(range(3, 4), many), alone)
 
 
-def throughput(stage: str, images: task.Task, members: int, batch_sizes: Sequence[int]) -> None:
-    """An arrangement with each batch size, then our evaluation."""
+def throughput(stage: str, images: task.Task, members: int, batch_size: int) -> None:
+    """A point: checks it, waits for a line on stdin, and times it."""
     jax.config.update("jax_default_matmul_precision", "highest")  # of Flax; our products say so themselves
     if stage == "width":
         population.ACCELERATOR_SIDE_BY_SIDE, members = members, LARGEST.value
@@ -156,43 +159,41 @@ def throughput(stage: str, images: task.Task, members: int, batch_sizes: Sequenc
     else:
         create = ours.PopulationSession
 
-    def measured(call: Callable[[float], task.Window]) -> dict[str, Any]:
+    def measured(call: Callable[[float], task.Window], **row: Any) -> None:
         windows = [call(SECONDS.value) for _ in range(ROUNDS.value)]
-        refuse("" if np.isfinite([window.loss for window in windows]).all() else "the loss is not finite")
+        if not np.isfinite([window.loss for window in windows]).all():
+            sys.exit("the loss is not finite")
         rates = [window.rate for window in windows]
-        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-        own = {"width": population.ACCELERATOR_SIDE_BY_SIDE, "peak_bytes": peak} if stage in OURS else {}
-        return {"members": members, "per_second": statistics.median(rates), "rounds": rates, **own}
-
-    for batch_size in batch_sizes:
-        with jax.default_device(jax.devices("cpu")[0]):
-            weights, expected = ours.reference(images, batch_size)
-        session = create(images, batch_size, members)
-        refuse(task.disagreement(session.check(weights), expected))
-        session.warm_up(SECONDS.value)
-        row = {"batch_size": batch_size, **measured(session.train)}
         if stage in OURS:
-            row |= {"predicted_bytes": session.people.memory, "compile_seconds": session.compile_seconds}
-        emit(**row)
-    if stage in OURS:
-        session.evaluate(0)
-        emit(batch_size="evaluation", **measured(session.evaluate))
+            row |= {"width": population.ACCELERATOR_SIDE_BY_SIDE}
+            row["peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+        emit(**row, per_second=statistics.median(rates), rounds=rates)
 
-
-def refuse(fault: str) -> None:
-    """Ends the process if there is a fault."""
-    if fault:
+    with jax.default_device(jax.devices("cpu")[0]):
+        weights, expected = ours.reference(images, batch_size)
+    session = create(images, batch_size, members)
+    if fault := task.disagreement(session.check(weights), expected):
         sys.exit(fault)
+    session.warm_up(SECONDS.value)
+    wait_for_turn()
+    point = {"members": members, "batch_size": batch_size}
+    if stage in OURS:
+        point |= {"predicted_bytes": session.people.memory, "compile_seconds": session.compile_seconds}
+    measured(session.train, **point)
+    if stage in OURS and batch_size == EVALUATED_AT:
+        session.evaluate(0)
+        measured(session.evaluate, members=members, batch_size="evaluation")
 
 
-def quickstart(name: str) -> None:
+def quickstart(_: task.Task, cpu: bool) -> None:
     """The quickstart, whole, by its command and with an empty cache of compiled programs; its test errors."""
-    folder, experiments = Path(OUT.value) / f"quickstart_{name}", Path(__file__).parents[1]
-    command = [sys.executable, "-m", "lenet_jax.cli", "run", f"--config={experiments / 'quickstart.py'}"]
-    platform = {"JAX_PLATFORMS": "cpu"} if name == "cpu" else {}
+    name, experiments = "cpu" if cpu else "accelerator", Path(__file__).parents[1]
+    folder, platform = Path(OUT.value) / f"quickstart_{name}", {"JAX_PLATFORMS": "cpu"} if cpu else {}
+    command = [sys.executable, "-c", "from lenet_jax.cli import main; main()", "run", f"--workdir={folder}"]
     environment = os.environ | platform | {"XDG_CACHE_HOME": f"{folder}_cache"}
     start = time.perf_counter()
-    subprocess.run([*command, f"--workdir={folder}"], env=environment, check=True, stdout=sys.stderr)
+    config = f"--config={experiments / 'quickstart.py'}"
+    subprocess.run([*command, config], env=environment, check=True, stdout=sys.stderr)
     seconds, found = time.perf_counter() - start, {}
     for path in (folder, experiments / "results" / "quickstart"):
         table = pd.read_parquet(path / "metrics.parquet").query("split == 'test' and metric == 'error'")
@@ -202,48 +203,47 @@ def quickstart(name: str) -> None:
     emit(platform=name, seconds=seconds, largest_difference_from_stored=float((new - stored).abs().max()), **means)
 
 
-def measure(stage: str, members: int) -> None:
+def measure(stage: str, members: int, batch_size: int) -> None:
     """One point of `POINTS`, in this process."""
     jax.config.update("jax_enable_compilation_cache", False)
     images = task.load("mnist10k", TRAIN_SIZE.value)
-    if stage == "precision":
-        precision(images)
-    elif stage == "equality":
-        equality(images, resumed=bool(members))
-    elif stage == "quickstart":
-        quickstart(("accelerator", "cpu")[members])
+    if stage in CHECKS:
+        {"precision": precision, "equality": equality, "quickstart": quickstart}[stage](images, bool(members))
     else:
-        throughput(stage, images, members, POINTS[stage][1])
+        throughput(stage, images, members, batch_size)
     emit(device=[jax.devices()[0].platform, jax.devices()[0].device_kind])
 
 
-def main(argv: list[str]) -> None:
-    """Runs each point in a process and writes the results after it."""
-    machine.flags_only(argv)
-    if INSIDE.value:
-        stage, members = INSIDE.value.split(",")
-        measure(stage, int(members))
-        return
-    out = Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
+def run(points: list[tuple[str, int, int]], out: Path) -> None:
+    """Starts a process for each point; all compile side by side, and then one after the other is timed."""
     path = out / "accelerator.json"
     results = json.loads(path.read_text()) if path.exists() else {"stages": {}, "failures": {}}
-    for stage in STAGE.value:
-        results["stages"][stage] = rows = []
-        for members in (members for members in POINTS[stage][0] if members <= LARGEST.value):
-            command = ["timeout", f"{LIMIT.value}", sys.executable, *sys.argv, f"--inside={stage},{members}"]
-            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
-            if ended.returncode:
-                results["failures"][f"{stage}, {members}"] = ended.returncode
-            else:
-                results["device"] = found.pop()["device"]
-            rows += found
-            print(f"{time.strftime('%H:%M:%S')} {stage} {members}: {found}", file=sys.stderr, flush=True)
-            results |= machine.describe()
-            results["settings"] = {flag.name: flag.value for flag in (TRAIN_SIZE, EPOCHS, ROUNDS, SECONDS)}
-            path.write_text(json.dumps(results, indent=1) + "\n")
-            (out / "accelerator.md").write_text(report.accelerator_table(results))
+    command = ["timeout", f"{LIMIT.value}", sys.executable, *sys.argv]
+    commands = [[*command, "--inside=" + ",".join(map(str, point))] for point in points]
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if len(points) > 1 else {}
+    for point, (rows, code) in zip(points, run_in_turn(commands, shared), strict=True):
+        results["failures"] |= {", ".join(map(str, point)): code} if code else {}
+        results |= {} if code else rows.pop()
+        results["stages"].setdefault(point[0], []).extend(rows)
+        print(f"{time.strftime('%H:%M:%S')} {point}: {rows}", file=sys.stderr, flush=True)
+        results |= machine.describe()
+        results["settings"] = {flag.name: flag.value for flag in (TRAIN_SIZE, EPOCHS, ROUNDS, SECONDS)}
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        (out / "accelerator.md").write_text(report.accelerator_table(results))
+
+
+def main(argv: list[str]) -> None:
+    """Measures the stages and writes the results after each point."""
+    machine.flags_only(argv)
+    if INSIDE.value:
+        return measure(INSIDE.value[0], *map(int, INSIDE.value[1:]))
+    out = Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    points = [(stage, *point) for stage in STAGE.value for point in POINTS[stage] if point[0] <= LARGEST.value]
+    for point in points:
+        if point[0] in CHECKS:
+            run([point], out)
+    return run([point for point in points if point[0] not in CHECKS], out)
 
 
 if __name__ == "__main__":

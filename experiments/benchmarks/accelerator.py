@@ -55,11 +55,11 @@ POINTS = {
     "quickstart": [(0, 0), (1, 0)],
     "train": list(itertools.product((1, 8, 64, 512, 4096), (1, 32, 128))),
     "width": [(64, 32), (1024, 32), (4096, 32)],
-    "flax_scan": [(1, 32), (8, 32), (64, 32), (512, 32)],
-    "flax_loop": [(1, 32), (64, 32)],
-    "torch": [(1, 1), (1, 32), (1, 128)],
-    "torch_compile": [(1, 1), (1, 32), (1, 128)],
-    "torch_graphs": [(1, 1), (1, 32), (1, 128)],
+    "flax_scan": [(1, 32), (64, 32), (512, 32)],
+    "flax_loop": [(64, 32)],
+    "torch": [(1, 32), (1, 128)],
+    "torch_compile": [(1, 32), (1, 128)],
+    "torch_graphs": [(1, 32), (1, 128)],
 }
 """Stage -> points, a process each: members (of `width`, those side by side) and batch size."""
 

@@ -2,16 +2,20 @@
 
 Command: lenet-jax run --config=experiments/stored.py:experiments/results/quickstart --workdir=runs/again
 A run with parts of its own is repeated with its experiment file instead, of which its folder has a copy.
+The folder of data sets (data_dir) is not taken from there, since TFDS may execute what it holds: --config.data_dir=DIR.
 Fields can be overridden as in any config, for example to repeat one seed: --config.first_seed=3 --config.seeds=1
 """
 
+import contextlib
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
-from lenet_jax.run import files, folder
+from lenet_jax.run import files, folder, plan, schema
+from lenet_jax.run.progress import say
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -20,5 +24,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
     # Runs from before test_curve existed evaluated the test images after each epoch.
-    config.update({"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG))
+    stored = {"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG) | {"data_dir": ""}
+    if "data_dir" in json.dumps(stored.get("sweep")):
+        raise InputError(
+            f"config: {arg!r} sweeps data_dir, which a run folder must not choose; use its experiment file"
+        )
+    schema.check_fields(stored, schema.config_kinds(), f"config: {str(Path(arg) / folder.CONFIG)!r}")
+    config.update(stored)
+    with contextlib.suppress(InputError):  # the data may be elsewhere now, and named by --config.dataset
+        note_other_data(Path(arg), config.dataset)
     return config
+
+
+def note_other_data(run: Path, dataset: str) -> None:
+    """Says so if a data set is not any more what a run was trained on."""
+    trained_on = files.read_json(run / folder.PROVENANCE).get("fingerprints", {}).get(dataset)
+    if trained_on and plan.load(dataset, "").fingerprint != trained_on:
+        say(f"dataset: {dataset!r} no longer holds the images or labels that {str(run)!r} was trained on")

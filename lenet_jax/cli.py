@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 import lenet_jax
 from lenet_jax import arguments
 from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
+from lenet_jax.output import printable, unfailing
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C or 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))
     try:
         dispatch(argv)
     except (InputError, flags.Error) as error:
@@ -61,9 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (RunError, Interrupted) as error:
         code = 128 + error.signal if isinstance(error, Interrupted) else 1
         signals.exit_now(code, f"{one_line(error, MAX_MESSAGE)}; rerun the same command to resume")
-    except BrokenPipeError:  # the reader of stdout, for example head or less, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except KeyboardInterrupt:
         signals.exit_now(130, "stopped")
 
@@ -144,9 +143,10 @@ def run_command(argv: list[str]) -> None:
             )
     if run is None or not distributed.primary():
         return
-    Console().print(tables.table(compare.arm_statistics([run]), "test_error"))
+    Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
     program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    print(f"run folder: {workdir}\nnext:       {program} compare {workdir}")
+    again = shlex.join([program, "compare", str(workdir)])
+    print(printable(f"run folder: {workdir}"), printable(f"next:       {again}"), sep="\n")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -159,29 +159,27 @@ def compare_command(argv: list[str]) -> None:
     string("out", None, f"folder for tables, figures and report.html; default: {plots}")
     first = "the first arm, or with several runs each arm's counterpart in the first run"
     string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
+    string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
     folders = [Path(folder) for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"run: duplicate folder in {', '.join(map(str, folders))}")
 
     from rich.console import Console
 
     from lenet_jax.analysis import compare, report, tables
     from lenet_jax.run import folder as run_folder
+    from lenet_jax.run import plan
 
-    comparison = compare.compare_runs(
-        [run_folder.load(folder) for folder in folders], values.metric, values.baseline, values.difference
-    )
-    beside = folders[0].parent / "-".join(["compare", *(folder.name for folder in folders)])
-    default = folders[0] / "plots" if len(folders) == 1 else beside
-    out = Path(values.out or (default if values.metric == "test_error" else default / values.metric))
-    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]))
+    images = plan.load(values.dataset, "") if values.dataset else None
+    runs = [run_folder.load(folder) for folder in folders]
+    comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
+    out = Path(values.out or report.default_folder(runs, values.metric))
+    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
     tables.print_comparison(comparison, Console())
-    others = [str(file) for file in files if file.suffix not in (".png", ".svg")]
-    print("written:", *others, f"{out}{os.sep}*.png, *.svg", sep="\n  ")
+    others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
+    print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 
 
 def classify_command(argv: list[str]) -> None:
@@ -222,7 +220,7 @@ def classification(names: Sequence[str], found: "Classification", title: str, pr
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     made.add_column("image", overflow="fold")
     score = "probability" if probabilities else "score"
     for column in ("digit", score, "next", "margin", "agree"):
@@ -234,5 +232,5 @@ def classification(names: Sequence[str], found: "Classification", title: str, pr
     for name, digit, scores, margin, votes in zip(names, *found, strict=True):
         second = int(np.argsort(scores)[-2])
         agree = f"{votes[digit]} of {votes.sum()}"
-        made.add_row(Text(name), str(digit), show(scores[digit]), str(second), show(margin), agree)
+        made.add_row(Text(printable(name)), str(digit), show(scores[digit]), str(second), show(margin), agree)
     return made

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Collection
 from typing import Any
 
+from lenet_jax.output import printable
+
 MAX_MESSAGE, MAX_REASON, MAX_VALUE = 2000, 500, 200
 """Characters of a message, of another error's message within it, and of a value; longer ones lose their middle."""
 
@@ -64,8 +66,7 @@ def short_repr(value: Any) -> str:
 
 def shortened(text: str, limit: int) -> str:
     """Text in one line, with control characters escaped, and without its middle if it is long."""
-    line = " ".join(text.split())
-    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    line = printable(" ".join(text.split()))
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,11 @@ def vary(values: np.ndarray) -> bool:
 def round_errors(values: np.ndarray) -> np.ndarray:
     """Error rates without the rounding of single precision, so that ties, which tests and intervals need, are ties."""
     return np.round(values, ERROR_DECIMALS)
+
+
+def percent(error: float | None, sign: str = "") -> str:
+    """An error rate in percent: means that differ by single precision are shown alike, ties with an even last digit."""
+    return "-" if error is None else f"{Decimal(f'{100 * error:.{ERROR_DECIMALS - 2}f}'):{sign}.2f}"
 
 
 def block_size(count: int) -> int:

@@ -22,7 +22,7 @@ def saved(step, members=MEMBERS):
 @pytest.fixture
 def chunk(tmp_path):
     """A chunk of four members with two saved states."""
-    chunk = Chunk(tmp_path / f"{TESTED}-0-{MEMBERS}", 0)
+    chunk = Chunk(tmp_path / "arm" / f"{TESTED}-0-{MEMBERS}", ArmStore(tmp_path / "arm"))
     for step in (10, 20):
         chunk.save(saved(step))
     return chunk
@@ -37,13 +37,13 @@ def finish(chunk):
 def test_networks_are_found_whatever_an_interrupted_split_leaves(chunk, left, monkeypatch):
     """A process is killed before it removes the whole, or a disk is full before the first half is saved."""
     folder = chunk.folder.parent
-    store = ArmStore(folder, 0)
+    store = ArmStore(folder)
     with monkeypatch.context() as patches:
         if left == "the whole":
-            patches.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+            patches.setattr(checkpoints.cleanup, "remove", lambda *_, **__: None)
             chunk.split_in_half()
         else:
-            half = Chunk(folder / f"{TESTED}-2-{MEMBERS}", 0)
+            half = Chunk(folder / f"{TESTED}-2-{MEMBERS}", store)
             half.save(chunk.latest().part(slice(2, None)))
     start = 0
     while start < MEMBERS:  # as a resumed run does
@@ -53,10 +53,10 @@ def test_networks_are_found_whatever_an_interrupted_split_leaves(chunk, left, mo
     store.finish({"name": "x"})
     expected = saved(20).state
     for _ in range(2):
-        found = checkpoints.networks(folder, MEMBERS)
+        found = checkpoints.networks(store, MEMBERS)
         np.testing.assert_array_equal(found["params/c1/bias"], expected["params/c1/bias"])
-        store.prune()
-    kept = {path.name for path in folder.iterdir() if path.is_dir()}
+        checkpoints.prune(folder.parent, [store])
+    kept = {path.name for path in folder.iterdir()}
     assert kept == ({"tested-0-2", "tested-2-4"} if left == "the whole" else {"tested-0-4"})
 
 
@@ -88,7 +88,7 @@ def test_every_corrupt_state_is_kept(chunk, monkeypatch, capsys):
 
 def test_a_state_before_anything_was_measured(tmp_path):
     """In the middle of the first epoch, nothing has been measured, and orbax saves no empty tree."""
-    chunk = Chunk(tmp_path / f"{TESTED}-0-{MEMBERS}", 0)
+    chunk = Chunk(tmp_path / "arm" / f"{TESTED}-0-{MEMBERS}", ArmStore(tmp_path / "arm"))
     chunk.save(dataclasses.replace(saved(10), history={}))
     found = chunk.latest()
     assert (found.step, found.history) == (10, {})

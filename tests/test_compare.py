@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -305,6 +306,17 @@ def test_several_runs_are_told_apart(tmp_path):
 def test_runs_with_the_same_name_are_told_apart_by_path(tmp_path):
     folders = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")]
     assert compare.run_names(load(*folders)) == [str(folder) for folder in folders]
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    """Under the same path, another one, through a link, or as a copy."""
+    write_run(tmp_path / "run")
+    files.write_json(tmp_path / "run" / run_folder.PROVENANCE, {"started": "2026-01-01T00:00:00+00:00"})
+    (tmp_path / "link").symlink_to("run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for other in ("run", "../" + tmp_path.name + "/run", "link", "copy"):
+        with pytest.raises(InputError, match=r"^run: '.*run' and '.*' are the same run$"):
+            compare.compare_runs(load(tmp_path / "run", tmp_path / other))
 
 
 def test_unknown_metrics_are_refused(tmp_path):

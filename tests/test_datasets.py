@@ -7,20 +7,27 @@ import shutil
 import struct
 import time
 
+import few_digits
 import numpy as np
 import PIL.Image
 import pytest
 import scipy.stats
 import tensorflow_datasets as tfds
+from test_runner import small
 
+import lenet_jax
+from lenet_jax.analysis import compare, report
 from lenet_jax.data import datasets, idx, preprocess, records
 from lenet_jax.errors import InputError
+from lenet_jax.run import plan, runner
+from lenet_jax.run.arms import expand
 
 NAMES = {part: file for part, (file, _) in idx.PARTS.items()}
 
 
 def idx_bytes(array):
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    kind, stored = (8, array) if array.dtype == np.uint8 else (12, array.astype(">i4"))
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + stored.tobytes()
 
 
 def refusal(name, data_dir=""):
@@ -220,9 +227,7 @@ class TestIdx:
         for name in ("MNIST", "FashionMNIST"):
             write(tmp_path / name / "raw", digits)
         message = refusal(f"idx:{tmp_path}")
-        assert "choose one of the folders" in message
-        assert f"{tmp_path}/MNIST/raw" in message
-        assert f"{tmp_path}/FashionMNIST/raw" in message
+        assert f"choose one of 'idx:{tmp_path}/FashionMNIST/raw', 'idx:{tmp_path}/MNIST/raw'" in message
         assert datasets.load(f"idx:{tmp_path}/FashionMNIST").classes == 10
 
     def test_folders_are_not_mixed(self, tmp_path, digits):
@@ -271,7 +276,6 @@ class TestIdx:
             ),
             ({"train_images": np.zeros((40, 28, 32), np.uint8)}, "has train images of 28 x 32"),
             ({"test_images": np.zeros((20, 32, 32), np.uint8)}, "different sizes"),
-            ({"test_labels": np.full(20, 10, np.uint8)}, "has the test label 10; allowed are 0 to 9"),
         ],
     )
     def test_files_that_do_not_fit(self, tmp_path, digits, changes, expected):
@@ -296,6 +300,194 @@ class TestIdx:
             assert "lacks" in refusal(f"idx:{tmp_path}/closed")
         finally:
             (tmp_path / "closed").chmod(0o700)
+
+
+def with_classes(digits, classes, first=0):
+    """The digits with labels from `first` on, of this many classes: all occur in training."""
+    return {**digits, **{part: np.arange(len(digits[part])) % classes + first for part in NAMES if "labels" in part}}
+
+
+def as_bytes(arrays):
+    return {part: array.astype(np.uint8) for part, array in arrays.items()}
+
+
+def write_files(folder, arrays, names, prefix=""):
+    """Gzipped where the name ends so."""
+    for name, array in zip(names, arrays.values(), strict=True):
+        path = folder / (prefix + name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(idx_bytes(array)) if name.endswith(".gz") else idx_bytes(array))
+
+
+EMNIST_NAMES = [name.replace("t10k", "test") + ".gz" for name in NAMES.values()]
+QMNIST_NAMES = [name.replace("idx1-ubyte", "idx2-int") for name in EMNIST_NAMES]
+
+
+class TestPublishedLayouts:
+    """Folders as EMNIST, QMNIST, Fashion-MNIST and Kaggle's MNIST are published, and as torchvision unpacks them."""
+
+    @pytest.mark.parametrize("below", ["", "gzip", "EMNIST/raw"])
+    def test_emnist(self, tmp_path, digits, below):
+        sets = {
+            "emnist-byclass-": as_bytes(
+                with_classes({p: np.tile(a, (4,) + (1,) * (a.ndim - 1)) for p, a in digits.items()}, 62)
+            ),
+            "emnist-digits-": digits,
+            "emnist-letters-": as_bytes(with_classes(digits, 26, first=1)),
+        }
+        for prefix, arrays in sets.items():
+            write_files(tmp_path / below, arrays, EMNIST_NAMES, prefix)
+        (tmp_path / below / "._emnist-digits-train-images-idx3-ubyte.gz").write_bytes(b"made by macOS")
+        message = refusal(f"idx:{tmp_path}")
+        assert f"choose one of 'idx:{tmp_path / below}/emnist-byclass', 'idx:" in message
+        (choice,) = re.findall(r"'(idx:[^']*letters)'", message)
+        letters = datasets.load(choice)
+        assert letters.classes == 26
+        np.testing.assert_array_equal(letters.train_labels, sets["emnist-letters-"]["train_labels"] - 1)
+        np.testing.assert_array_equal(letters.test_labels, sets["emnist-letters-"]["test_labels"] - 1)
+        np.testing.assert_array_equal(letters.test_images, digits["test_images"])
+        assert "labels 1 to 26 are read as 26 classes, 0 to 25" in letters.notes
+        assert datasets.load(f"idx:{tmp_path}/emnist-letters").fingerprint == letters.fingerprint
+        assert datasets.load(f"idx:{tmp_path}/emnist-byclass").classes == 62
+        numbers = datasets.load(f"idx:{tmp_path}/emnist-digits")
+        assert (numbers.classes, numbers.fingerprint) == (10, datasets.Dataset(name="x", **digits).fingerprint)
+
+    @pytest.mark.parametrize("below", ["", "QMNIST/raw"])
+    def test_qmnist(self, tmp_path, digits, below):
+        """Its labels are 32-bit numbers in eight columns: the class, the NIST series, the writer, ..."""
+        columns = np.random.default_rng(0).integers(0, 2**20, (40, 7))
+        labels = {part: digits[part].astype(int) for part in NAMES if "labels" in part}
+        labels = {part: np.column_stack([array, columns[: len(array)]]) for part, array in labels.items()}
+        write_files(tmp_path / below, {**digits, **labels}, QMNIST_NAMES, "qmnist-")
+        dataset = datasets.load(f"idx:{tmp_path}")
+        assert dataset.fingerprint == datasets.Dataset(name="x", **digits).fingerprint
+        assert dataset.classes == 10
+
+    @pytest.mark.parametrize("label", [-1, 256])
+    def test_labels_that_are_no_bytes(self, tmp_path, digits, label):
+        labels = {part: np.full((len(digits[part]), 8), label) for part in NAMES if "labels" in part}
+        write_files(tmp_path, {**digits, **labels}, QMNIST_NAMES, "qmnist-")
+        file = f"{tmp_path}/qmnist-train-labels-idx2-int.gz"
+        assert refusal(f"idx:{tmp_path}") == f"{file!r}: has labels {label} to {label}; allowed are 0 to 255"
+
+    @pytest.mark.parametrize("below", ["", "archive"])
+    @pytest.mark.parametrize("both", [False, True])
+    def test_kaggle(self, tmp_path, digits, below, both):
+        """Each file is in a folder of its name; the archive has it a second time beside the folder."""
+        write_files(tmp_path / below, digits, [f"{name}/{name}" for name in NAMES.values()])
+        if both:
+            write_files(tmp_path / below, digits, [name.replace("-idx", ".idx") for name in NAMES.values()])
+        dataset = datasets.load(f"idx:{tmp_path}")
+        assert dataset.fingerprint == datasets.Dataset(name="x", **digits).fingerprint
+
+    def test_fashion_mnist_one_folder_deeper(self, tmp_path, digits):
+        write_files(tmp_path / "data" / "fashion", digits, [name + ".gz" for name in NAMES.values()])
+        for name in ("data", "data/fashion"):
+            assert len(datasets.load(f"idx:{tmp_path}/{name}").train_images) == 40
+
+    def test_labels_from_one_that_fit_ten_classes_stay(self, tmp_path, digits):
+        """Digits without a zero are digits."""
+        write(tmp_path, as_bytes(with_classes(digits, 9, first=1)))
+        dataset = datasets.load(f"idx:{tmp_path}")
+        assert (dataset.classes, dataset.train_labels.max(), dataset.notes) == (10, 9, ())
+
+    def test_an_unprefixed_set_goes_before_others_beside_it(self, tmp_path, digits):
+        write_files(tmp_path, as_bytes(with_classes(digits, 26, first=1)), EMNIST_NAMES, "emnist-letters-")
+        write(tmp_path, digits)
+        assert datasets.load(f"idx:{tmp_path}").classes == 10
+        assert datasets.load(f"idx:{tmp_path}/emnist-letters").classes == 26
+
+    def test_a_mistyped_prefix(self, tmp_path, digits):
+        write_files(tmp_path, digits, EMNIST_NAMES, "emnist-digits-")
+        expected = f"'idx:{tmp_path}/emnist-letters' is not a data set; choose one of 'idx:{tmp_path}/emnist-digits'"
+        assert refusal(f"idx:{tmp_path}/emnist-letters") == f"dataset: {expected}"
+
+    def test_a_missing_file_of_a_prefixed_set(self, tmp_path, digits):
+        write_files(tmp_path, digits, EMNIST_NAMES, "emnist-digits-")
+        (tmp_path / "emnist-digits-test-labels-idx1-ubyte.gz").unlink()
+        assert "lacks emnist-digits-t10k-labels-idx1-ubyte[.gz]; searched" in refusal(f"idx:{tmp_path}")
+
+
+class TestNotes:
+    def test_of_real_digits_there_are_none(self, mnist10k):
+        assert datasets.notes_on(mnist10k) == []
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            (lambda images: images // 128, "pixels from 0 to 1; expected 0 (background) to 255"),
+            (lambda images: images // 16, "pixels from 0 to 15; expected 0 (background) to 255"),
+            (lambda images: 255 - images, "bright corners; expected a background of 0"),
+        ],
+    )
+    def test_implausible_pixels(self, digits, change, expected):
+        half = datasets.Dataset(name="x", **{**digits, "test_images": change(digits["test_images"])})
+        assert datasets.notes_on(half) == [f"test images have {expected}"]
+        images = {part: change(digits[part]) for part in ("train_images", "test_images")}
+        assert len(datasets.notes_on(datasets.Dataset(name="x", **{**digits, **images}))) == 2
+
+    def test_a_run_reports_and_records_what_is_doubtful(self, tmp_path, capsys):
+        """Real digits, sorted by class, with pixels 0 and 1."""
+        arrays = few_digits.arrays()
+        order = np.argsort(arrays["train_labels"], kind="stable")
+        arrays |= {part: arrays[part][order] for part in ("train_images", "train_labels")}
+        write(tmp_path / "digits", {part: array // 128 if array.ndim == 3 else array for part, array in arrays.items()})
+        run = runner.run(small(dataset=f"idx:{tmp_path}/digits"), tmp_path / "run", "test")
+        scale = "images have pixels from 0 to 1; expected 0 (background) to 255"
+        lacking = ("300 train images is of class 5, 6, 7, 8, 9", "300 validation images is of class 0, 1, 2, 3")
+        notes = [f"train {scale}", f"test {scale}", *(f"none of the {found}" for found in lacking)]
+        notes = [f"dataset 'idx:{tmp_path}/digits': {note}" for note in notes]
+        assert run.provenance["notes"] == notes
+        assert capsys.readouterr().err.splitlines()[: len(notes)] == notes
+
+    def test_of_the_splits_of_every_phase(self, tmp_path):
+        """`refit` trains on the validation images, too: what a split lacks depends on the phase."""
+        arrays = few_digits.arrays()
+        nines_last = np.argsort(arrays["train_labels"] == 9, kind="stable")
+        arrays |= {part: arrays[part][nines_last] for part in ("train_images", "train_labels")}
+        write(tmp_path, arrays)
+        config = small(dataset=f"idx:{tmp_path}", validation_size=int((arrays["train_labels"] == 9).sum()), refit=True)
+        config.tune.learning_rate = (0.1, 0.2)
+        count, all_but_nine = 600 - config.validation_size, ", ".join("012345678")
+        lacking = (f"{count} train images is of class 9", f"{600 - count} validation images is of class {all_but_nine}")
+        expected = [f"dataset 'idx:{tmp_path}': none of the {found}" for found in lacking]
+        assert plan.make(expand(config)).notes == expected
+
+    @pytest.mark.slow
+    def test_networks_of_26_classes(self, tmp_path, capsys):
+        labels = {"train_labels": np.arange(600) % 26 + 1, "test_labels": np.arange(200) % 26 + 1}
+        arrays = as_bytes(few_digits.arrays() | labels)
+        write_files(tmp_path / "gzip", arrays, EMNIST_NAMES, "emnist-letters-")
+        config = small(dataset=f"idx:{tmp_path}/gzip/emnist-letters", label_noise=0.5)
+        run = runner.run(config, tmp_path / "run", "test")
+        assert run.arms[0].classes == 26
+        assert set(run.predictions.label) == set(range(26))
+        assert [note.partition("': ")[2] for note in run.provenance["notes"]] == [
+            "labels 1 to 26 are read as 26 classes, 0 to 25",
+            "EMNIST publishes its images transposed; they are used as they are",
+        ]
+        found = lenet_jax.classify(lenet_jax.load_run(tmp_path / "run"), arrays["test_images"][:2])
+        assert found.scores.shape == (2, 26)
+        report.write(compare.compare_runs([run]), tmp_path / "plots")
+
+    def test_an_output_for_digits_refuses_more_classes(self, tmp_path, digits):
+        write(tmp_path, as_bytes(with_classes(digits, 26)))
+        fields = {"dataset": f"idx:{tmp_path}", "validation_size": 0, "output": "rbf"}
+        with pytest.raises(
+            InputError, match="output: 'rbf' has 10 bitmaps, one per digit; the data set has 26 classes"
+        ):
+            plan.make(expand(small(**fields)))
+
+
+@pytest.mark.parametrize("name", ["idx:a\0b", f"idx:{'x' * 5000}", f"idx:{'x' * 300}/y", "idx:~/nowhere", "mnist6k"])
+def test_what_is_not_at_hand(name):
+    assert datasets.at_hand(name) is None
+
+
+def test_labels_beyond_the_classes_are_refused(digits):
+    arrays = {**digits, "test_labels": np.full(20, 10, np.uint8)}
+    with pytest.raises(InputError, match="dataset: 'x' has the test label 10; allowed are 0 to 9"):
+        datasets.Dataset(name="x", **arrays)
 
 
 @pytest.mark.parametrize(

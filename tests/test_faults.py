@@ -52,6 +52,10 @@ PAIR = [*ONE_ARM, "--config.seeds=4"]
 """Too small for worker processes, but see `first`."""
 
 
+HARD = [*ONE_ARM, "--config.seeds=4", "--config.epochs=150"]
+"""Likewise, and long enough to be killed many times."""
+
+
 def command(workdir, arguments, *more):
     return ["run", *arguments, f"--workdir={workdir}", *more]
 
@@ -59,14 +63,14 @@ def command(workdir, arguments, *more):
 def first(arguments):
     """Python code that is executed before the program."""
     # Forces worker processes: a run large enough for them trains for half a minute.
-    return "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0" if arguments is PAIR else ""
+    return "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0" if arguments in (PAIR, HARD) else ""
 
 
 def lenet_jax(workdir, arguments, *more, limit="", env=None):
     """Runs the program to its end, optionally under one of the shell's limits."""
     shell = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh"] if limit else []
     given = command(workdir, arguments, *more)
-    if limit or env or arguments is PAIR:
+    if limit or env or first(arguments):
         code = f"{first(arguments)}; from lenet_jax import cli; cli.main()"
         program = [sys.executable, "-c", code] if first(arguments) else [programs.SCRIPT]
         return subprocess.run([*shell, *program, *given], capture_output=True, text=True, timeout=500, env=env)
@@ -247,6 +251,48 @@ def test_twenty_kills(name, arguments, longest, request, tmp_path):
     assert_same(run, whole)
 
 
+ENDS = [(number, whom) for number in ("KILL", "TERM", "HUP", "PIPE") for whom in ("parent", "worker", "all")]
+
+
+@pytest.mark.slow
+def test_forty_ends(tmp_path):
+    """Any signal to any process at any moment, from the first to the last file: no orphan, and the same results."""
+    whole = tmp_path / "whole"
+    assert lenet_jax(whole, HARD).returncode == 0
+    run, rng = tmp_path / "run", random.Random(1)
+    for number in range(40):
+        name, whom = ENDS[number % len(ENDS)]
+        running = Running(run, HARD, "--save-every=0", start_new_session=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if number < 34:
+                running.process.wait(rng.uniform(0.3, 7))
+            else:  # while the last files are written
+                while not list(run.glob("checkpoints/*/arm.json")) and running.process.poll() is None:
+                    time.sleep(0.001)
+                running.process.wait(rng.uniform(0, 0.2))
+        processes = running_in(running.process.pid)
+        workers = [process for process in processes if process.pid != running.process.pid]
+        chosen = {"parent": processes[:1], "worker": workers[:1] or processes, "all": processes}[whom]
+        for process in chosen:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(getattr(signal, f"SIG{name}"))
+        # Workers ignore what their parent handles, and Python ignores SIGPIPE.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.process.wait(3)
+        running.process.kill()
+        code, output = running.ended()
+        before_python_runs = (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGPIPE)
+        assert code in (0, 1, -9, 129, 143) or (code in before_python_runs and not output), (name, whom, output)
+        assert "Traceback" not in output, (name, whom, output)
+        assert_gone(running.process.pid)
+    result = lenet_jax(run, HARD, "--save-every=0")
+    assert result.returncode == 0, result.stderr
+    assert_tables(run, whole)
+    assert not [path for path in run.rglob(".*") if path.is_file()], "nothing half written"
+    kept = {path.name for path in (run / "checkpoints").iterdir()} | {path.name for path in run.glob("checkpoints/*/*")}
+    assert not {"attempts", "turn", "arm.json"} & kept
+
+
 WATCH = """
 import os, re, sys
 
@@ -421,8 +467,8 @@ def test_damage_to_any_file_of_a_checkpoint_is_noticed(cut, tmp_path):
             shutil.copytree(kept, folder)
             if path:
                 damage(folder / path)
-            saved = checkpoints.Chunk(folder, 0).latest()
-            found.append((saved.step, saved.digest))
+            saved = checkpoints.Chunk(folder, checkpoints.ArmStore(folder.parent)).latest()
+            found.append((saved.step, saved.digest("")))
             shutil.rmtree(folder)
     assert {step for step, _ in found} == set(steps)
     assert len(set(found)) == 2

@@ -7,7 +7,7 @@ import pytest
 from made_runs import write_run
 from matplotlib.figure import Figure
 
-from lenet_jax.analysis import figures, metrics
+from lenet_jax.analysis import figures, metrics, report
 from lenet_jax.run import folder
 
 
@@ -136,3 +136,56 @@ def test_an_arm_without_a_finite_value_is_left_out():
     curves = {"broken": pd.DataFrame({0: [np.nan], 1: [np.nan]}), "fine": pd.DataFrame({0: [0.1], 1: [0.2]})}
     axes = figures.learning_curves(curves, "test_loss", Figure().add_subplot())
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fine"]
+
+
+CURVE = pd.DataFrame({0: [0.9, 0.5], 1: [0.9, 0.6]}, index=[0, 1])
+
+
+def drawn(name):
+    """A figure of two arms, of which one has this name."""
+    arms = {name: CURVE, "other": CURVE}
+    return figures.figure(lambda axes: figures.learning_curves(arms, "test_error", axes), arms)
+
+
+def legend_of(made):
+    return [text.get_text() for text in made.axes[0].get_legend().get_texts()]
+
+
+def test_an_arm_whose_name_begins_with_an_underscore_is_in_the_legend():
+    assert legend_of(drawn("_x")) == [" _x", "other"]
+    curve = pd.DataFrame({0: [0.1, 0.2]}, index=pd.Index([0.01, 0.1], name="rate"))
+    axes = figures.tuning_curves({"_x": (curve, 0.1)}, "rate", Figure().add_subplot())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _x"]
+
+
+def test_the_users_matplotlibrc_changes_no_figure():
+    """`text.usetex` would need LaTeX."""
+    rc = {"text.usetex": True, "image.origin": "lower", "font.size": 30, "lines.linewidth": 9, "savefig.bbox": "tight"}
+    expected = [figures.rendered(drawn("arm_1"), kind) for kind in ("png", "svg")]
+    image = report.data_uri(np.tri(4, dtype=np.uint8))
+    with matplotlib.rc_context(
+        rc | {"svg.fonttype": "none", "savefig.dpi": 20, "axes.prop_cycle": "cycler('lw', [9])"}
+    ):
+        assert [figures.rendered(drawn("arm_1"), kind) for kind in ("png", "svg")] == expected
+        assert report.data_uri(np.tri(4, dtype=np.uint8)) == image
+        assert matplotlib.rcParams["text.usetex"]
+
+
+def test_characters_that_no_font_has_are_escaped(monkeypatch):
+    """Without warnings, which would fail this test, and without boxes."""
+    own = [entry for entry in figures.font_manager.fontManager.ttflist if entry.name == figures.FONT]
+    monkeypatch.setattr(figures.font_manager.fontManager, "ttflist", own)
+    figures.font_of.cache_clear()
+    made = drawn("größe 中\x1b")
+    figures.rendered(made, "png")
+    assert legend_of(made)[0] == "größe \\u4e2d\\x1b"
+    figures.font_of.cache_clear()
+
+
+def test_characters_that_another_installed_font_has_are_drawn_with_it():
+    """A circle that combines with a letter, which Matplotlib's second own font has."""
+    lacking = "\u20dd"
+    assert figures.font_of(lacking) != figures.FONT
+    made = drawn(f"a{lacking}")
+    figures.rendered(made, "png")
+    assert legend_of(made)[0] == f"a{lacking}"

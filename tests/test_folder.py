@@ -29,8 +29,9 @@ ARMS = [summary_row("all", {})]
 
 
 def make_run_folder(folder):
-    for name in (run_folder.CONFIG, run_folder.PROVENANCE, run_folder.SUMMARY):
-        files.write_json(folder / name, {"dataset": {}, "arms": ARMS})
+    for name in (run_folder.CONFIG, run_folder.PROVENANCE):
+        files.write_json(folder / name, {})
+    files.write_json(folder / run_folder.SUMMARY, {"dataset": {}, "arms": ARMS})
     files.write_table(
         folder / run_folder.METRICS,
         pd.DataFrame(
@@ -54,6 +55,7 @@ def test_a_row_of_the_summary_is_written_as_it_is_read():
         axes={"activation": "tanh"},
         seeds=2,
         diverged=0,
+        identity="0" * 64,
         chosen={"learning_rate": 0.1},
         chosen_at_edge=("learning_rate",),
         settings={"activation": "tanh", "order_seed": None},
@@ -95,24 +97,24 @@ def test_every_stored_row_is_read_and_written_back(path):
         (lambda folder: (folder / run_folder.METRICS).write_bytes(b"PAR1"), r"metrics\.parquet' can't be read"),
         (
             lambda folder: (folder / run_folder.SUMMARY).write_text("{}"),
-            r"is damaged: a field is missing in summary\.json or metrics\.parquet",
+            r"is damaged: summary\.json: dataset: expected an object, got None",
         ),
         *(
             (
                 lambda folder, arms=arms: files.write_json(folder / run_folder.SUMMARY, {"dataset": {}, "arms": arms}),
-                r"is damaged: a field is missing in summary\.json or metrics\.parquet",
+                rf"is damaged: summary\.json: {message}",
             )
-            for arms in (
-                [{name: value for name, value in ARMS[0].items() if name != "seeds"}],
-                [ARMS[0] | {"test_error": {"mean": 0.5}}],
-                [ARMS[0] | {"test_error": None}],
-                ["all"],
-                None,
+            for arms, message in (
+                (
+                    [{name: value for name, value in ARMS[0].items() if name != "seeds"}],
+                    "arm 'all': 'seeds' is missing",
+                ),
+                ([ARMS[0] | {"test_error": {"mean": 0.5}}], "arm 'all'.test_error: 'std' is missing"),
+                ([ARMS[0] | {"test_error": None}], "arm 'all'.test_error: expected an object, got None"),
+                (["all"], r"arms\[0\]: expected an object, got 'all'"),
+                (None, "arms: expected a list, got None"),
+                ([], "no arms, or two with the same name"),
             )
-        ),
-        (
-            lambda folder: files.write_json(folder / run_folder.SUMMARY, {"dataset": {}, "arms": []}),
-            r"is damaged: a field is missing in summary\.json or metrics\.parquet",
         ),
         (lambda folder: (folder / run_folder.METRICS).unlink(), r"metrics\.parquet' can't be read"),
     ],

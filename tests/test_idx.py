@@ -1,6 +1,7 @@
 import functools
 import gzip
 import os
+import re
 import struct
 import tracemalloc
 from pathlib import Path
@@ -116,6 +117,36 @@ def test_refuses_what_is_not_a_whole_idx_file(tmp_path, content, expected):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
     assert expected in refusal(path)
+
+
+INTEGERS = struct.pack(">BBBB2I", 0, 0, 12, 2, 5, 8) + np.arange(40, dtype=">i4").tobytes()
+
+
+def test_reads_integers(tmp_path):
+    path = tmp_path / "qmnist-test-labels-idx2-int"
+    path.write_bytes(INTEGERS)
+    np.testing.assert_array_equal(idx.read(path, 2, idx.INTEGER), np.arange(40).reshape(5, 8))
+    np.testing.assert_array_equal(idx.read_labels(path), np.arange(0, 40, 8))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            LABELS,
+            "starts with bytes '00000801'; an IDX file of 4-byte integers with 2 dimension(s) starts with '00000c02'",
+        ),
+        (INTEGERS[:-16], "promises (5, 8) 4-byte integers, more than the 156 accepted from a file of 156"),
+        (packed(INTEGERS[:-4]), "promises 160 bytes (5, 8), the file holds 156"),
+        (INTEGERS + b"x", "promises 160 bytes (5, 8), the file holds more"),
+        (struct.pack(">BBBB2I", 0, 0, 12, 2, 2**31, 2**31) + bytes(9), "more than the 21 accepted"),
+    ],
+)
+def test_refuses_what_is_not_a_whole_file_of_integers(tmp_path, content, expected):
+    path = tmp_path / "qmnist-test-labels-idx2-int"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        idx.read_labels(path)
 
 
 @pytest.mark.parametrize("content", [HUGE, packed(HUGE), packed(sizes(2**16, 2**10, 1)), bomb(100), bomb(99), bomb(1)])

@@ -1,8 +1,10 @@
 """A user's own parts: defined in an experiment file or a notebook, used without editing the package."""
 
+import importlib
 import json
 import shutil
 import signal
+import sys
 import textwrap
 import time
 
@@ -24,8 +26,8 @@ from lenet_jax.initializers import INITIALIZERS
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.losses import LOSSES
 from lenet_jax.optim import OPTIMIZERS, SCHEDULES
+from lenet_jax.run import checkpoints, parts, runner
 from lenet_jax.run import folder as run_folder
-from lenet_jax.run import parts, runner
 from lenet_jax.run.arms import expand
 
 OWN = textwrap.dedent(
@@ -262,6 +264,24 @@ def test_another_file_than_the_runs_is_refused(own, tmp_path):
     other.write_text(OWN.replace("jax.nn.gelu", "jax.nn.silu"))
     with pytest.raises(InputError, match=r"experiment: .* differs from .*experiment.py"):
         lenet_jax.load_run(own / "runs/mine", experiment=other)
+
+
+def test_a_module_that_the_experiment_file_imports_is_part_of_the_run(tmp_path, monkeypatch):
+    """It decides the result as the file does, and only the file is copied into the run folder."""
+    helper = tmp_path / "my_helper.py"
+    helper.write_text("import jax\n\nactivation = jax.nn.gelu\n")
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    ACTIVATIONS["mine"] = importlib.import_module("my_helper").activation
+    monkeypatch.setattr(checkpoints, "prune", lambda *_: None)
+    config = small_config(activation="mine", epochs=1)
+    run = runner.run(config, tmp_path / "run", "test", experiment=tmp_path / "mine.py")
+    assert list(run.provenance["experiment"]["imported"]) == [str(helper)]
+    (tmp_path / "run" / "summary.json").unlink()
+    helper.write_text("import jax\n\nactivation = jax.nn.silu\n")
+    with pytest.raises(InputError, match="was saved by a run with other settings or data"):
+        runner.run(config, tmp_path / "run", "test", experiment=tmp_path / "mine.py")
+    sys.modules.pop("my_helper")
 
 
 def test_every_way_into_a_table_is_guarded():

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import programs
 import pytest
 from made_runs import predictions, summary_row, write_run
 
 from lenet_jax.analysis import compare, report
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
+from lenet_jax.output import escaped
 from lenet_jax.run import files as run_files
 from lenet_jax.run import folder as run_folder
 
@@ -98,7 +100,7 @@ def test_the_markdown_holds_the_whole_comparison(written):
     assert "| arm | learning_rate | n | mean |" in text
     assert "p (Holm)" in text
     assert text.startswith("On mnist10k, first has the lowest test error")
-    assert all(note.replace("<", "&lt;") in text for note in comparison.notes)
+    assert all(escaped(note) in text for note in comparison.notes)
 
 
 def test_every_interval_says_that_it_covers_seeds(written):
@@ -127,11 +129,8 @@ def test_digits_that_arms_agree_and_disagree_on(written):
 def test_digits_of_other_data_are_not_shown(tmp_path):
     run = full_run(tmp_path / "run")
     run.config["dataset"] = "idx:nowhere"
-    assert report.digits_of(compare.compare_runs([run])) == (
-        [],
-        [],
-        "The images of idx:nowhere are not available here.",
-    )
+    missing = "The images of idx:nowhere are not available here; compare --dataset=NAME opens those of a data set."
+    assert report.digits_of(compare.compare_runs([run])) == ([], [], missing)
 
 
 def test_a_run_without_predictions_has_a_report(tmp_path):
@@ -195,6 +194,75 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match=r"out: .* can't be written"):
         report.write(compare.compare_runs([run_folder.load(write_run(tmp_path / "run"))]), tmp_path / "out")
+
+
+def everything_in(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+def test_no_string_of_a_run_names_a_file_elsewhere(tmp_path):
+    """Tuned hyperparameters and metrics name figures."""
+    names = ["/../../../../h/tuning_x", "../x", "a/b", "."]
+    errors = {("mse",): [0.1, 0.2]}
+    chosen = {values: (dict.fromkeys(names, 0.1), []) for values in errors}
+    write_run(tmp_path / "in" / "run", errors, axes=("loss",), chosen=chosen)
+    table = pd.concat(tuning_table(arm.name) for arm in run_folder.load(tmp_path / "in" / "run").arms)
+    run_files.write_table(
+        tmp_path / "in" / "run" / run_folder.TUNING,
+        table[table.learning_rate == 0.1].assign(**dict.fromkeys(names, 0.1)),
+    )
+    metrics = pd.read_parquet(tmp_path / "in" / "run" / run_folder.METRICS)
+    metrics.loc[metrics.metric == "loss", "metric"] = "/../../x"
+    run_files.write_table(tmp_path / "in" / "run" / run_folder.METRICS, metrics)
+    run = run_folder.load(tmp_path / "in" / "run")
+    before = everything_in(tmp_path)
+    for metric in ("test_error", "test_/../../x"):
+        out = report.default_folder([run], metric)
+        written = report.write(compare.compare_runs([run], metric), out)
+        assert {path.parent for path in written} == {out}
+        assert out.is_relative_to(run.folder / "plots")
+        assert len([path for path in written if "tuning" in path.name]) == 2 * len(names)
+    assert [path for path in everything_in(tmp_path) if run.folder / "plots" not in [path, *path.parents]] == before
+
+
+def test_a_dozen_runs_have_a_folder(tmp_path):
+    """Its name is as before if it is short, else short, and the same each time."""
+    runs = [run_folder.load(write_run(tmp_path / f"{'a-long-name-' * 4}{index}")) for index in range(12)]
+    assert report.default_folder([runs[0]], "test_error") == runs[0].folder / "plots"
+    two = report.default_folder(runs[:2], "test_loss")
+    assert two == tmp_path / f"compare-{runs[0].folder.name}-{runs[1].folder.name}" / "test_loss"
+    out = report.default_folder(runs, "test_error")
+    assert out.parent == tmp_path
+    assert len(out.name) < 255
+    assert report.default_folder(runs, "test_error") == out != report.default_folder(runs[:-1], "test_error")
+    out.mkdir()
+
+
+def test_a_killed_comparison_leaves_nothing_that_the_next_one_does_not_remove(tmp_path):
+    """Killed as soon as something is there."""
+    write_run(tmp_path / "run")
+    arguments, out = ["compare", "run"], tmp_path / "run" / "plots"
+    process = programs.start(arguments, tmp_path, tmp_path / "said")
+    while not (out.exists() and any(out.iterdir())):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    (out / ".report.html.0123abcd").write_text("what a kill in the middle of a file leaves")
+    (out / ".mine").write_text("")
+    assert programs.run(arguments, tmp_path).returncode == 0
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".mine"]
+    assert (out / "report.html").read_text().rstrip().endswith("</html>")
+
+
+def test_output_that_is_not_utf_8_escapes_what_it_lacks(tmp_path):
+    """In the names of a folder and an arm."""
+    write_run(tmp_path / "größe-中", {("größe",): [0.1, 0.2], ("中",): [0.1, 0.3]}, axes=("loss",))
+    before = "import sys; sys.stdout.reconfigure(encoding='ascii', errors='strict')"  # as with LC_ALL=en_US.ISO-8859-1
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    process = programs.start(["compare", "größe-中"], tmp_path, output, errors, before=before)
+    assert (process.wait(60), errors.read_text()) == (0, "")
+    assert "loss=\\u4e2d" in output.read_text()
+    assert "gr\\xf6\\xdfe-\\u4e2d/plots/report.html" in output.read_text()
 
 
 def test_names_stay_text(written):
@@ -310,7 +378,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
                 tables.append(
                     pd.DataFrame({"arm": name, **axes, **places, "split": split, "metric": metric, "value": value})
                 )
-        rows.append(summary_row(name, data, axes=axes))
+        rows.append(summary_row(name, data, np.linspace(0.02, 0.03, seeds), axes=axes))
     folder.mkdir()
     run_files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
     run_files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": rows})

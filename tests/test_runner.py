@@ -335,22 +335,6 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, after, measured, tmp_path)
     pd.testing.assert_frame_equal(run.predictions, measured(name).predictions, check_exact=True)
 
 
-@pytest.mark.parametrize(("epochs", "after"), [(2, 1), (2, 2), (1, 1)])
-def test_a_checkpoint_of_a_version_that_always_had_test_curves_is_refused(epochs, after, tmp_path):
-    folder = tmp_path / "run"
-    interrupted(small(epochs=epochs, test_curve=True), folder, after)
-    # As such a version wrote it: without the field.
-    stored_config = json.loads((folder / "config.json").read_text())
-    del stored_config["test_curve"]
-    (folder / "config.json").write_text(json.dumps(stored_config))
-    with pytest.raises(InputError) as refusal:
-        runner.run(small(epochs=epochs), folder, "again")
-    message = str(refusal.value)
-    assert message.startswith(f"workdir: '{folder}/checkpoints/all/tested-0-3' was saved by a version of the program ")
-    assert "evaluated the test images after each epoch; resume with that version, or pass --fresh" in message
-    assert "\n" not in message
-
-
 def test_only_labels_that_are_trained_on_are_noisy():
     noisy, clean = (
         expand(small(dataset="mnist10k", validation_size=1000, label_noise=share))[0] for share in (0.3, 0.0)

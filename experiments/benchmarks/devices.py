@@ -150,13 +150,13 @@ def measure(point: Point) -> dict[str, Any]:
 
 def saving(engine: Any, members: Any) -> dict[str, Any]:
     """Median seconds of snapshots, saves and restores of a population; bytes on disk, and in memory during a save."""
-    from lenet_jax.run.checkpoints import STATES, Chunk
+    from lenet_jax.run.checkpoints import STATES, ArmStore, Chunk
     from lenet_jax.run.states import Checkpoint
 
     times: dict[str, list[float]] = {"snapshot_seconds": [], "save_seconds": [], "restore_seconds": []}
     history = {f"test/{name}": np.zeros((1, members.size)) for name in ("loss", "error", "nll", "brier", "ece")}
     with tempfile.TemporaryDirectory() as folder:
-        chunk = Chunk(Path(folder) / f"tested-0-{members.size}", 0)
+        chunk = Chunk(Path(folder) / f"tested-0-{members.size}", ArmStore(Path(folder)))
         growth = Growth()
         for step in range(1, REPEATS + 1):
             state, seconds = timed(engine.snapshot, members)
@@ -233,7 +233,7 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     import jax
 
     from lenet_jax import population, train
-    from lenet_jax.run.checkpoints import Chunk
+    from lenet_jax.run.checkpoints import ArmStore, Chunk
     from lenet_jax.run.states import Checkpoint
     from lenet_jax.run.workers import Workers
 
@@ -246,7 +246,7 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     rows: dict[str, list[float]] = {"epoch_seconds": [], "snapshot_seconds": [], "save_seconds": []}
     history = {f"test/{name}": np.zeros((1, count)) for name in ("loss", "error", "nll", "brier", "ece")}
     with tempfile.TemporaryDirectory() as folder, Workers(workers) as engine:
-        chunk = Chunk(Path(folder) / f"tested-0-{count}", 0)
+        chunk = Chunk(Path(folder) / f"tested-0-{count}", ArmStore(Path(folder)))
         members = engine.create(range(count), task.hyperparameters(count), images, recipe)
         for epoch in range(1, epochs + 1):
             rows["epoch_seconds"].append(timed(engine.train_segment, members)[1])

@@ -57,7 +57,7 @@ PAPER_STYLE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "markerf
 def percent(values: Mapping[str, Any]) -> str:
     """Mean and interval of a summary, in percent."""
     low, high = values["ci95"]
-    return f"{100 * values['mean']:.2f} ({100 * low:.2f} - {100 * high:.2f})"
+    return f"{stats.percent(values['mean'])} ({stats.percent(low)} - {stats.percent(high)})"
 
 
 def arm_of(run: Run, **axes: Any) -> dict[str, Any]:

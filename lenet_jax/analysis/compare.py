@@ -169,7 +169,7 @@ def compare_runs(
       difference: true difference to compute `seeds` for, in the metric's unit; by default each measured difference.
 
     Raises:
-      InputError: a run has no such metric, or no arm can be compared with the baseline.
+      InputError: a run has no such metric or is there twice, or no arm can be compared with the baseline.
 
     Examples:
       >>> from lenet_jax.run import folder
@@ -177,6 +177,10 @@ def compare_runs(
       >>> found.name, round(found.contrast.low, 4), round(found.contrast.high, 4)  # 95 % interval over seeds
       ('connectivity=full against connectivity=table', -0.0031, 0.0003)
     """
+    for first, second in itertools.combinations(runs, 2):
+        copied = first.provenance == second.provenance and first.summary == second.summary
+        if (copied and "started" in first.provenance) or first.folder.samefile(second.folder):
+            raise InputError(f"run: {str(first.folder)!r} and {str(second.folder)!r} are the same run")
     if difference is not None and not math.isfinite(difference):
         raise InputError(f"difference: {difference!r}; allowed is a finite number")
     arms = arm_statistics(runs, metric)

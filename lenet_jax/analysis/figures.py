@@ -1,14 +1,18 @@
 """Figures of runs. Functions draw into the axes that they are given, and return them."""
 
+import functools
+import io
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -29,6 +33,8 @@ MAX_DETAILED_ARMS = 12
 MAX_LINEAR_RATIO = 12
 """Largest ratio of two values on a linear axis; above it, the axis is logarithmic."""
 
+FONT = "DejaVu Sans"  # Matplotlib's own; others are used for characters that it lacks
+
 INK = "#262626"
 """Colour of text and axes."""
 
@@ -40,21 +46,40 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "lenet_jax",  # the same figure is the same file
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
 
 
-def styled() -> AbstractContextManager[None]:
-    """The style that all figures are drawn and saved in."""
-    return matplotlib.rc_context(RC)
+def styled(texts: Iterable[str] = ()) -> AbstractContextManager[None]:
+    """The style that all figures are drawn and saved in, whatever the user's matplotlibrc; with glyphs for `texts`."""
+    fonts = dict.fromkeys([FONT, *filter(None, map(font_of, "".join(texts)))])
+    weight = "bold" if len(fonts) == 1 else "normal"  # which the other fonts may lack
+    return matplotlib.style.context(["default", RC | {"font.family": list(fonts), "axes.titleweight": weight}])
+
+
+@functools.cache
+def font_of(character: str) -> str | None:
+    """An installed upright font with a glyph for a character, `FONT` if that has one; None if there is none."""
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != FONT, entry.name)):
+        # Matplotlib's font of last resort has a box for every character.
+        if entry.style == "normal" and not entry.name.startswith("Last Resort"):
+            with suppress(OSError, RuntimeError):  # a file that FreeType can't read
+                if font_manager.get_font(entry.fname).get_char_index(ord(character)):
+                    return str(entry.name)
+    return None
+
+
+def drawable(text: str) -> str:
+    """A name as figures show it: characters without a glyph are escaped; legends leave out what begins with "_"."""
+    lines = [[c if c.isprintable() and font_of(c) else ascii(c)[1:-1] for c in line] for line in text.split("\n")]
+    return " " * text.startswith("_") + "\n".join(map("".join, lines))
 
 
 def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure:
     """A figure of one function that draws into axes, high enough for a column of `labels`."""
     lines = sum(label.count("\n") + 1.5 for label in labels)
-    with styled():
+    with styled(labels):
         made = Figure(figsize=(8.0, max(4.4, 1.0 + 0.19 * lines)), layout="constrained")
         draw(made.add_subplot())
         made.draw_without_rendering()
@@ -64,10 +89,15 @@ def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure
 
 def save(made: Figure, path: Path) -> None:
     """Writes a PNG or an SVG, by the path's suffix; atomically."""
-    kind = path.suffix[1:]
-    metadata = {"Date": None} if kind == "svg" else None
+    files.replace_file(path, functools.partial(Path.write_bytes, data=rendered(made, path.suffix[1:])))
+
+
+def rendered(made: Figure, kind: str) -> bytes:
+    """The content of a ``png`` or ``svg`` file; rendered before a file is opened, which a kill then rarely finds."""
+    stream = io.BytesIO()
     with styled():
-        files.replace_file(path, lambda partial: made.savefig(partial, format=kind, dpi=130, metadata=metadata))
+        made.savefig(stream, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+    return stream.getvalue()
 
 
 def style(arm: int) -> dict[str, Any]:
@@ -90,7 +120,7 @@ def mean_and_interval(values: pd.DataFrame, label: str, index: int, axes: Axes) 
     rows = [row[np.isfinite(row)] for row in values.to_numpy()]
     # Clipped: with an outlier, Student's interval of an error can go below 0.
     low, high = zip(*(np.clip(stats.t_interval(row), row.min(), row.max()) for row in rows), strict=True)
-    axes.plot(values.index, [row.mean() for row in rows], label=label, linewidth=2, zorder=3, **style(index))
+    axes.plot(values.index, [row.mean() for row in rows], label=drawable(label), linewidth=2, zorder=3, **style(index))
     axes.fill_between(values.index, low, high, color=style(index)["color"], alpha=0.2, linewidth=0, zorder=2)
 
 
@@ -165,7 +195,7 @@ def final_values(
         axes.plot([mean, mean], [row - 0.33, row + 0.33], color=color, linewidth=2)
         above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         axes.annotate(metrics.show(mean, metric), (mean, row - 0.33), color=color, **above)
-    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_yticks(range(len(arms)), list(map(drawable, arms)))
     axes.set_ylim(len(arms) - 0.4, -0.7)
     seen = [value for values, _ in arms.values() for value in values]
     if min(seen) > 0 and max(seen) > MAX_LINEAR_RATIO * min(seen):
@@ -200,7 +230,7 @@ def forest(
         color = COLORS[0] if significant else "#767676"
         axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
         axes.plot(mean, row, "o", color=color, markerfacecolor=color if significant else "white", markersize=7)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), list(map(drawable, rows)))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     if percent:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
@@ -214,7 +244,7 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
     """
     for index, (arm, (curve, chosen)) in enumerate(curves.items()):
         color = style(index)["color"]
-        axes.plot(curve.index, curve.mean(axis=1), label=arm, linewidth=1.5, marker=".", **style(index))
+        axes.plot(curve.index, curve.mean(axis=1), label=drawable(arm), linewidth=1.5, marker=".", **style(index))
         axes.fill_between(curve.index, curve.min(axis=1), curve.max(axis=1), color=color, alpha=0.15, linewidth=0)
         if chosen in curve.index:
             axes.plot(chosen, curve.loc[chosen].mean(), "*", color=color, markersize=14, markeredgecolor="white")
@@ -224,7 +254,7 @@ def tuning_curves(curves: Mapping[str, tuple[pd.DataFrame, float]], name: str, a
     axes.xaxis.set_minor_formatter(NullFormatter())
     logarithmic(axes)
     title = "Tuning: mean and range over seeds; star: chosen value"
-    return finish(axes, title, name.replace("_", " "), value_axis(axes.yaxis, "validation_error"))
+    return finish(axes, title, drawable(name.replace("_", " ")), value_axis(axes.yaxis, "validation_error"))
 
 
 def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
@@ -236,7 +266,7 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     columns = min(2, len(matrices))
     rows = -(-len(matrices) // columns)
     lines = max(arm.count("\n") + 1 for arm in matrices)
-    with styled():
+    with styled(matrices):
         made = Figure(figsize=(5.0 * columns, (4.4 + 0.16 * lines) * rows), layout="constrained")
         grid = made.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(matrices) :]:
@@ -250,7 +280,7 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             axes.set_xticks(range(percent.shape[1]), ["none" if label == -1 else str(label) for label in percent])
             axes.set_yticks(range(percent.shape[0]), list(percent.index))
             axes.set(xlabel="predicted", ylabel="class")
-            axes.set_title(arm, fontsize=9)
+            axes.set_title(drawable(arm), fontsize=9)
     return made
 
 
@@ -264,5 +294,5 @@ def digits(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) 
             axes.set_axis_off()
         for axes, image, caption in zip(grid, images, captions, strict=False):
             axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(caption, y=-0.3, fontsize=8, fontweight="normal", loc="center")
+            axes.set_title(drawable(caption), y=-0.3, fontsize=8, fontweight="normal", loc="center")
     return made

@@ -80,7 +80,7 @@ def show(value: float | None, metric: str, sign: str = "") -> str:
     if value is None or not np.isfinite(value):
         return "-"
     if is_percent(metric):
-        return f"{100 * value:{sign}.2f}"
+        return stats.percent(value, sign)
     digits = {"seconds": 1, "samples_per_second": 0}.get(metric, 1 if metric.startswith(EPOCHS_TO) else 4)
     return f"{value:{sign},.{digits}f}"
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lenet_jax.analysis.dynamics import LAYERS, Reading
-from lenet_jax.analysis.figures import COLORS, styled
+from lenet_jax.analysis.figures import COLORS, drawable, styled
 from lenet_jax.evaluate import Evaluation
 from lenet_jax.layers import BITMAP_SHAPE, BITMAPS
 from lenet_jax.layers import Table as Connections
@@ -145,7 +145,7 @@ def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str],
 
     `tables` maps arms to tables, `columns` the tables' columns to labels of axes.
     """
-    with styled():
+    with styled(tables):
         made = Figure(figsize=(8.4, 0.4 + 2.4 * len(columns)), layout="constrained")
         grid = made.subplots(len(columns), len(tables), squeeze=False, sharex=True, sharey="row")
         for row, (column, label) in zip(grid, columns.items(), strict=True):
@@ -156,7 +156,7 @@ def layer_figure(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, str],
             row[0].set_ylabel(label)
             row[0].margins(y=0.08)
         for top, bottom, arm in zip(grid[0], grid[-1], tables, strict=True):
-            top.set_title(arm.replace(", ", ",\n"), fontsize=10)
+            top.set_title(drawable(arm).replace(", ", ",\n"), fontsize=10)
             bottom.set_xlabel("epoch")
         grid[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return made
@@ -171,7 +171,7 @@ def path_curves(shares: np.ndarray, paths: Mapping[str, Evaluation], metric: str
     for index, (name, found) in enumerate(paths.items()):
         values = factor * np.asarray(getattr(found, metric))
         color = COLORS[index % len(COLORS)]
-        axes.plot(shares, values, color=color, marker="os^D"[index % 4], markersize=3.5, label=name)
+        axes.plot(shares, values, color=color, marker="os^D"[index % 4], markersize=3.5, label=drawable(name))
         axes.plot(shares[[0, -1]], values[[0, -1]], color=color, linewidth=0.8, linestyle="--")
     axes.set(xlabel="share of the second network", ylabel=label)
     axes.grid(axis="y", alpha=0.25)

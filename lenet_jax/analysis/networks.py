@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from lenet_jax.errors import InputError, check_choice
 from lenet_jax.initializers import INITIALIZERS
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.model import Architecture, Params
-from lenet_jax.run import checkpoints, parts
+from lenet_jax.run import checkpoints, files, parts
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.folder import ArmSummary
 from lenet_jax.run.parts import EXPERIMENT
@@ -44,7 +45,7 @@ class TrainedRun(run_folder.Run):
     def seeds(self, arm: str = "") -> list[int]:
         """Seeds of an arm's networks."""
         settings, _, _ = self._recorded(arm)
-        return list(range(settings["first_seed"], settings["first_seed"] + settings["seeds"]))
+        return list(range(settings["first_seed"], settings["first_seed"] + self.arm(arm).seeds))
 
     def architecture(self, arm: str = "") -> Architecture:
         """The architecture of an arm's networks."""
@@ -67,11 +68,19 @@ class TrainedRun(run_folder.Run):
         """
         name, seeds = self.arm(arm).name, self.seeds(arm)
         if name not in self._networks:
-            folder = self.folder / run_folder.CHECKPOINTS / run_folder.folder_name(name)
-            arrays = checkpoints.networks(folder, len(seeds))
+            folder = run_folder.arm_folder(self.folder / run_folder.CHECKPOINTS, name)
+            if os.path.lexists(folder.parent):
+                files.size_of(folder.parent)  # links and pipes are refused
+            store = checkpoints.ArmStore(folder, identity=self.arm(arm).identity or "")
+            arrays = checkpoints.networks(store, len(seeds))
             init = functools.partial(model.init, architecture=self.architecture(name))
             shapes = jax.eval_shape(init, jax.random.key(0))
-            leaves = [jnp.asarray(arrays[f"params/{leaf}"]) for leaf, _ in population.leaves_of(shapes)]
+            kinds = {
+                f"params/{leaf}": ((len(seeds), *one.shape), one.dtype) for leaf, one in population.leaves_of(shapes)
+            }
+            if {leaf: (arrays[leaf].shape, arrays[leaf].dtype) for leaf in kinds.keys() & arrays.keys()} != kinds:
+                raise InputError(f"run: {str(folder)!r} holds other networks than its settings describe")
+            leaves = [jnp.asarray(arrays[leaf]) for leaf in kinds]
             self._networks[name] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         if seed is None:
             return self._networks[name]
@@ -110,6 +119,10 @@ class TrainedRun(run_folder.Run):
             raise InputError(
                 f"run: {str(self.folder)!r} holds no trained networks; train them again with "
                 f"--config=experiments/stored.py:{self.folder} --workdir=NEW"
+            )
+        if missing := {"activation", "initializer", "padding", "first_seed"} - set(row.settings):
+            raise InputError(
+                f"run: {str(self.folder)!r} is damaged: settings of arm {row.name!r} lack {min(missing)!r}"
             )
         return row.settings, row.scaling, row.classes
 

@@ -21,8 +21,11 @@ from lenet_jax import __version__, stats
 from lenet_jax.analysis import compare, figures, metrics, tables
 from lenet_jax.analysis.compare import Comparison, TestedContrast
 from lenet_jax.data import datasets
+from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError
+from lenet_jax.output import escaped
 from lenet_jax.run import files, tuning
+from lenet_jax.run.folder import MAX_FOLDER_BYTES, Run, folder_name
 
 MAX_FOREST_ROWS = 60
 """Rows of a forest plot; the tables hold all."""
@@ -55,36 +58,47 @@ class Digit(NamedTuple):
     misclassified: Mapping[Any, float]  # arm -> fraction of its networks
 
 
-def write(comparison: Comparison, out: Path, command: str = "") -> list[Path]:
+def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset | None = None) -> list[Path]:
     """Writes `comparison.csv`, `differences.csv`, `comparison.md`, `report.html` and figures; returns the files.
 
-    The folder `out` is created if needed; `command` is the user's, for the page.
+    The folder `out` is created if needed; `command` is the user's, for the page. `dataset` is what the arms were tested
+    on, if the user names it: of those that runs name, only the package's own are opened.
 
     Raises:
       InputError: `out` can't be written.
     """
-    drawn = figures_of(comparison)
-    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
-    if comparison.judgements:
-        differences = tables.judgement_frame(comparison.judgements, comparison.metric)
-        texts["differences.csv"] = differences.to_csv(index=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        images = [out / f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
-        for file in images:
-            figures.save(drawn[file.stem].figure, file)
-        svgs = {name: (out / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
-        texts |= {"comparison.md": markdown_page(comparison), "report.html": html(comparison, drawn, svgs, command)}
-        for name, text in texts.items():
-            files.replace_file(out / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:
         raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
-    return [*(out / name for name in texts), *images]
+    drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
+    images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
+    texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
+    if tested := comparison.judgements:
+        texts["differences.csv"] = tables.judgement_frame(tested, comparison.metric).to_csv(index=False)
+    texts |= {
+        "comparison.md": markdown_page(comparison),
+        "report.html": html(comparison, drawn, images, command, dataset),
+    }
+    contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
+    for name, content in contents.items():  # all at once: a kill before leaves the comparison of before
+        for left in files.partials_of(out / name):
+            left.unlink(missing_ok=True)
+        files.replace_file(out / name, functools.partial(Path.write_bytes, data=content))
+    return [out / name for name in contents]
+
+
+def default_folder(runs: Sequence[Run], metric: str) -> Path:
+    """The folder that a comparison is written into by default: of a single run, or beside the first of several."""
+    folder, name = runs[0].folder, "-".join(["compare", *(run.folder.absolute().name for run in runs)])
+    short = name if len(name.encode(errors="replace")) <= MAX_FOLDER_BYTES else folder_name(name)
+    found = folder / "plots" if len(runs) == 1 else folder.parent / short
+    return found if metric == "test_error" else found / folder_name(metric)
 
 
 def label_lines(label: str) -> str:
     """An arm's name for a figure: run and axes on lines of their own."""
-    return wrapped(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", label))
+    return wrapped(re.sub(r"(?<=[,:]) ?(?=\S)", "\n", figures.drawable(label)))
 
 
 def wrapped(text: str) -> str:
@@ -98,12 +112,12 @@ def markdown_page(comparison: Comparison) -> str:
     """The comparison as Markdown."""
     metric, tested = comparison.metric, comparison.judgements
     blocks = [tables.summary(comparison), tables.arms_title(metric) + ":"]
-    blocks = [tables.escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
+    blocks = [escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
     if tested:
-        blocks += [tables.escaped(tables.differences_title(metric)) + ":"]
+        blocks += [escaped(tables.differences_title(metric)) + ":"]
         blocks += [tables.markdown_table(*tables.judgement_cells(tested, metric))]
     if comparison.notes:
-        blocks.append("\n".join(f"- {tables.escaped(note)}" for note in comparison.notes))
+        blocks.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
 
 
@@ -153,7 +167,7 @@ def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str) -
     """Differences or effects as a forest plot."""
     rows = {}
     for tested in judgements:
-        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", tested.name))
+        name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", figures.drawable(tested.name)))
         rows[name] = (tested.contrast.mean, tested.contrast.low, tested.contrast.high, tested.significant)
     percent, label = metrics.is_percent(metric), f"difference in {metrics.label(metric, metrics.difference_unit)}"
     title = "Mean, 95 % interval over seeds; filled: corrected p < 0.05"
@@ -200,13 +214,19 @@ def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
     }
 
 
-def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mapping[str, str], command: str) -> str:
+def html(
+    comparison: Comparison,
+    drawn: Mapping[str, ReportFigure],
+    images: Mapping[str, bytes],
+    command: str,
+    dataset: Dataset | None,
+) -> str:
     """The comparison as one page without scripts or network access, for light and dark screens and screen readers."""
     metric, tested = comparison.metric, comparison.judgements
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    agreed, disputed, missing = digits_of(comparison)
+    agreed, disputed, missing = digits_of(comparison, dataset)
     predictions = predictions_of(comparison)
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
@@ -222,7 +242,7 @@ def html(comparison: Comparison, drawn: Mapping[str, ReportFigure], svgs: Mappin
         judgements=tables.judgement_cells(tested, metric) if tested else None,
         power=power_cells(comparison),
         figures=[
-            {"id": name, "svg": Markup(inline_svg(svgs[name], f"f{number}")), **figure._asdict()}
+            {"id": name, "svg": Markup(inline_svg(images[f"{name}.svg"].decode(), f"f{number}")), **figure._asdict()}
             for number, (name, figure) in enumerate(drawn.items())
         ],
         overview=overview_cells(comparison),
@@ -272,7 +292,7 @@ def class_cells(comparison: Comparison) -> tables.Cells | None:
     for name, table in predictions_of(comparison).items():
         errors = (table.label != table.predicted).groupby(table.label).mean()
         labels = labels or list(errors.index)
-        rows.append([name, *(f"{100 * errors.get(label, np.nan):.2f}" for label in labels)])
+        rows.append([name, *(metrics.show(float(errors.get(label, np.nan)), "test_error") for label in labels)])
     return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
 
 
@@ -288,7 +308,7 @@ def power_cells(comparison: Comparison) -> tables.Cells | None:
     return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
 
 
-def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
+def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[list[Digit], list[Digit], str]:
     """The test images that all arms misclassify most, those that they disagree on most, and why there are none."""
     predictions = predictions_of(comparison)
     tested_on = {(arm.data[0], arm.settings.get("dataset")) for arm in comparison.arms}
@@ -297,10 +317,10 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
     if len({fingerprint for fingerprint, _ in tested_on}) > 1:
         return [], [], "The arms were tested on different images."
     fingerprint, name = min(tested_on, key=repr)
-    dataset = datasets.at_hand(str(name), str(comparison.arms[0].settings.get("data_dir", "")))
-    if dataset is None or dataset.fingerprint != fingerprint:
-        return [], [], f"The images of {name} are not available here."
+    images = dataset or datasets.at_hand(str(name))
     fractions = metrics.misclassified_fraction(predictions)
+    if images is None or images.fingerprint != fingerprint or fractions.index.max() >= len(images.test_images):
+        return [], [], f"The images of {name} are not available here; compare --dataset=NAME opens those of a data set."
     least, most = fractions.min(axis=1), fractions.max(axis=1)
     agreed = least[least >= 0.5].nlargest(MAX_DIGITS).index
     disputed = (most - least)[most > least].nlargest(MAX_DIGITS).index
@@ -309,7 +329,7 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
     predicted = misclassified.groupby("image").predicted.agg(lambda found: found.mode().iloc[0])
 
     def digit(index: int) -> Digit:
-        source, label = data_uri(dataset.test_images[index]), int(dataset.test_labels[index])
+        source, label = data_uri(images.test_images[index]), int(images.test_labels[index])
         return Digit(index, source, label, int(predicted[index]), fractions.loc[index].to_dict())
 
     return [digit(index) for index in agreed], [digit(index) for index in disputed], ""
@@ -318,5 +338,5 @@ def digits_of(comparison: Comparison) -> tuple[list[Digit], list[Digit], str]:
 def data_uri(image: np.ndarray) -> str:
     """A grey image [rows, columns] as a PNG in a data URI, black on white."""
     stream = io.BytesIO()
-    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png")
+    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png", origin="upper")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

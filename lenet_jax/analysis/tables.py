@@ -1,5 +1,7 @@
 """A comparison as sentences and tables: for a terminal, as Markdown, and as data frames."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -13,6 +15,7 @@ from rich.text import Text
 from lenet_jax import stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.compare import ArmStatistics, Comparison, TestedContrast
+from lenet_jax.output import escaped, printable
 from lenet_jax.run.folder import ONLY_ARM, Run, format_value
 
 Cells = tuple[list[str], list[list[str]], int]
@@ -134,39 +137,60 @@ def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints the comparison to a terminal."""
     metric = comparison.metric
-    console.print(table(comparison.arms, metric))
+    console.print(table(comparison.arms, metric, console), crop=False)
     if comparison.judgements:
         header, lines, _ = judgement_cells(comparison.judgements, metric)
         columns = [header.index(name) for name in ("difference", "mean", "95 % CI", "p (Holm)", "seeds for 80 %")]
         # 80 columns have no room for the others; the files hold all.
         header, *lines = ([line[column] for column in columns] for line in [header, *lines])
-        console.print(text_table(differences_title(metric), header, lines, len(columns) - 1))
-    console.print(summary(comparison), highlight=False, markup=False)
-    for note in comparison.notes:
-        console.print(f"- {note}", highlight=False, markup=False)
+        console.print(text_table(differences_title(metric), (header, lines, len(columns) - 1), console), crop=False)
+    for text in (summary(comparison), *(f"- {note}" for note in comparison.notes)):
+        console.print(Text(printable(text)))
 
 
-def table(rows: Sequence[ArmStatistics], metric: str) -> Table:
+def table(rows: Sequence[ArmStatistics], metric: str, console: Console) -> Table:
     """The arms as a table for a terminal."""
     header, lines, numbers = cells(rows, metric)
     if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
         header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
-    return text_table(arms_title(metric), header, lines, numbers)
+    return text_table(arms_title(metric), (header, lines, numbers), console)
 
 
-def text_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> Table:
-    """A table for a terminal; the last `numbers` columns hold numbers."""
-    made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
-    names = len(header) - numbers
-    for name in header[:names]:
-        made.add_column(Text(name), overflow="fold")
-    for index, name in enumerate(header[names:], start=names):
-        width = max([len(line[index]) for line in lines], default=0)
-        made.add_column(Text(name.replace("_", " ")), justify="right", min_width=width)
+def text_table(title: str, cells: Cells, console: Console) -> Table:
+    """A table for a terminal or a log, in the first of its `layouts` that is not too wide: no number is cropped."""
+    for (header, lines, numbers), wrapped in itertools.product(layouts(*cells), (False, True)):
+        made = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0)
+        names, needed = len(header) - numbers, len(header) + 1
+        for index, (head, *column) in enumerate(zip(header, *lines, strict=True)):
+            heading, shown = (console.measure(Text("\n".join(text))) for text in ([head], column))
+            if index < names:  # its words are broken only if it is the only one
+                made.add_column(Text(head), overflow="fold")
+                needed += min(max(heading.minimum, shown.minimum), console.width // 4 if names == 1 else console.width)
+            else:
+                fixed = max(heading.minimum if wrapped else heading.maximum, shown.maximum)
+                made.add_column(Text(head), justify="right", width=fixed)
+                needed += fixed
+        if needed <= console.width:
+            break
+    made.width = needed if needed > console.width else None
     for line in lines:
-        broken = [cell.replace(", ", "\n").replace(",", "\n") for cell in line[:names]]
-        made.add_row(*[Text(cell) for cell in [*broken, *line[names:]]])
+        made.add_row(*map(Text, line))
     return made
+
+
+def layouts(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> list[Cells]:
+    """A table as it is; with the columns of names in one; and with those of numbers in one, too."""
+    names = len(header) - numbers
+    heads = [printable(name if index < names else name.replace("_", " ")) for index, name in enumerate(header)]
+    rows = [[printable(cell) for cell in line] for line in lines]
+    rows = [[*(re.sub(", ?", "\n", cell) for cell in row[:names]), *row[names:]] for row in rows]
+    found = [(heads, rows, numbers)]
+    if names > 1:
+        rows = [["\n".join(map("=".join, zip(heads, row[:names], strict=False))), *row[names:]] for row in rows]
+        heads, names = ["arm", *heads[names:]], 1
+        found.append((heads, rows, numbers))
+    tall = [[*row[:names], "\n".join(heads[names:]), "\n".join(row[names:])] for row in rows]
+    return [*found, ([*heads[:names], "", ""], tall, 2)]
 
 
 def markdown(rows: Sequence[ArmStatistics], metric: str) -> str:
@@ -179,11 +203,6 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], number
     rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
     whole = [list(map(escaped, header)), rule, *(list(map(escaped, line)) for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in whole) + "\n"
-
-
-def escaped(text: str) -> str:
-    """Text without characters that Markdown interprets."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:

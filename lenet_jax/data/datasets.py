@@ -20,6 +20,8 @@ from lenet_jax.errors import InputError
 EMBEDDED = Path(__file__).with_name("mnist10k.npz")
 EMBEDDED_FINGERPRINT = "sha256:916433c8bc50fea0842ffb377aacc8f3b4478e355d425ff5a5934ce2b2c5e254"
 
+MIN_WHITE = 128  # brightest pixel of images with 256 grey values, at least; their background is darker
+
 DATASETS = ("mnist10k", *prepared.SOURCES, "idx:FOLDER", "tfds:NAME")
 
 
@@ -27,7 +29,8 @@ DATASETS = ("mnist10k", *prepared.SOURCES, "idx:FOLDER", "tfds:NAME")
 class Dataset:
     """Images and labels as they were published.
 
-    Images are uint8 [N, 28, 28] or [N, 32, 32], where 0 is the background; labels are uint8 [N], from 0.
+    Images are uint8 [N, 28, 28] or [N, 32, 32], where 0 is the background; labels are uint8 [N], from 0. `notes` tell
+    what was changed on loading.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: int = 10
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         field = f"dataset: {self.name!r} has"
@@ -62,6 +66,20 @@ class Dataset:
             digest.update(f"{part} {array.dtype} {array.shape};".encode())
             digest.update(array.data)
         return f"sha256:{digest.hexdigest()}"
+
+
+def notes_on(dataset: Dataset) -> list[str]:
+    """What a user should know of a data set: its `notes`, and pixels that are not those of light digits on black."""
+    notes = list(dataset.notes)
+    for split in ("train", "test"):
+        images = getattr(dataset, f"{split}_images")
+        if images.max() < MIN_WHITE:
+            notes.append(
+                f"{split} images have pixels from {images.min()} to {images.max()}; expected 0 (background) to 255"
+            )
+        if np.median(images[:, [0, 0, -1, -1], [0, -1, 0, -1]]) >= MIN_WHITE:
+            notes.append(f"{split} images have bright corners; expected a background of 0")
+    return notes
 
 
 def load(name: str, data_dir: str = "") -> Dataset:
@@ -98,12 +116,11 @@ def load(name: str, data_dir: str = "") -> Dataset:
 
 
 def at_hand(name: str, data_dir: str = "") -> Dataset | None:
-    """The data set if it can be loaded without downloading or preparing anything, else None."""
-    with contextlib.suppress(InputError):
+    """One of the package's own data sets, if nothing has to be downloaded; for names that may come from anyone."""
+    with contextlib.suppress(OSError, ValueError):  # InputError, and what names raise that are not paths
         downloads = prepared.downloads_in(prepared.data_folder(data_dir), name)
-        if name.startswith("tfds:") or (name in prepared.SOURCES and prepared.unverified(name, downloads)):
-            return None
-        return load(name, data_dir)
+        if name == "mnist10k" or (name in prepared.SOURCES and not prepared.unverified(name, downloads)):
+            return load(name, data_dir)
     return None
 
 

@@ -3,6 +3,7 @@
 import gzip
 import math
 import os
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, listed
 
 PARTS = {
     "train_images": ("train-images-idx3-ubyte", 3),
@@ -20,7 +21,18 @@ PARTS = {
 }
 """Array of a data set -> usual name of its file, and number of dimensions."""
 
-UNSIGNED_BYTE = 8
+LABELS = ("train_labels", "test_labels")
+
+PUBLISHED = re.compile(
+    r"(?:([^.].*)-)?(train|t10k|test)-(images(?=.idx3)|labels(?=.idx[12]))[-.]idx(?:[13]-ubyte|[12]-int)(?:\.gz)?"
+)
+"""Names of files as MNIST, EMNIST (``emnist-letters-test-...``), QMNIST (``...-idx2-int``) and Kaggle publish them."""
+
+PLACES = ("*idx*", "*/*idx*", "*/raw/*idx*", "*/*idx*/*idx*")  # torchvision: raw; Kaggle: folders of the files' names
+
+UNSIGNED_BYTE, INTEGER = 8, 12  # types of values in the header
+VALUES = {UNSIGNED_BYTE: ("u1", "bytes"), INTEGER: (">i4", "4-byte integers")}
+DIGITS = 10  # classes of a data set at least: a set without a nine is still one of digits
 GZIP_MAGIC = b"\x1f\x8b"
 
 MAX_BYTES = 2**33  # contents: infinite MNIST's 8.1 million digits, the largest such set, are 6.4 GB
@@ -29,14 +41,17 @@ MAX_SMALL_BYTES = 2**26  # contents of any gzipped file: sorted labels or blank 
 READ_BYTES = 2**20  # read at a time: memory is allocated for what a file holds, not for what it promises
 
 
-def read(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array in an IDX file, gzipped or not, with this number of dimensions: 3 for images, 1 for labels.
+def read(path: Path, dimensions: int, kind: int = UNSIGNED_BYTE) -> np.ndarray:
+    """The array in an IDX file, gzipped or not, with this number of dimensions: 3 for images, 1 for labels.
+
+    `kind` is a key of `VALUES`: unsigned bytes, or the 32-bit integers of QMNIST's labels.
 
     Raises:
       InputError: the file cannot be read, is not such an IDX file, is empty or far too large, or holds fewer or more
         bytes than its header promises.
     """
     name = repr(str(path))
+    dtype, unit = np.dtype(VALUES[kind][0]), VALUES[kind][1]
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
@@ -45,18 +60,19 @@ def read(path: Path, dimensions: int) -> np.ndarray:
             zipped = probe.read(2) == GZIP_MAGIC
         with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
             header = stream.read(4 + 4 * dimensions)
-            if header[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)) or len(header) < 4 + 4 * dimensions:
+            expected = bytes((0, 0, kind, dimensions))
+            if header[:4] != expected or len(header) < 4 + 4 * dimensions:
                 raise InputError(
-                    f"{name}: starts with bytes {header[:4].hex()!r}; an IDX file of unsigned bytes with "
-                    f"{dimensions} dimension(s) starts with '000008{dimensions:02x}' and its sizes"
+                    f"{name}: starts with bytes {header[:4].hex()!r}; an IDX file of {unit} with "
+                    f"{dimensions} dimension(s) starts with {expected.hex()!r} and its sizes"
                 )
             shape = tuple(np.frombuffer(header, ">u4", dimensions, offset=4).tolist())
-            promised = math.prod(shape)
+            promised = math.prod(shape) * dtype.itemsize
             most = max(MAX_SMALL_BYTES, MAX_GZIP_RATIO * status.st_size) if zipped else status.st_size
             allowed = min(most, MAX_BYTES)
             if not 0 < promised <= allowed:
                 what = f"more than the {allowed} accepted from a file of {status.st_size}" if promised else "none"
-                raise InputError(f"{name}: its header promises {shape} bytes, {what}")
+                raise InputError(f"{name}: its header promises {shape} {unit}, {what}")
             content = bytearray()
             while piece := stream.read(min(READ_BYTES, promised + 1 - len(content))):
                 content += piece
@@ -68,33 +84,84 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     if len(content) != promised:
         held = "more" if len(content) > promised else f"{len(content)}"
         raise InputError(f"{name}: its header promises {promised} bytes {shape}, the file holds {held}")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The labels in an IDX file, uint8 [N]; of several columns (QMNIST's have eight) the first.
+
+    Raises:
+      InputError: see `read`; or a label is not from 0 to 255.
+    """
+    stored = path.name.removesuffix(".gz").rsplit("idx")[-1]  # "1-ubyte", "1-int" or "2-int"
+    labels = read(path, int(stored[0]), INTEGER if "int" in stored else UNSIGNED_BYTE)
+    labels = labels.reshape(len(labels), -1)[:, 0]
+    if labels.min() < 0 or labels.max() > 255:  # the cast to uint8 would wrap them
+        raise InputError(f"{str(path)!r}: has labels {labels.min()} to {labels.max()}; allowed are 0 to 255")
+    return labels.astype(np.uint8)
 
 
 def read_folder(folder: Path, name: str) -> dict[str, Any]:
-    """The four arrays in a folder of IDX files, or in one of torchvision's ``raw`` folders below it.
+    """The data set in a folder of IDX files, or in a folder below it, as fields of `datasets.Dataset`.
 
-    `name` is the data set's, for messages.
+    There are ten classes, or as many as the largest label needs; labels from 1 to ten or more become classes from 0.
+
+    Args:
+      folder: the folder. Where it holds several data sets, as EMNIST's does, the last part of the path is the prefix of
+        one's files: ``gzip/emnist-letters``.
+      name: the data set's, for messages.
     """
-    folders = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
-    found = [find(candidate) for candidate in folders]
-    complete = [files for files in found if len(files) == len(PARTS)]
-    if not complete:
-        fullest = max(found, key=len)
-        missing = ", ".join(f"{file}[.gz]" for part, (file, _) in PARTS.items() if part not in fullest)
-        raise InputError(f"dataset: {name!r} lacks {missing}; searched {', '.join(map(repr, map(str, folders)))}")
-    if len(complete) > 1 and complete[0] is not found[0]:
-        several = ", ".join(repr(str(files["train_images"].parent)) for files in complete)
-        raise InputError(f"dataset: {name!r} holds several data sets; choose one of the folders {several}")
-    return {part: read(complete[0][part], dimensions) for part, (_, dimensions) in PARTS.items()}
+    prefix, files = choose(folder, name)
+    arrays = {part: read_labels(files[part]) if part in LABELS else read(files[part], 3) for part in PARTS}
+    lowest, highest = min(arrays[part].min() for part in LABELS), max(arrays[part].max() for part in LABELS)
+    first = np.uint8(lowest == 1 and highest >= DIGITS)  # digits without a zero stay what they are
+    classes = max(DIGITS, int(highest - first) + 1)
+    notes = []
+    if highest >= DIGITS:
+        notes.append(f"labels {lowest} to {highest} are read as {classes} classes, 0 to {classes - 1}")
+    if prefix.startswith("emnist"):
+        notes.append("EMNIST publishes its images transposed; they are used as they are")
+    return arrays | {part: arrays[part] - first for part in LABELS} | {"classes": classes, "notes": tuple(notes)}
 
 
-def find(folder: Path) -> dict[str, Path]:
-    """Array -> its IDX file, for those that are in a folder; a plain file takes precedence over a gzipped one."""
-    files = {}
-    for part, (file, _) in PARTS.items():
-        # Published as train-images-idx3-ubyte; some programs unpack it as train-images.idx3-ubyte.
-        paths = [folder / (name + suffix) for suffix in ("", ".gz") for name in (file, file.replace("-idx", ".idx"))]
-        if found := [path for path in paths if os.path.isfile(path)]:
-            files[part] = found[0]
-    return files
+def choose(folder: Path, name: str) -> tuple[str, dict[str, Path]]:
+    """The prefix and the four files of the data set that a path stands for; see `read_folder`.
+
+    Raises:
+      InputError: a file is missing, or the path stands for none or several of the data sets found.
+    """
+    folder, prefix = (folder, "") if os.path.isdir(folder) else (folder.parent, folder.name)
+    found = find(folder)
+    complete = [key for key, files in found.items() if len(files) == len(PARTS)]
+    choices = [key for key in complete if prefix in ("", key[1])]
+    # What is in the folder itself goes before what is below it, and there MNIST's own names go before a prefix.
+    for nearer in ([key for key in choices if key[0] == folder], [key for key in choices if key == (folder, prefix)]):
+        choices = nearer or choices
+    if len(choices) == 1:
+        return choices[0][1], found[choices[0]]
+    if complete:
+        held = "holds several data sets" if choices else "is not a data set"
+        allowed = [f"idx:{place / start}" for place, start in sorted(choices or complete)]
+        raise InputError(f"dataset: {name!r} {held}; choose one of {listed(allowed, name)}")
+    (_, start), fullest = max(found.items(), key=lambda item: len(item[1]), default=((folder, ""), {}))
+    missing = [f"{start and start + '-'}{file}[.gz]" for part, (file, _) in PARTS.items() if part not in fullest]
+    raise InputError(
+        f"dataset: {name!r} lacks {', '.join(missing)}; searched {str(folder / prefix)!r} and the folders in it"
+    )
+
+
+def find(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
+    """The folder and prefix of every data set in a folder and below it -> array -> its IDX file.
+
+    A file beside others takes precedence over one in a folder of its own, a plain file over a gzipped one.
+    """
+    found: dict[tuple[Path, str], dict[str, Path]] = {}
+    paths = {path for place in PLACES for path in folder.glob(place)}
+    for path in sorted(paths, key=lambda path: (len(path.parts), path.suffix == ".gz", path)):
+        published = PUBLISHED.fullmatch(path.name)
+        if published and os.path.isfile(path):
+            prefix, split, kind = published.groups(default="")
+            place = path.parent.parent if PUBLISHED.fullmatch(path.parent.name) else path.parent
+            files = found.setdefault((place, prefix), {})
+            files.setdefault(f"{'train' if split == 'train' else 'test'}_{kind}", path)
+    return found

@@ -7,10 +7,11 @@ only the last states of tested members: the trained networks. Nothing in these f
 
 import contextlib
 import dataclasses
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,14 @@ import pandas as pd
 from lenet_jax import distributed
 from lenet_jax.errors import InputError
 from lenet_jax.population import Snapshot
-from lenet_jax.run import locks
+from lenet_jax.run import cleanup, locks
+from lenet_jax.run.cleanup import ARM, ATTEMPTS, DAMAGED, STATES, TRAINED
 from lenet_jax.run.files import digest_of, read_sealed, read_table, write_sealed, write_table, writing
 from lenet_jax.run.folder import METRICS, PREDICTIONS
 from lenet_jax.run.plan import TESTED
 from lenet_jax.run.progress import say
-from lenet_jax.run.states import Checkpoint, read_state, steps_in, write_state
+from lenet_jax.run.states import Checkpoint, OtherRunError, check_identity, read_state, steps_in, write_state
 
-ARM, TRAINED, STATES, ATTEMPTS = "arm.json", "trained.json", "states", "attempts"
 MAX_SAVE_OVERHEAD = 0.05
 """Largest fraction of the training time that is spent on saving, unless every segment is to be saved."""
 
@@ -52,15 +53,12 @@ class PopulationResult(NamedTuple):
 
 
 class Chunk:
-    """Members that train together, `start` to `stop` of their phase, and the folder of their files.
+    """Members that train together, `start` to `stop` of their phase, and the folder of their files in a store."""
 
-    They are to be saved every `every` seconds; 0 saves each segment.
-    """
-
-    def __init__(self, folder: Path, every: float) -> None:
+    def __init__(self, folder: Path, store: "ArmStore") -> None:
         self.folder = folder
         self.start, self.stop = (int(number) for number in folder.name.split("-")[-2:])
-        self._every = every
+        self._store = store
         self._saved_at = time.monotonic()
         self._cost_s = 0.0
 
@@ -76,12 +74,15 @@ class Chunk:
         found = None
         try:
             about = read_sealed(self.folder / TRAINED)
+            check_identity(self.folder / TRAINED, about.pop("identity", None), self._store.identity)
             tables = {PREDICTIONS: pd.DataFrame()}
             for name, digest in about.pop("sha256").items():
                 if digest_of(self.folder / name) != digest:
                     raise InputError(f"{str(self.folder / name)!r} is corrupt")
                 tables[name] = read_table(self.folder / name)
             found = PopulationResult(tables[METRICS], tables[PREDICTIONS], **about)
+        except OtherRunError:
+            raise
         except InputError as error:
             say(f"{error}; these members are measured again")
         return found if distributed.all_gather(np.int32(found is not None)).all() else None
@@ -91,27 +92,29 @@ class Chunk:
         states, found = self.folder / STATES, None
         for step in reversed(steps_in(states)) if distributed.primary() else ():
             try:
-                found = read_state(states, step)
+                found = read_state(states, step, self._store.identity)
                 break
+            except OtherRunError:
+                raise
             except InputError as error:
-                aside = self.folder / f"damaged-{step}"
+                aside = self.folder / f"{DAMAGED}-{step}"
                 say(f"{error}: moved to {str(aside)!r}, resuming from the state before")
                 shutil.rmtree(aside, ignore_errors=True)
                 (states / str(step)).rename(aside)
         agreed = distributed.from_primary(found.step if found else -1)
-        return read_state(states, agreed) if agreed >= 0 and not found else found
+        return read_state(states, agreed, self._store.identity) if agreed >= 0 and not found else found
 
     def last(self) -> Checkpoint:
         """The state at the end of the training; raises InputError if it is missing or corrupt. Moves nothing."""
         steps = steps_in(self.folder / STATES)
         if not steps:
             raise InputError(f"run: {str(self.folder / STATES)!r} is missing")
-        return read_state(self.folder / STATES, steps[-1])
+        return read_state(self.folder / STATES, steps[-1], self._store.identity)
 
     def due(self) -> bool:
         """Whether it is time to save."""
-        waited = time.monotonic() - self._saved_at
-        return waited >= self._every and (not self._every or self._cost_s <= MAX_SAVE_OVERHEAD * waited)
+        waited, every = time.monotonic() - self._saved_at, self._store.every
+        return waited >= every and (not every or self._cost_s <= MAX_SAVE_OVERHEAD * waited)
 
     def save(self, saved: Checkpoint, since: float | None = None) -> None:
         """Saves a state and removes older ones; raises StorageError, and keeps them, if it can't be written whole.
@@ -119,7 +122,8 @@ class Chunk:
         The cost of saving counts from `since`: `time.monotonic()` before the snapshot was taken; None for now.
         """
         started = time.monotonic() if since is None else since
-        write_state(self.folder / STATES, saved)
+        self._store.check()
+        write_state(self.folder / STATES, saved, self._store.identity)
         self._saved_at = time.monotonic()
         self._cost_s = self._saved_at - started
 
@@ -127,11 +131,12 @@ class Chunk:
     def finish(self, trained: PopulationResult, last: Checkpoint | None) -> None:
         """Saves the measurements and the last state, if it is given, and removes all other states."""
         states = self.folder / STATES
+        self._store.check()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if last is not None and not (states / str(last.step)).exists():
             self.save(last)
-        about = trained._asdict()
+        about = trained._asdict() | {"identity": self._store.identity}
         tables = {METRICS: about.pop("metrics"), PREDICTIONS: about.pop("predictions")}
         about["sha256"] = {}
         for name, table in tables.items():
@@ -139,9 +144,7 @@ class Chunk:
                 write_table(self.folder / name, table)
                 about["sha256"][name] = digest_of(self.folder / name)
         write_sealed(self.folder / TRAINED, about)
-        for state in states.glob("*"):
-            if last is None or state.name != str(last.step):
-                shutil.rmtree(state, ignore_errors=True)
+        cleanup.remove(states, cleanup.OF_STATES, keep={states / str(last.step)} if last else ())
 
     def split_in_half(self) -> None:
         """Replaces this chunk by two, which get their parts of the saved state. Only one process calls it."""
@@ -149,25 +152,39 @@ class Chunk:
         phase = self.folder.name.rsplit("-", 2)[0]
         if saved := self.latest():
             # The first half comes last: once it exists, `chunk_at` finds it instead of the whole.
-            second = Chunk(self.folder.with_name(f"{phase}-{middle}-{self.stop}"), self._every)
+            second = Chunk(self.folder.with_name(f"{phase}-{middle}-{self.stop}"), self._store)
             second.save(saved.part(slice(middle - self.start, None)))
-            first = Chunk(self.folder.with_name(f"{phase}-{self.start}-{middle}"), self._every)
+            first = Chunk(self.folder.with_name(f"{phase}-{self.start}-{middle}"), self._store)
             first.save(saved.part(slice(middle - self.start)))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        cleanup.remove(self.folder.parent, cleanup.Owned("", {re.escape(self.folder.name): cleanup.OF_CHUNK}))
 
 
 @dataclasses.dataclass(frozen=True)
 class ArmStore:
-    """The checkpoints of an arm, in a folder; chunks in training are saved every `every` seconds."""
+    """The checkpoints of an arm.
+
+    Attributes:
+      folder: their folder.
+      every: seconds between states of members in training; 0 saves each segment.
+      identity: see `plan.ArmPlan.identity`; "" reads everything, as readers of older runs have to.
+      lock: of the run folder, in the process that writes.
+    """
 
     folder: Path
-    every: float
+    every: float = 0
+    identity: str = ""
+    lock: locks.Lock | None = None
+
+    def check(self) -> None:
+        """Raises StorageError if the run folder isn't this process's any more; see `locks.Lock.check`."""
+        if self.lock:
+            self.lock.check()
 
     def chunk(self, phase: str, start: int, size: int) -> Chunk:
         """The chunk of a phase that starts at a member: the one that was begun, or else a new one of this size."""
-        begun = chunk_at(self.folder, phase, start)
+        begun = chunk_at(self, phase, start)
         stop = start + distributed.from_primary(begun.size if begun else size)
-        return Chunk(self.folder / f"{phase}-{start}-{stop}", self.every)
+        return Chunk(self.folder / f"{phase}-{start}-{stop}", self)
 
     @property
     def finished(self) -> bool:
@@ -176,62 +193,69 @@ class ArmStore:
         if distributed.primary() and path.exists():
             try:
                 self.row()
+            except OtherRunError:
+                raise
             except InputError as error:
                 say(f"{error}; it is rebuilt")
                 path.unlink()
         return distributed.wait_visible(path)
 
     def row(self) -> dict[str, Any]:
-        """The arm's row of the summary."""
-        return read_sealed(self.folder / ARM)
+        """The arm's row of the summary; raises InputError if it is corrupt or another arm's."""
+        row = read_sealed(self.folder / ARM)
+        check_identity(self.folder / ARM, row.get("identity"), self.identity)
+        return row
 
     @distributed.primary_only
     def finish(self, row: Mapping[str, Any]) -> None:
         """Saves the arm's row of the summary, which marks it as finished."""
+        self.check()
         write_sealed(self.folder / ARM, row)
 
-    def prune(self) -> None:
-        """Removes what the run folder contains by now, and keeps the trained networks."""
-        keep = {self.folder / locks.LOCK}
-        for chunk in tested_chunks(self.folder):
+    @property
+    def needed(self) -> set[Path]:
+        """What stays of a finished run: the trained networks, and the lock."""
+        keep = {self.folder / cleanup.LOCK}
+        for chunk in tested_chunks(self):
             states = chunk.folder / STATES
-            if steps := steps_in(states):
-                keep |= {chunk.folder, states, states / str(steps[-1])}
-        for pattern in ("*", "*/*", f"*/{STATES}/*"):
-            for path in set(self.folder.glob(pattern)) - keep:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
+            keep |= {states / str(step) for step in steps_in(states)[-1:]}
+        return keep
 
 
-def chunk_at(folder: Path, phase: str, start: int) -> Chunk | None:
+def chunk_at(store: ArmStore, phase: str, start: int) -> Chunk | None:
     """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
-    begun = [Chunk(path, 0) for path in folder.glob(f"{phase}-{start}-*") if path.is_dir()]
+    found = [path for path in store.folder.glob(f"{phase}-{start}-*") if re.fullmatch(r".*-\d+-\d+", path.name)]
+    begun = [Chunk(path, store) for path in found if path.is_dir()]
     return min(begun, key=lambda chunk: chunk.size, default=None)
 
 
-def tested_chunks(folder: Path) -> list[Chunk]:
+def tested_chunks(store: ArmStore) -> list[Chunk]:
     """The chunks of an arm's tested members, in order."""
     found: list[Chunk] = []
-    while chunk := chunk_at(folder, TESTED, found[-1].stop if found else 0):
+    while chunk := chunk_at(store, TESTED, found[-1].stop if found else 0):
         found.append(chunk)
     return found
 
 
-def networks(folder: Path, members: int) -> Snapshot:
+def networks(store: ArmStore, members: int) -> Snapshot:
     """The last states of an arm's tested members, [members, ...]; raises InputError if some are missing."""
-    chunks = tested_chunks(folder)
+    chunks = tested_chunks(store)
     if sum(chunk.size for chunk in chunks) != members:
-        raise InputError(f"run: {str(folder)!r} doesn't contain the {members} trained networks (any more)")
+        raise InputError(f"run: {str(store.folder)!r} doesn't contain the {members} trained networks (any more)")
     states = [chunk.last().state for chunk in chunks]
     return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
 
 
 @distributed.primary_only
 def record_attempt(checkpoint_dir: Path, environment: Mapping[str, Any]) -> None:
-    """Records an attempt at a run; reports if the first one had other versions or another processor."""
+    """Records an attempt at a run; reports if the first one had other versions or another processor.
+
+    Raises:
+      InputError: it had other data.
+    """
     before = read_attempts(checkpoint_dir)
+    if before:
+        check_data(before[0].get("fingerprints", {}), environment["fingerprints"])
     for name in ("versions", "processor"):
         if before and before[0][name] != environment[name]:
             say(f"this run was begun with {name} {before[0][name]}: low-order digits may differ")
@@ -242,10 +266,21 @@ def record_attempt(checkpoint_dir: Path, environment: Mapping[str, Any]) -> None
     write_sealed(attempts / name, environment)
 
 
+def check_data(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises InputError if a data set has another fingerprint than when the run began."""
+    for name in before.keys() & now.keys():
+        if before[name] != now[name]:
+            raise InputError(
+                f"dataset: {name!r} holds other images or labels than when this run began (fingerprint {now[name]}, "
+                f"then {before[name]}); restore them, or name another folder for a new run"
+            )
+
+
 def read_attempts(checkpoint_dir: Path) -> list[dict[str, Any]]:
     """The environments of all attempts at a run, in order. Corrupt ones are reported and removed."""
     found = []
-    for path in sorted((checkpoint_dir / ATTEMPTS).glob("*.json")):
+    ours = re.compile(cleanup.OF_ATTEMPTS.files)
+    for path in filter(lambda path: ours.fullmatch(path.name), sorted((checkpoint_dir / ATTEMPTS).glob("*.json"))):
         try:
             found.append(read_sealed(path))
         except InputError as error:
@@ -254,19 +289,19 @@ def read_attempts(checkpoint_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def prune(checkpoint_dir: Path) -> None:
+def prune(checkpoint_dir: Path, stores: Collection[ArmStore]) -> None:
     """Removes what a finished run doesn't need; the attempts last, as a sign that something is left to remove."""
-    for folder in checkpoint_dir.iterdir():
-        if folder.is_dir() and folder.name != ATTEMPTS:
-            ArmStore(folder, 0).prune()
-    (checkpoint_dir / locks.TURN).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint_dir / ATTEMPTS, ignore_errors=True)
+    keep = {checkpoint_dir / cleanup.LOCK}.union(*(store.needed for store in stores))
+    owned = cleanup.of_run([store.folder.name for store in stores])
+    attempts = {ATTEMPTS: owned.folders[ATTEMPTS]}
+    cleanup.remove(checkpoint_dir, owned, keep | {*(checkpoint_dir / ATTEMPTS).glob("*")})
+    cleanup.remove(checkpoint_dir, cleanup.Owned("", attempts))
 
 
 @distributed.primary_only
-def prune_later(checkpoint_dir: Path) -> None:
+def prune_later(checkpoint_dir: Path, stores: Collection[ArmStore]) -> None:
     """Calls `prune` if the process that finished the run ended before it could, and no other process is at work."""
-    if (checkpoint_dir / ATTEMPTS).is_dir():
+    if (checkpoint_dir / ATTEMPTS).is_dir() and not checkpoint_dir.is_symlink():
         owner = repr(str(checkpoint_dir.parent))
         with contextlib.suppress(OSError, InputError), locks.exclusive(checkpoint_dir, owner):
-            prune(checkpoint_dir)
+            prune(checkpoint_dir, stores)

@@ -4,18 +4,32 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
 
-from lenet_jax.errors import InputError, StorageError
+from lenet_jax.errors import InputError, StorageError, one_line
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 """Errors of the disk, which some libraries report by their message only."""
+
+MAX_JSON_BYTES, MAX_JSON_ITEMS, MAX_JSON_DEPTH = 2**27, 2**22, 32
+"""Of a JSON file: its bytes, its values (memory grows with both), and levels of nesting."""
+
+MAX_SMALL_TABLE, MAX_TABLE_RATIO = 2**28, 200
+"""Bytes in memory of any table, and of a larger one relative to its file: stored predictions are 40 times as large."""
+
+SPECIAL = "is a link, pipe or device; a run folder has files and folders alone (cp -rL replaces links)"
 
 SEAL = "sha256 of the rest"
 """The field of sealed JSON files that holds the digest of the other fields."""
@@ -47,9 +61,23 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     with writing(path):
         try:
             write(partial)
+            synchronize(partial)
             partial.replace(path)
+            synchronize(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def synchronize(path: Path) -> None:
+    """Waits until a file, or the list of names of a folder, is on the disk: after a power cut it is still there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems can't do this for folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def partials_of(path: Path) -> Iterator[Path]:
@@ -73,25 +101,115 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(f"{str(path)!r} can't be written ({reason}); everything saved before is kept") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises InputError if the file is missing, can't be read, or contains something else."""
+def open_file(path: Path) -> BufferedReader:
+    """Opens a file of a run folder, which may come from anyone: neither follows a link nor waits for a pipe.
+
+    Raises:
+      OSError: it is missing or can't be opened.
+      InputError: it is not a regular file.
+    """
     try:
-        content = json.loads(path.read_text())
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return stream
+        stream.close()
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # of a link, a socket and a folder
+            raise
+    raise InputError(f"run: {str(path)!r} {SPECIAL}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      InputError: the file is missing, can't be read, is too large, has a number that is not finite, or contains
+        something else.
+    """
+
+    def finite(text: str) -> float:
+        if math.isfinite(value := float(text)):
+            return value
+        raise ValueError(f"the number {text} is not finite")
+
+    def depth(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + max(map(depth, inner), default=0)
+
+    try:
+        with open_file(path) as stream:
+            data = stream.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_ITEMS:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes or {MAX_JSON_ITEMS} values")
+        content = json.loads(data, parse_float=finite, parse_constant=finite)
+        if depth(content) > MAX_JSON_DEPTH:
+            raise RecursionError
     except FileNotFoundError as error:
         raise InputError(f"run: {str(path)!r} is missing; name the folder of a finished `lenet-jax run`") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"run: {str(path)!r} can't be read as JSON ({error})") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        deep = f"more than {MAX_JSON_DEPTH} levels of nesting"
+        reason = deep if isinstance(error, RecursionError) else one_line(error)
+        raise InputError(f"run: {str(path)!r} can't be read as JSON ({reason})") from error
     if not isinstance(content, dict):
         raise InputError(f"run: {str(path)!r} does not contain a JSON object")
     return content
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Reads a table from Parquet; raises InputError if the file is missing or corrupt."""
+    """Reads a table of text, numbers and truth values from Parquet.
+
+    Raises:
+      InputError: the file is missing or corrupt, has other columns, or would take far more memory than it is large.
+    """
     try:
-        return pd.read_parquet(path, page_checksum_verification=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"run: {str(path)!r} can't be read as Parquet ({error})") from error
+        with open_file(path) as stream:
+            status = os.fstat(stream.fileno())
+            held = min(status.st_size, 512 * status.st_blocks or status.st_size)  # less than its size if it has holes
+            return decode(stream, max(MAX_SMALL_TABLE, MAX_TABLE_RATIO * held))
+    except InputError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"run: {str(path)!r} can't be read as Parquet ({one_line(error)})") from error
+
+
+def decode(stream: BufferedReader, allowed: int) -> pd.DataFrame:
+    """A table of at most `allowed` bytes in memory; raises ValueError if it is larger, or has unexpected columns."""
+    with pa.parquet.ParquetFile(stream) as file:
+        about, schema = file.metadata, file.schema_arrow
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    text = [name for name, kind in columns.items() if kind in (pa.string(), pa.large_string())]
+    for name, kind in columns.items():
+        plain = name in text or (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind))
+        if not plain or schema.names.count(name) > 1:
+            raise ValueError(f"column {name!r} holds {kind}; allowed is text, a number or a truth value, once")
+    groups = [about.row_group(index) for index in range(about.num_row_groups)]
+    needed = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
+    needed = max(needed, 8 * about.num_rows * about.num_columns)
+    if needed <= allowed:
+        # Text as codes, whose number of rows takes little memory: a small file can repeat a long text a million times.
+        stream.seek(0)
+        with pa.parquet.ParquetFile(stream, read_dictionary=text, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+        for chunk in (chunk for name in text for chunk in table[name].chunks):
+            needed += len(chunk) * (pa.compute.max(pa.compute.binary_length(chunk.dictionary)).as_py() or 0)
+    if needed > allowed:
+        raise ValueError(f"it takes {needed} bytes of memory; {allowed} are accepted from a file of its size")
+    types = [(name, pa.large_string() if name in text else kind) for name, kind in columns.items()]
+    decoded: pd.DataFrame = table.cast(pa.schema(types)).to_pandas()
+    return decoded
+
+
+def size_of(folder: Path) -> int:
+    """Bytes in all files below a folder; raises InputError for anything but files and folders."""
+    found = 0
+    for path in (folder, *folder.rglob("*")):
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode) and (path == folder or not stat.S_ISREG(status.st_mode)):
+            raise InputError(f"run: {str(path)!r} {SPECIAL}")
+        found += status.st_size if path.is_file() else 0
+    return found
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -115,7 +233,7 @@ def seal_of(content: Mapping[str, Any]) -> str:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file; raises InputError if it can't be read."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{str(path)!r} can't be read ({error.strerror})") from error

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -20,8 +21,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from lenet_jax import stats
-from lenet_jax.errors import InputError, StorageError
-from lenet_jax.run import files
+from lenet_jax.errors import InputError, StorageError, short_repr
+from lenet_jax.run import files, schema, tuning
+from lenet_jax.run.schema import Scalar
 
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
 PREDICTIONS, TUNING = "predictions.parquet", "tuning.parquet"
@@ -32,8 +34,6 @@ ONLY_ARM = "all"
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
 """Packages whose versions are part of the provenance."""
-
-METRIC_COLUMNS = {"arm", "seed", "epoch", "split", "metric", "value"}
 
 MAX_FOLDER_BYTES = 120
 """Length of an arm's quoted name up to which its folder has it in full. File systems allow 255."""
@@ -46,6 +46,7 @@ class ArmSummary:
     Attributes:
       axes: sweep axis -> value.
       seeds, diverged: number of networks, and of those with a loss that was not finite at some epoch.
+      identity: digest of settings and data; states with another one are not of this arm.
       chosen: tuned hyperparameter -> chosen value.
       chosen_at_edge: tuned hyperparameters whose chosen value is at the edge of the grid.
       settings: all config fields of the arm, with the chosen values.
@@ -58,15 +59,16 @@ class ArmSummary:
     """
 
     name: str
-    axes: dict[str, Any]
+    axes: dict[str, Scalar]
     seeds: int
     diverged: int
+    identity: str | None = None
     chosen: dict[str, float]
     chosen_at_edge: tuple[str, ...] = ()
     settings: dict[str, Any] | None = None
     parameters: int
     classes: int | None = None
-    dataset: dict[str, Any]
+    dataset: dict[str, str | int]
     scaling: dict[str, float] | None = None
     train_error: stats.Statistics
     validation_error: stats.Statistics | None = None
@@ -77,13 +79,25 @@ class ArmSummary:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "ArmSummary":
-        """The row as read from JSON, without unknown keys; raises KeyError or TypeError if a field is missing."""
-        known: dict[str, Any] = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
-        for name in {"train_error", "validation_error", "test_error"} & set(known):
-            error = known[name]
-            ends = tuple(error["ci95"]) if error["ci95"] else None
-            known[name] = stats.Statistics(**error | {"ci95": ends, "per_seed": tuple(error["per_seed"])})
-        return cls(**known | {"chosen_at_edge": tuple(row.get("chosen_at_edge", ()))})
+        """The row as read from JSON, without unknown keys; raises InputError if a field is missing or invalid."""
+        where = f"{SUMMARY}: arm {short_repr(row.get('name'))}"
+        arm: ArmSummary = schema.fit(cls, dict(row), where)
+        for name in (arm.name, *arm.axes):
+            schema.check_name(name, where)
+        errors = [error for error in (arm.train_error, arm.validation_error, arm.test_error) if error]
+        conditions = {
+            "axes": "".join(map(str, arm.axes.values())).isprintable(),
+            "seeds": arm.seeds > 0 and all(len(error.per_seed) == arm.seeds for error in errors),
+            "diverged": 0 <= arm.diverged <= arm.seeds,
+            "chosen": all(map(str.isidentifier, arm.chosen)),  # they become names of files
+            "chosen_at_edge": set(arm.chosen_at_edge) <= set(arm.chosen),
+            "classes": 0 < (arm.classes or 1) <= schema.MAX_CLASSES,
+            "scaling": arm.scaling is None or set(arm.scaling) == {"scale", "shift"},
+        }
+        if wrong := [name for name, holds in conditions.items() if not holds]:
+            raise InputError(f"{where}: {wrong[0]} is invalid, or does not fit the other fields")
+        schema.check_fields(arm.settings or {}, schema.config_kinds(), f"{where}: settings")
+        return arm
 
     def to_json(self) -> dict[str, Any]:
         """The row as written to JSON, without fields that are None."""
@@ -240,29 +254,65 @@ def load(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     field = f"run: {str(folder)!r}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{field} is not a folder")
-    if (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
+    if os.path.lexists(folder / CONFIG) and not os.path.lexists(folder / SUMMARY):
         raise InputError(f"{field} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = files.read_table(folder / METRICS)
-    optional = [files.read_table(folder / name) if (folder / name).exists() else None for name in (PREDICTIONS, TUNING)]
-    run = Run(folder, config, provenance, summary, metrics, *optional)
+    predictions, tried = (
+        files.read_table(folder / name) if os.path.lexists(folder / name) else None for name in (PREDICTIONS, TUNING)
+    )
+    run = Run(folder, config, provenance, summary, metrics, predictions, tried)
     try:
-        complete = bool(run.arms) and "dataset" in summary and METRIC_COLUMNS.issubset(metrics.columns)
-    except (KeyError, TypeError, AttributeError):
-        complete = False
-    if not complete:
-        raise InputError(f"{field} is damaged: a field is missing in {SUMMARY} or {METRICS}")
+        check(run)
+    except InputError as error:
+        raise InputError(f"{field} is damaged: {error}") from error
     return run
+
+
+def check(run: Run) -> None:
+    """Raises InputError unless all that was read from a run's folder can be the results of one run."""
+    schema.check_fields(run.config, schema.config_kinds(), CONFIG)
+    schema.check_fields(run.provenance, schema.PROVENANCE_FIELDS, PROVENANCE)
+    for name, kind in {"dataset": dict[str, str | int], "arms": list[dict[str, Any]]}.items():
+        schema.fit(kind, run.summary.get(name), f"{SUMMARY}: {name}")
+    seeds = {arm.name: arm.seeds for arm in run.arms}
+    if not seeds or len(seeds) < len(run.arms):
+        raise InputError(f"{SUMMARY}: no arms, or two with the same name")
+    schema.check_table(run.metrics, schema.METRIC_COLUMNS, (), seeds, METRICS)
+    if absent := set(seeds) - set(run.metrics.arm.unique()):
+        raise InputError(f"{METRICS}: arm {min(absent)!r} is missing")
+    if run.predictions is not None:
+        schema.check_table(run.predictions, schema.PREDICTION_COLUMNS, (), seeds, PREDICTIONS)
+    if run.tuning is not None:
+        tuned = [*dict.fromkeys(name for arm in run.arms for name in arm.chosen)]
+        schema.check_table(run.tuning, schema.METRIC_COLUMNS, tuned, dict.fromkeys(seeds, 0), TUNING)
+        tables = dict(iter(run.tuning.groupby("arm")))
+        for arm in (arm for arm in run.arms if arm.chosen):
+            tried = tuning.final_errors(tables.get(arm.name, run.tuning[:0]))
+            if not (tried[list(arm.chosen)] == pd.Series(arm.chosen)).all(axis=1).any():
+                raise InputError(f"{TUNING}: the values that arm {arm.name!r} chose are missing")
+
+
+def quote_name(arm: str) -> str:
+    """An arm's name in ASCII; the folder of an arm in older runs."""
+    return quote(arm, safe=" ,=+()")
+
+
+def arm_folder(checkpoint_dir: Path, arm: str) -> Path:
+    """The folder of an arm in ``checkpoints/``, also if an older version named it."""
+    folder, older = checkpoint_dir / folder_name(arm), checkpoint_dir / quote_name(arm)
+    return older if older.is_dir() and not folder.is_dir() else folder
 
 
 def folder_name(arm: str) -> str:
     """A folder name for an arm: one ASCII path component, unique to the arm, equal to its name where possible.
 
-    Percent signs that quoting can't produce mark further changes, so that no two arms share a folder.
+    Percent signs that quoting can't produce mark further changes, and ``^`` stands before capital letters, so that no
+    two arms share a folder, also where file systems ignore the case (as macOS does).
     """
-    quoted = quote(arm, safe=" ,=+()")
+    quoted = re.sub("%..|[A-Z]", lambda found: found[0] if found[0][0] == "%" else f"^{found[0]}", quote_name(arm))
     if len(quoted) > MAX_FOLDER_BYTES:
         quoted = f"{quoted[:MAX_FOLDER_BYTES]}%{hashlib.sha256(arm.encode()).hexdigest()[:16]}"
     return f"%{quoted}" if quoted[:1] in ("", ".") else quoted

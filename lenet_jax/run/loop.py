@@ -79,11 +79,6 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
     step, seconds, wall = (saved.step, saved.seconds, saved.wall) if saved else (0, 0.0, 0.0)
     history: History = {name: list(arrays) for name, arrays in saved.history.items()} if saved else {}
     evaluated = evaluated_epochs(history, step, phase)
-    if evaluated is None:
-        raise InputError(
-            f"workdir: {str(chunk.folder)!r} was saved by a version of the program that evaluated the test images "
-            "after each epoch; resume with that version, or pass --fresh to start again"
-        )
     progress.compiled(trained.memory)
     if is_whole_arm:
         context.tracked.start(phase.arm, phase.settings)
@@ -174,18 +169,13 @@ def record(history: History, split: str, found: train.Metrics | evaluation.Evalu
             history.setdefault(f"{split}/{field.name}", []).append(values)
 
 
-def evaluated_epochs(history: History, step: int, phase: Phase) -> int | None:
-    """Number of epochs at which members were evaluated before a step, counting the evaluation before training.
-
-    None if the history doesn't match the phase.
-    """
+def evaluated_epochs(history: History, step: int, phase: Phase) -> int:
+    """Number of epochs at which members were evaluated before a step, counting the evaluation before training."""
     recipe, first = phase.recipe, phase.first_epochs
-    trained = -(-step // recipe.epoch_steps)
     # Members are saved before the evaluation of the epoch that they are in, and once more after the last one.
-    for count in (trained, trained + 1) if step == recipe.epochs * recipe.epoch_steps else (trained,):
-        if all(len(history.get(f"{split}/error", ())) == max(count - first[split], 0) for split in phase.evaluated):
-            return count
-    return None
+    ended = step == recipe.epochs * recipe.epoch_steps
+    at_end = [len(history.get(f"{split}/error", ())) > recipe.epochs - first[split] for split in phase.evaluated]
+    return -(-step // recipe.epoch_steps) + (ended and all(at_end))
 
 
 def history_frame(history: History, wanted: Sequence[int], members: Members, phase: Phase) -> pd.DataFrame:

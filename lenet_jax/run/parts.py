@@ -11,7 +11,7 @@ from typing import Any
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.registry import REGISTRIES
 from lenet_jax.run.arms import Arm
-from lenet_jax.run.files import replace_file
+from lenet_jax.run.files import digest_of, replace_file, seal_of
 
 EXPERIMENT = "experiment.py"
 """Copy of the experiment file in the run folder, for the record; nothing executes it by itself."""
@@ -32,24 +32,33 @@ def own_parts(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 class Definitions:
     """The own parts that a run uses (see `own_parts`), with the path and text of their file; None for a notebook's.
 
-    The text is read once: what is checked, stored and executed by workers is the same.
+    The text is read once: what is checked, stored and executed by workers is the same. `imported` are modules beside
+    the file that it imports: path -> SHA-256.
     """
 
     names: Mapping[str, list[str]]
     file: tuple[Path, str] | None
+    imported: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, arms: Iterable[Arm], experiment: Path | None) -> "Definitions":
         """The definitions of arms whose config comes from an experiment file."""
         names = own_parts(arm.settings for arm in arms)
-        return cls(names, (experiment, read(experiment)) if names and experiment else None)
+        if not names or not experiment:
+            return cls(names, None)
+        return cls(names, (experiment, read(experiment)), imported_from(experiment.resolve().parent))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of their file and of what it imports; "" without one."""
+        return seal_of({"file": self.file[1], "imported": dict(self.imported)}) if self.file else ""
 
     def describe(self) -> dict[str, Any]:
         """What provenance says of them."""
         found: dict[str, Any] = {"own_parts": dict(self.names)} if self.names else {}
         if self.file:
             digest = hashlib.sha256(self.file[1].encode()).hexdigest()
-            found["experiment"] = {"file": str(self.file[0]), "sha256": digest}
+            found["experiment"] = {"file": str(self.file[0]), "sha256": digest, "imported": dict(self.imported)}
         return found
 
     def check_unchanged(self, workdir: Path) -> None:
@@ -67,6 +76,18 @@ class Definitions:
         if self.file and not (workdir / EXPERIMENT).exists():
             text = self.file[1]
             replace_file(workdir / EXPERIMENT, lambda partial: partial.write_text(text))
+
+
+def imported_from(folder: Path) -> dict[str, str]:
+    """Modules of this process that lie in a folder, but for this package and what is installed: path -> SHA-256."""
+    modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    files = {Path(file) for name, file in modules.items() if file and name.partition(".")[0] != "lenet_jax"}
+    installed = (sys.prefix, sys.base_prefix)
+    return {
+        str(file): digest_of(file)
+        for file in sorted(files)
+        if file.is_relative_to(folder) and file.is_file() and not any(map(file.is_relative_to, installed))
+    }
 
 
 def read(file: Path) -> str:

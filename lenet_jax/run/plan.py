@@ -1,6 +1,8 @@
 """What a run will do: every arm resolved once, before anything is compiled or written."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from lenet_jax import optim, train
 from lenet_jax.data import datasets, preprocess
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.distortions import Augmentation
-from lenet_jax.errors import InputError, one_line
+from lenet_jax.errors import MAX_LISTED, InputError, one_line, shortened
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.run.arms import Arm
@@ -126,6 +128,14 @@ class ArmPlan:
         """What is trained, as far as it is known before."""
         return [*([self.tuning] if self.tuning else []), self.test]
 
+    def identity(self, parts: str) -> str:
+        """SHA-256 of all that decides the arm's result: its settings, its data, the digest of the user's own parts.
+
+        What is saved carries it, and what carries another one is never read as this arm's.
+        """
+        deciding = [self.arm.name, self.arm.settings, self.arm.tuning, self.test.dataset.fingerprint, parts]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -142,6 +152,12 @@ class Plan:
     def fingerprints(self) -> dict[str, str]:
         """Name of each data set -> its fingerprint."""
         return {arm.test.dataset.name: arm.test.dataset.fingerprint for arm in self.arms}
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each thing that is doubtful about the data sets and their splits; see `data_notes`."""
+        distinct = {(id(phase.dataset), *phase.splits.items()): phase for phase in self.phases}
+        return list(dict.fromkeys(note for phase in distinct.values() for note in data_notes(phase)))
 
 
 def make(arms: Sequence[Arm]) -> Plan:
@@ -278,6 +294,18 @@ def recipe_of(settings: Mapping[str, Any], classes: int, train_size: int) -> Rec
     if own_parts([settings]):
         evaluation.check_own(recipe)
     return recipe
+
+
+def data_notes(phase: Phase) -> list[str]:
+    """What `datasets.notes_on` says of a phase's data set, and the classes that its splits lack."""
+    dataset, notes = phase.dataset, datasets.notes_on(phase.dataset)
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    for split, indices in phase.splits.items():
+        absent = np.setdiff1d(np.arange(dataset.classes), labels[indices.start : indices.stop])
+        if len(absent):
+            classes = shortened(", ".join(map(str, absent)), MAX_LISTED)
+            notes.append(f"none of the {len(indices)} {split} images is of class {classes}")
+    return [f"dataset {dataset.name!r}: {note}" for note in notes]
 
 
 def describe_data(phase: Phase) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from lenet_jax import distributed
+from lenet_jax.output import printable, unfailing
 from lenet_jax.run.folder import ArmSummary
+from lenet_jax.stats import percent
 
 
 class Bar(RichProgress):
@@ -19,7 +21,7 @@ class Bar(RichProgress):
         """The line and the bar."""
         for task in self.tasks:
             if task.description:
-                yield Text(f"{task.description}: {task.fields['state']}")
+                yield Text(printable(f"{task.description}: {task.fields['state']}"))
         yield self.make_tasks_table(self.tasks)
 
 
@@ -28,7 +30,7 @@ class Progress:
 
     def __init__(self, arms: int, epochs: int, hidden: bool = False) -> None:
         """Starts at zero of `epochs`, the epochs of all `arms`; prints nothing if `hidden`."""
-        self._console = Console(stderr=True, quiet=hidden)
+        self._console = Console(file=unfailing(sys.stderr), quiet=hidden, markup=False, emoji=False)
         shown = not hidden and self._console.is_terminal
         epochs_done = SpinnerColumn(), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} epochs")
         times = TimeElapsedColumn(), TextColumn("remaining"), TimeRemainingColumn()
@@ -76,28 +78,28 @@ class Progress:
 
     def measured(self, errors: Mapping[str, float]) -> None:
         """Shows mean errors over the members, by split, as fractions."""
-        state = ", ".join([self._rate, *(f"{split} {error:.2%}" for split, error in errors.items())])
+        state = ", ".join([self._rate, *(f"{split} {percent(error)}%" for split, error in errors.items())])
         self._bar.update(self._task, state=state)
 
     def chosen(self, values: Mapping[str, float], tried: int, error: float, edges: Sequence[str]) -> None:
         """Prints the values chosen for an arm from `tried` candidates, their error, and which are at a grid's edge."""
         settings = ", ".join(f"{name} {value:g}" for name, value in values.items())
         flagged = f"; {', '.join(edges)} at the edge of the grid" if edges else ""
-        self._say(f"{self._name}: {settings}, best of {tried} candidates (validation error {error:.2%}){flagged}")
+        self._say(f"{self._name}: {settings}, best of {tried} candidates (validation error {percent(error)}%){flagged}")
 
     def finish(self, row: ArmSummary, when: str = "") -> None:
         """Prints the result of an arm, from its row of the summary; `when` is a prefix."""
         diverged = f", {row.diverged} diverged" if row.diverged else ""
         self._say(
-            f"{row.name}: {when}test error {row.test_error.mean:.2%} over {row.seeds} seeds{diverged}, "
+            f"{row.name}: {when}test error {percent(row.test_error.mean)}% over {row.seeds} seeds{diverged}, "
             f"{row.seconds:.1f} s, {row.samples_per_second:,.0f} samples/s, {row.predicted_memory / 2**20:,.0f} MiB"
         )
 
     def _say(self, text: str) -> None:
-        self._console.print(f"arm {self._arm}/{self._arms} {text}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(f"arm {self._arm}/{self._arms} {text}"), highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Prints a line on stderr, in process 0 only."""
     if distributed.primary():
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=unfailing(sys.stderr), flush=True)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
 from lenet_jax.errors import InputError, check_choice, listed
-from lenet_jax.run import checkpoints, files, folder, locks, trackers, tuning
+from lenet_jax.run import checkpoints, cleanup, files, folder, locks, trackers, tuning
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
@@ -76,25 +76,29 @@ def run(
     own = Definitions.of(arms, experiment)
     if not fresh:
         own.check_unchanged(workdir)
+    folders = {arm.name: checkpoint_dir / folder.folder_name(arm.name) for arm in arms}
     if not fresh and folder.is_finished(workdir, resolved, defaults):
+        finished = folder.load(workdir)
+        check_data(finished, arms)
         say(f"{workdir} holds this run, already finished")
-        checkpoints.prune_later(checkpoint_dir)
-        return folder.load(workdir)
+        checkpoints.prune_later(checkpoint_dir, list(map(ArmStore, folders.values())))
+        return finished
     plan = planning.make(arms)
-    stores = {arm.name: ArmStore(checkpoint_dir / folder.folder_name(arm.name), save_every) for arm in arms}
     with contextlib.ExitStack() as owning:
         population.configure(devices or None)
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
-        environment |= own.describe()
+        environment |= own.describe() | {"fingerprints": plan.fingerprints}
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
         distributed.check_same(agreed | {"version": environment["versions"]})
+        lock = None
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
         if distributed.primary():
             if fresh and (moved := locks.move_aside(workdir)):
                 say(f"{workdir} was moved to {moved}")
-            owning.enter_context(locks.exclusive(checkpoint_dir, repr(str(workdir)), shared=bool(only_arm)))
+            cleanup.check(checkpoint_dir, [path.name for path in folders.values()])
+            lock = owning.enter_context(locks.exclusive(checkpoint_dir, repr(str(workdir)), shared=bool(only_arm)))
             for arm in wanted if only_arm else []:
-                owning.enter_context(locks.exclusive(stores[arm.name].folder, f"arm {arm.name!r}"))
+                owning.enter_context(locks.exclusive(folders[arm.name], f"arm {arm.name!r}"))
             with locks.wait_turn(checkpoint_dir):
                 folder.create(workdir, resolved, defaults)
                 own.store(workdir)
@@ -103,6 +107,12 @@ def run(
             return folder.load(workdir)
         if distributed.primary():
             checkpoints.record_attempt(checkpoint_dir, environment)
+        for note in plan.notes:
+            say(note)
+        stores = {
+            arm.arm.name: ArmStore(folders[arm.arm.name], save_every, arm.identity(own.digest), lock)
+            for arm in plan.arms
+        }
         selected = [arm for arm in plan.arms if arm.arm in wanted]
         remaining = [arm for arm in selected if not stores[arm.arm.name].finished]
         epochs = sum(phase.recipe.epochs for arm in remaining for phase in arm.phases)
@@ -124,6 +134,24 @@ def run(
                     finish(workdir, context)
         distributed.wait_visible(workdir / folder.SUMMARY)
     return folder.load(workdir)
+
+
+def check_data(finished: folder.Run, arms: Sequence[Arm]) -> None:
+    """Compares the data of a finished run with those that its config names today, as far as they are at hand.
+
+    Only folders of IDX files: other data sets are verified whenever they are loaded.
+
+    Raises:
+      InputError: they differ.
+    """
+    named = {(arm.settings["dataset"], arm.settings["data_dir"]) for arm in arms}
+    for name, data_dir in sorted(named):
+        if name.startswith("idx:") and name in finished.provenance.get("fingerprints", {}):
+            try:
+                now = planning.load(name, data_dir).fingerprint
+            except InputError:  # the folder is not there any more
+                continue
+            checkpoints.check_data(finished.provenance["fingerprints"], {name: now})
 
 
 def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
@@ -164,6 +192,7 @@ def engine_for(plan: Plan, own: Definitions, cores: int, at_once: bool) -> Itera
 def run_arm(plan: ArmPlan, context: RunContext) -> None:
     """Tunes, trains and evaluates one arm and stores its row of `summary.json`, unless it is finished."""
     arm, store, progress = plan.arm, context.stores[plan.arm.name], context.progress
+    store.check()
     progress.start(arm.name, context.plan.arms.index(plan) + 1)
     if store.finished:
         progress.finish(ArmSummary.from_json(store.row()), "finished before: ")
@@ -193,6 +222,7 @@ def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunC
     errors = {split: at_end[at_end.split == split].sort_values("seed").value.to_numpy() for split in phase.splits}
     return ArmSummary(
         name=plan.arm.name,
+        identity=context.stores[plan.arm.name].identity,
         axes=plan.arm.axes,
         seeds=len(phase.seeds),
         diverged=diverged,
@@ -234,15 +264,16 @@ def finish(workdir: Path, context: RunContext) -> None:
                 tables[name].append(labelled(table, plan.arm))
     if not distributed.primary():
         return
+    store.check()
     for name, frames in tables.items():
         if frames:
             files.write_table(workdir / name, pd.concat(frames, ignore_index=True))
     first, *later = checkpoints.read_attempts(checkpoint_dir)
-    provenance = first | {"fingerprints": context.plan.fingerprints, "finished": now()}
+    provenance = first | {"fingerprints": context.plan.fingerprints, "notes": context.plan.notes, "finished": now()}
     files.write_json(workdir / folder.PROVENANCE, provenance | ({"later_attempts": later} if later else {}))
     dataset = planning.describe_data(context.plan.arms[0].test)
     files.write_json(workdir / folder.SUMMARY, {"dataset": dataset, "arms": rows})
-    checkpoints.prune(checkpoint_dir)
+    checkpoints.prune(checkpoint_dir, list(context.stores.values()))
 
 
 def labelled(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:

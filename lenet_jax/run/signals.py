@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first signal stops a run after a checkpoint, the second ends it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first signal stops a run after a checkpoint, the second ends it at once."""
 
 import contextlib
 import multiprocessing
@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import NoReturn
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
@@ -32,7 +32,10 @@ class Stop:
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         # Python's handlers do nothing: the thread does the work.
-        self._before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
+        # What `nohup` ignores stays ignored; shells ignore SIGINT for jobs in the background, which it still stops.
+        hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+        wanted = STOPPING if hung_up else STOPPING[:-1]
+        self._before = {number: signal.signal(number, lambda *_: None) for number in wanted}
         threading.Thread(target=self._wait, daemon=True).start()
         return self
 
@@ -45,7 +48,7 @@ class Stop:
     def _wait(self) -> None:
         while received := self._reader.recv(1):
             number = received[0]
-            if number not in STOPPING:
+            if number not in self._before:
                 continue
             if self.signal or not self.unsaved:
                 message = "stopped at once" if self.signal else "stopped; rerun the same command to resume"

@@ -9,6 +9,7 @@ import errno
 import functools
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,13 +23,27 @@ import orbax.checkpoint as ocp
 from lenet_jax import distributed
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.population import Snapshot
-from lenet_jax.run.files import writing
+from lenet_jax.run.files import seal_of, size_of, synchronize, writing
 
 MIN_FREE_INODES = 100
 """Free inodes required to save a state: more than orbax uses."""
 
+MAX_SMALL_ARRAY, MAX_ARRAY_RATIO = 2**26, 100
+"""Bytes of any array, and of a larger one relative to all files of its state: zeros shrink most."""
+
 MAX_TO_KEEP = 2
 """States kept in a folder: if the last one is corrupt, training resumes from the one before."""
+
+
+class OtherRunError(InputError):
+    """Something that was saved belongs to other settings or data."""
+
+
+def check_identity(path: Path, found: str | None, wanted: str) -> None:
+    """Raises OtherRunError unless what was saved has the wanted identity ("" for any); see `plan.ArmPlan.identity`."""
+    if wanted and found != wanted:
+        problem = "was saved by a run with other settings or data" if found else "was saved by an older version"
+        raise OtherRunError(f"run: {str(path)!r} {problem}; name another folder, or add --fresh to move it aside")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +70,11 @@ class Checkpoint:
         share = len(state["step"]) / len(self.state["step"])
         return Checkpoint(self.step, state, history, share * self.seconds, share * self.wall)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the arrays, their names and shapes."""
+    def digest(self, identity: str | None) -> str:
+        """SHA-256 of the arrays, their names and shapes, of the times and the identity; see `check_identity`."""
         found = hashlib.sha256()
+        if identity is not None:  # older versions left the rest out
+            found.update(seal_of({"identity": identity, "seconds": self.seconds, "wall": self.wall}).encode())
         for arrays in (self.state, self.history):
             for name in sorted(arrays):
                 array = np.ascontiguousarray(arrays[name])
@@ -86,33 +102,49 @@ def state_manager(states: Path) -> Iterator[ocp.CheckpointManager]:
 
 def steps_in(states: Path) -> list[int]:
     """The steps of the states in a folder, in order."""
-    return sorted(int(path.name) for path in states.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in states.glob("*") if path.name.isdecimal())
 
 
-def read_state(states: Path, step: int) -> Checkpoint:
-    """Reads a state; raises InputError if it is corrupt."""
+def read_state(states: Path, step: int, identity: str) -> Checkpoint:
+    """Reads a state; raises InputError if it is corrupt, and OtherRunError if it has not this identity ("" for any)."""
     arrays = ocp.args.StandardRestore()
     items = {"state": arrays, "about": ocp.args.JsonRestore()}
     if (states / str(step) / "history").exists():
         items["history"] = arrays
     try:
+        check_stored(states / str(step))
         with state_manager(states) as manager:
             read = manager.restore(step, args=ocp.args.Composite(**items))
-        digest = read.about.pop("digest")
+        digest, found = read.about.pop("digest"), read.about.pop("identity", None)
         saved = Checkpoint(step, dict(read.state), dict(read.history) if "history" in items else {}, **read.about)
-        if saved.digest != digest:
+        if saved.digest(found) != digest:
             raise ValueError("wrong SHA-256")
     except MemoryError:  # the file is valid
         raise
     except Exception as error:  # a corrupt file can raise anything
         raise InputError(f"run: {str(states / str(step))!r} is corrupt ({one_line(error)})") from error
+    check_identity(states / str(step), found, identity)
     return saved
 
 
+def check_stored(state: Path) -> None:
+    """Raises ValueError or InputError if a state has links or pipes, or arrays far larger than its files.
+
+    Where memory ends, orbax would end the process.
+    """
+    size = size_of(state)
+    items = [state / item for item in ("state", "history") if (state / item).exists()]
+    for leaf in jax.tree.leaves([ocp.StandardCheckpointHandler().metadata(item.absolute()).tree for item in items]):
+        shape, chunk = tuple(leaf.shape), tuple(leaf.storage.chunk_shape)
+        needed = max(map(math.prod, (shape, chunk))) * np.dtype(leaf.dtype).itemsize
+        if not shape or needed > max(MAX_SMALL_ARRAY, MAX_ARRAY_RATIO * size):
+            raise ValueError(f"an array of shape {shape} in {size} bytes")
+
+
 @distributed.primary_only
-def write_state(states: Path, saved: Checkpoint) -> None:
+def write_state(states: Path, saved: Checkpoint, identity: str) -> None:
     """Adds a state to a folder; see `Chunk.save`."""
-    about = {"seconds": saved.seconds, "wall": saved.wall, "digest": saved.digest}
+    about = {"seconds": saved.seconds, "wall": saved.wall, "identity": identity, "digest": saved.digest(identity)}
     items = {"state": ocp.args.StandardSave(saved.state), "about": ocp.args.JsonSave(about)}
     if saved.history:  # orbax saves no empty tree, and in the first epoch nothing may have been measured
         items["history"] = ocp.args.StandardSave(saved.history)
@@ -121,6 +153,9 @@ def write_state(states: Path, saved: Checkpoint) -> None:
         check_space(states, saved)
         with state_manager(states) as manager:
             manager.save(saved.step, args=ocp.args.Composite(**items))
+        state = states / str(saved.step)
+        for path in (*state.rglob("*"), state, states):  # orbax removes the state before the last with the next one
+            synchronize(path)
 
 
 def check_space(states: Path, saved: Checkpoint) -> None:

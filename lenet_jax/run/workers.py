@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lenet_jax import population
+from lenet_jax import output, population
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Snapshot
 from lenet_jax.run import parts
@@ -42,6 +43,7 @@ def serve(connection: Connection, core: int | None) -> None:
     A request is (name of a function, arguments), its answer (result, None) or (None, the exception). Without a core to
     run on, the system chooses one.
     """
+    sys.stdout, sys.stderr = map(output.unfailing, (sys.stdout, sys.stderr))  # the user's own parts may print
     for stopping in STOPPING:  # handled by the parent, which ends this process
         signal.signal(stopping, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

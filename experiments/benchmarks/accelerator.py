@@ -3,22 +3,21 @@
 It trains the network of `task.py` with the engine that an experiment uses on accelerators (`lenet_jax.population`).
 Every point has its own process and compiles without the persistent cache. Stages:
 
-- precision: relative errors, against float64 on the CPU, of a matrix product and of a batch's loss and gradient, with
-  the package's precision and with JAX's default;
+- precision: relative errors against float64 on the CPU, with the package's precision and with JAX's default;
 - equality: the same members trained on the accelerator and on the CPU; twice; alone; resumed in a new process;
-- quickstart: that experiment by its command, on the accelerator and on the CPU;
-- train: seconds to compile, samples x members trained and images x members evaluated per second, and memory: predicted
-  by the compiler, and allocated at most by then;
+- quickstart: by its command, on the accelerator and on the CPU;
+- train: seconds to compile, samples x members trained and evaluated per second, memory predicted and allocated so far;
 - width: the same for other values of `population.ACCELERATOR_SIDE_BY_SIDE`;
-- torch, torch_compile, torch_graphs (CUDA graphs), flax_loop, flax_scan: the peers of `throughput.py`, in float32
-  without TF32. PyTorch trains one network at a time.
+- torch, torch_compile, torch_graphs (CUDA graphs), flax_loop, flax_scan: `throughput.py`'s peers, in float32, not TF32.
 
 Nothing is timed before one step from given weights on the first images agrees with the specification on the CPU
 (`task.disagreement`); ours is a step of the whole population, or of as many members as train side by side. All
 processes compile at the same time (alone they take less time) and are then timed one after the other. Rates are
 medians of --rounds windows of at least --seconds and one call.
 
-    .venv/bin/python experiments/benchmarks/accelerator.py [--stage=NAME ...] [--out=FOLDER]
+Cost: mostly compiling. One population took 18 s on 16 cores; the 15 points of `train` were not ready after 280 s.
+
+    .venv/bin/python experiments/benchmarks/accelerator.py [--only=REGEX] [--out=FOLDER]
 
 Writes FOLDER/accelerator.json and accelerator.md after each point. Rows already in that file are kept.
 """
@@ -26,6 +25,7 @@ Writes FOLDER/accelerator.json and accelerator.md after each point. Rows already
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -64,16 +64,16 @@ POINTS = {
 """Stage -> points, a process each: members (of `width`, those side by side) and batch size."""
 
 OURS, CHECKS = ("train", "width"), ("precision", "equality", "quickstart")
+WIDTH_MEMBERS = 4096
 EVALUATED_AT = 32  # the batch size of the points that also time the evaluation, which does not depend on it
 
-STAGE = flags.DEFINE_multi_enum("stage", list(POINTS), list(POINTS), "Stages to run; repeat the flag.")
 INSIDE = flags.DEFINE_list("inside", [], "Internal: the point to measure in this process.")
-LARGEST = flags.DEFINE_integer("largest", 4096, "Largest number of members.")
+ONLY = flags.DEFINE_string("only", "", "Regular expression that a point must match, such as ^train,(8|64),32.")
 TRAIN_SIZE = flags.DEFINE_integer("train_size", 4000, "Images of mnist10k to train on, at most 4000.", upper_bound=4000)
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of the stage equality.", lower_bound=2)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timed windows.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Minimum length of a window, in seconds.", lower_bound=0.01)
-LIMIT = flags.DEFINE_float("limit", 120.0, "Time limit of a process, in seconds.")
+LIMIT = flags.DEFINE_float("limit", 1800.0, "Time limit of a process, in seconds.")
 OUT = flags.DEFINE_string("out", str(Path(__file__).parents[1] / "results" / "accelerator"), "Folder for the results.")
 
 
@@ -147,7 +147,7 @@ def throughput(stage: str, images: task.Task, members: int, batch_size: int) -> 
     """A point: checks it, waits for a line on stdin, and times it."""
     jax.config.update("jax_default_matmul_precision", "highest")  # of Flax; our products say so themselves
     if stage == "width":
-        population.ACCELERATOR_SIDE_BY_SIDE, members = members, LARGEST.value
+        population.ACCELERATOR_SIDE_BY_SIDE, members = members, WIDTH_MEMBERS
     if stage.startswith("torch"):
         import peers_torch  # needed for these peers only
 
@@ -214,9 +214,9 @@ def measure(stage: str, members: int, batch_size: int) -> None:
     emit(device=[jax.devices()[0].platform, jax.devices()[0].device_kind])
 
 
-def run(points: list[tuple[str, int, int]], out: Path) -> None:
+def run(points: list[tuple[str, int, int]]) -> None:
     """Starts a process for each point; all compile side by side, and then one after the other is timed."""
-    path = out / "accelerator.json"
+    path = Path(OUT.value) / "accelerator.json"
     results = json.loads(path.read_text()) if path.exists() else {"stages": {}, "failures": {}}
     command = ["timeout", f"{LIMIT.value}", sys.executable, *sys.argv]
     commands = [[*command, "--inside=" + ",".join(map(str, point))] for point in points]
@@ -229,21 +229,21 @@ def run(points: list[tuple[str, int, int]], out: Path) -> None:
         results |= machine.describe()
         results["settings"] = {flag.name: flag.value for flag in (TRAIN_SIZE, EPOCHS, ROUNDS, SECONDS)}
         path.write_text(json.dumps(results, indent=1) + "\n")
-        (out / "accelerator.md").write_text(report.accelerator_table(results))
+        path.with_suffix(".md").write_text(report.accelerator_table(results))
 
 
 def main(argv: list[str]) -> None:
-    """Measures the stages and writes the results after each point."""
+    """Measures the points and writes the results."""
     machine.flags_only(argv)
     if INSIDE.value:
         return measure(INSIDE.value[0], *map(int, INSIDE.value[1:]))
-    out = Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    points = [(stage, *point) for stage in STAGE.value for point in POINTS[stage] if point[0] <= LARGEST.value]
+    Path(OUT.value).mkdir(parents=True, exist_ok=True)
+    points = [(stage, *point) for stage, among in POINTS.items() for point in among]
+    points = [point for point in points if re.search(ONLY.value, ",".join(map(str, point)))]
     for point in points:
         if point[0] in CHECKS:
-            run([point], out)
-    return run([point for point in points if point[0] not in CHECKS], out)
+            run([point])
+    return run([point for point in points if point[0] not in CHECKS])
 
 
 if __name__ == "__main__":

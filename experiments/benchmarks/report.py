@@ -286,7 +286,7 @@ def accelerator_table(results: dict[str, Any]) -> str:
         header = [name.replace("_bytes", ", MB").replace("_", " ") for name in names]
         text += [f"## {stage}\n", markdown(header, cells)]
     text += [f"FAILED: {point}, exit code {code}\n" for point, code in results["failures"].items()]
-    return "\n".join(text)
+    return "\n".join([*text, *results.get("notes", [])]).rstrip("\n") + "\n"
 
 
 def accelerator_cell(name: str, value: Any) -> str:
@@ -294,7 +294,7 @@ def accelerator_cell(name: str, value: Any) -> str:
     if name.endswith("_bytes") and value is not None:
         value /= 1e6
     if isinstance(value, float):
-        return f"{value:.1e}" if abs(value) < 0.01 and value else short(value)
+        return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}" if value < 10 else short(value)
     return (
         "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )

@@ -3,7 +3,7 @@
 Real test digits are drawn on the sheets of `sheets.KINDS`, saved as files, read by `lenet_jax.data.photos`, and
 classified by the networks of a run; `--before` names the commit of an earlier photos.py that reads the same files.
 
-Cost: about 12 minutes on one core, after the quickstart (experiments/quickstart.py), which trains the networks.
+Cost: about half an hour on one core, after the quickstart (experiments/quickstart.py), which trains the networks.
 
     .venv/bin/python experiments/benchmarks/photos.py [--run=runs/quickstart] [--before=COMMIT] [--out=FOLDER]
 
@@ -42,7 +42,7 @@ CONFIDENT = 0.9
 DATASET = "mnist10k"
 RUN = flags.DEFINE_string("run", "runs/quickstart", "Run folder; its best arm's networks classify.")
 DIGITS = flags.DEFINE_integer("digits", 200, "Test digits per kind of sheet.", lower_bound=1)
-BEFORE = flags.DEFINE_string("before", "", "Commit of the earlier reader; by default only the present one is measured.")
+BEFORE = flags.DEFINE_string("before", "6d9ebc7", "Commit of the earlier reader.")
 KINDS = flags.DEFINE_list("kinds", list(sheets.KINDS), "Kinds of sheets.")
 OUT = flags.DEFINE_string("out", str(ROOT / "experiments" / "results" / "photos"), "Folder for the results.")
 
@@ -114,8 +114,7 @@ def score(kind: str, found: list[tuple[np.ndarray | None, bool]], labels: np.nda
 def measure(run: Any) -> list[dict[str, Any]]:
     """A row for each kind of sheet and reader."""
     images, labels = chosen(DIGITS.value)
-    readers = {"before": earlier(BEFORE.value)} if BEFORE.value else {}
-    readers["after"] = photos
+    readers = {"before": earlier(BEFORE.value), "after": photos}
     rows = []
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(KINDS.value) * len(labels), disable=None) as bar:
         for kind in KINDS.value:
@@ -129,10 +128,25 @@ def measure(run: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def headline(results: dict[str, Any]) -> str:
+    """The means over all kinds, in one sentence."""
+
+    def percents(column: str) -> list[str]:
+        means = [np.mean([row[column] for row in results["kinds"] if row["reader"] == r]) for r in ("after", "before")]
+        return [f"{100 * mean:.1f} %" for mean in means]
+
+    good, wrong = percents("right_or_noted"), percents("confident_wrong_without_note")
+    return (
+        f"On {len(results['kinds']) // 2} kinds of sheets with {results['digits']} test digits each, {good[0]} are "
+        f"read right or noted ({good[1]} before), and {wrong[0]} are read wrong with a probability above "
+        f"{results['confident']} and no note ({wrong[1]} before)."
+    )
+
+
 def page(results: dict[str, Any]) -> str:
     """Markdown page with the table."""
     held = {(row["kind"], row["reader"]): row for row in results["kinds"]}
-    readers = [name for name in ("before", "after") if any(row["reader"] == name for row in results["kinds"])]
+    readers = ("before", "after")
     columns = ("right", "right_or_noted", "confident_wrong_without_note")
     kinds = list(dict.fromkeys(row["kind"] for row in results["kinds"]))
 
@@ -154,9 +168,10 @@ def page(results: dict[str, Any]) -> str:
             f"(test error {100 * results['test_error']:.2f} %), by their mean probability; made by "
             "experiments/benchmarks/photos.py.\n",
             report.provenance(results),
+            f"{headline(results)}\n",
             "Percent of sheets. `Noted`: a note says that the picture may be misread, or it is refused. `Confident`: "
             f"the mean probability is above {results['confident']}. `Before` is {READER} of commit "
-            f"{results['before'] or '(not measured)'}. No answer is right on sheets with two digits or none: only a "
+            f"{results['before']}. No answer is right on sheets with two digits or none: only a "
             "note is. The last column counts needless notes.\n",
             report.markdown(
                 ("sheet", *heads, "right and noted, after"),
@@ -181,7 +196,8 @@ def main(argv: list[str]) -> None:
         "arm": arm.name,
         "networks": len(run.seeds()),
         "test_error": arm.test_error.mean,
-        "trained_on": run.summary["dataset"] if hasattr(run, "summary") else DATASET,
+        "trained_on": arm.dataset,
+        "trained_by": {name: run.provenance[name] for name in ("command", "git_commit")},
         "dataset": DATASET,
         "digits": DIGITS.value,
         "confident": CONFIDENT,

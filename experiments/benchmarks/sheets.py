@@ -240,7 +240,10 @@ def table(rng: np.random.Generator, digit: Digit, _: Digit) -> Image.Image:
     size = size_of(rng)
     ink = written(rng, digit, size, 50)
     rows, columns = np.nonzero(ink > 0.1)
-    edges = [rng.uniform(8, limit - 12) for limit in (rows.min(), size[0] - rows.max(), columns.min(), size[1] - columns.max())]
+    edges = [
+        rng.uniform(8, limit - 12)
+        for limit in (rows.min(), size[0] - rows.max(), columns.min(), size[1] - columns.max())
+    ]
     down, across = np.indices(size)
     inside = (down > edges[0]) & (down < size[0] - edges[1]) & (across > edges[2]) & (across < size[1] - edges[3])
     turned = ndimage.rotate(inside.astype(float), rng.uniform(-2, 2), reshape=False, order=1)
@@ -257,10 +260,12 @@ def tiny(rng: np.random.Generator, digit: Digit, _: Digit) -> Image.Image:
 
 
 def huge(rng: np.random.Generator, digit: Digit, _: Digit) -> Image.Image:
-    """A photo of 5 megapixels, in which the digit is a tenth to a half of the height."""
-    size = (1944, 2592)
-    ink = trimmed(enlarged(digit, int(rng.integers(270, 1350))))
-    ink = put(size, ink, *(int(rng.integers(40, whole - part - 40)) for whole, part in zip(size, ink.shape, strict=True)))
+    """A photo of 2 megapixels, in which the digit is a tenth to a half of the height."""
+    size = (1296, 1728)
+    ink = trimmed(enlarged(digit, int(rng.integers(180, 900))))
+    ink = put(
+        size, ink, *(int(rng.integers(40, whole - part - 40)) for whole, part in zip(size, ink.shape, strict=True))
+    )
     light = np.linspace(1, rng.uniform(0.6, 1), size[1])
     sheet = light * painted(ink, rng.uniform(0.85, 1), rng.uniform(0.05, 0.25)) + 0.02 * rng.normal(size=size)
     return saved(sheet)

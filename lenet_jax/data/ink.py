@@ -5,12 +5,12 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from scipy import ndimage
 
-MAX_SIDE = 480  # pixels; photos are reduced to it. The strokes of a digit a tenth as high are still two pixels wide
+MAX_SIDE = 320  # pixels; photos are reduced to it. The strokes of a digit a tenth as high are still two pixels wide
 INK_THRESHOLD = 0.2  # strength relative to the strongest ink above which a pixel belongs to a stroke
 MAX_BRIGHT_RING = 0.2  # bright share of the border of a picture in which a sheet lies on something darker
 MIN_SHEET_FILL, MIN_SHEET_SIDE = 0.9, 0.3  # share of its rectangle that a sheet fills; its sides, relative to a picture
 MIN_PAPER = 0.7  # share of a sheet that is not ink
-MAX_STROKE = 0.35  # width of a stroke, relative to the shorter side of the picture
+MAX_STROKE = 0.5  # width of a stroke, relative to the shorter side of the picture
 MIN_SHEET_PIXELS = 64  # pixels, of a sheet
 MAX_LINE = 0.035  # width of a printed line, relative to the picture
 MIN_LINE_LENGTH = 0.8  # relative to the picture, which a printed line crosses
@@ -20,9 +20,10 @@ MIN_BOX_SIDE = 40  # pixels
 SQUARE = np.ones((3, 3))  # diagonal neighbours are connected
 
 Plane = Float[np.ndarray, "rows columns"]
+Part = Float[np.ndarray, "part_rows part_columns"]
 
 
-def reduced(grey: Plane, side: int = MAX_SIDE) -> Plane:
+def reduced(grey: Plane, side: int = MAX_SIDE) -> Part:
     """The picture with its longer side reduced to `side` pixels, by means of rectangles."""
     if max(grey.shape) <= side:
         return grey
@@ -36,7 +37,7 @@ def smooth(grey: Plane) -> Plane:
     return blurred
 
 
-def sheet(grey: Plane) -> Plane:
+def sheet(grey: Plane) -> Part:
     """The part of a picture that shows a sheet of paper, if one lies on something darker; else the whole picture."""
     bright = smooth(grey) > (np.percentile(grey, 5) + np.percentile(grey, 95)) / 2
     ring = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
@@ -55,8 +56,8 @@ def sheet(grey: Plane) -> Plane:
 
 def is_light(grey: Plane) -> bool:
     """Whether the ink is lighter than the paper: it is the smaller part of most neighbourhoods."""
-    small = reduced(grey, 64)
-    size = int(0.6 * min(small.shape)) | 1
+    small = reduced(grey, 48)
+    size = int(min(small.shape) / 2) | 1
     return bool(((small - ndimage.median_filter(small, size, mode="nearest")) ** 3).sum() > 0)
 
 
@@ -81,14 +82,15 @@ def strength(grey: Plane, light: bool) -> Plane:
     """How much each pixel is darker than the paper, or lighter if the ink is; from 0, in units of the grey values."""
     dark = grey.max() + grey.min() - grey if light else grey
     soft, size = smooth(dark), MAX_STROKE * min(grey.shape)
-    ink = paper(soft, size) - soft
+    ink: Plane = paper(soft, size) - soft
     if not ink.max():
         return ink
     sheet = paper(soft, np.clip(2.5 * width(ink > ink.max() / 2) + 4, 7, max(7, size)))  # the narrower, the less shade
     ink = sheet - dark
     if not light and grey.min() >= 0:  # ink reflects a fraction of the light that falls on it
         ink *= sheet.max() / np.maximum(sheet, sheet.max() / 10)
-    return np.maximum(ink - max(float(np.median(ink)), 0), 0)
+    above: Plane = np.maximum(ink - max(float(np.median(ink)), 0), 0)
+    return above
 
 
 def lines(ink: Plane, least: float) -> Plane:
@@ -100,13 +102,16 @@ def lines(ink: Plane, least: float) -> Plane:
     rows, columns = ink.shape
     found = np.zeros_like(ink)
     down, across = np.arange(rows)[:, None], np.arange(columns) - columns // 2
-    sample = slice(None, None, max(1, columns // 120))
+    sample = slice(None, None, max(1, columns // 80))
     rank = int((1 - MIN_LINE_LENGTH) * len(across[sample]))
-    for steps in range(-int(MAX_SLOPE * columns / 2), int(MAX_SLOPE * columns / 2) + 1):
-        shift = np.round(across * steps * 2 / columns).astype(int)
+    reach = int(MAX_SLOPE * columns / 2)
+    shifts = [np.round(across * steps * 2 / columns).astype(int) for steps in range(-reach, reach + 1)]
+    profiles = np.empty((len(shifts), rows))
+    for profile, shift in zip(profiles, shifts, strict=True):
         sloping = ink[np.clip(down + shift[sample], 0, rows - 1), np.arange(columns)[sample]]
-        profile = np.partition(sloping, rank, axis=1)[:, rank]
-        profile = profile - ndimage.grey_opening(profile, max(3, int(MAX_LINE * rows) | 1))
+        profile[:] = np.partition(sloping, rank, axis=1)[:, rank]
+    profiles -= ndimage.grey_opening(profiles, (1, max(3, int(MAX_LINE * rows) | 1)))
+    for profile, shift in zip(profiles, shifts, strict=True):
         if profile.max() > least:
             np.maximum(found, profile[np.clip(down - shift, 0, rows - 1)], out=found)
     return np.where(found > least, found, 0)

@@ -24,13 +24,12 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") 
 MAX_SPECK_RATIO = 0.02  # ink of an isolated stroke, relative to the largest one, up to which it counts as dirt
 MIN_SECOND_RATIO = 0.1  # ink of a shape, relative to the largest one, from which there may be two digits
 MIN_PEAK = 0.5  # of the strongest ink, that a stroke reaches somewhere; what does not is shade
-MAX_GAP = 0.35  # distance of the parts of a digit, relative to the side of the largest
+MAX_GAP = 0.5  # distance of the parts of a digit, relative to the side of the largest
 INK_SHARE = (0.042, 0.355)  # share of pixels above 64 in digits of MNIST
 MAX_ASPECT = 2.0  # width relative to height of digits of MNIST
-MAX_BULK = 0.5  # width of a stroke, relative to the longer side of the digit
 MAX_EDGE = 0.7  # length, relative to the picture, of a shape at its border up to which it may be a digit
 MIN_WHOLE_RATIO = 0.25  # ink of a digit, relative to shapes that the border cuts off
-MIN_CONTRAST = 6  # strongest ink, as a multiple of the noise of single pixels
+MIN_CONTRAST = 5  # strongest ink, as a multiple of the median difference of neighbouring pixels
 MIN_SIZE = 0.04  # of a digit, relative to the longer side of the picture
 
 
@@ -165,11 +164,7 @@ def examine(picture: np.ndarray, name: str = "") -> Examined:
     if not np.ptp(grey):
         raise InputError(f"{field} it has only one grey value; expected a digit, dark on light or light on dark")
     grey = inks.sheet(inks.reduced(grey))
-    light = inks.is_light(grey)
-    found = strokes_of(grey, light)
-    if bulk(found.mask) > MAX_BULK:  # perhaps not strokes but the paper, on a dark table
-        other = strokes_of(grey, not light)
-        found = other if bulk(other.mask) <= MAX_BULK else found
+    found = strokes_of(grey, inks.is_light(grey))
     if not found.mask.any():
         raise InputError(f"{field} it has no strokes that stand out from the paper; expected a digit")
     digit = fitted(found)
@@ -196,7 +191,7 @@ def strokes_of(grey: Float[np.ndarray, "rows columns"], light: bool) -> Strokes:
     boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
     sizes = np.ptp(boxes, axis=2)
     amounts = ndimage.sum_labels(soft, labels, range(1, count + 1))
-    shapes = ndimage.maximum(soft, labels, range(1, count + 1)) > MIN_PEAK * soft.max()
+    shapes = np.isin(range(1, count + 1), labels[soft > MIN_PEAK * soft.max()])
     outer = ((boxes[..., 0] == 0) | (boxes[..., 1] == grey.shape)).any(axis=1)
     edges = outer & (sizes > MAX_EDGE * np.array(grey.shape)).any(axis=1)  # of the paper, or of what lies beside it
     shapes &= ~edges | (shapes <= edges).all()
@@ -208,7 +203,7 @@ def strokes_of(grey: Float[np.ndarray, "rows columns"], light: bool) -> Strokes:
     parts = shapes & (amounts > MAX_SPECK_RATIO * amounts[main]) & near & (outer <= outer[main])
     second = shapes & (amounts > MIN_SECOND_RATIO * amounts[main]) & (parts | ~outer)
     second[main] = False
-    noise = float(np.median(np.abs(grey - ndimage.median_filter(grey, 3))))
+    noise = np.median(np.abs(np.diff(grey)))
     notes = {
         "its ink touches the border and may be cut off": not whole,
         "a second shape, perhaps of another digit": second.any(),
@@ -216,28 +211,21 @@ def strokes_of(grey: Float[np.ndarray, "rows columns"], light: bool) -> Strokes:
         "it is very small in the picture": sizes[main].max() < MIN_SIZE * max(grey.shape),
     }
     mask = np.isin(labels, 1 + np.flatnonzero(parts))
-    around = ndimage.binary_dilation(mask, inks.SQUARE, iterations=max(2, max(grey.shape) // 150))
+    around = ndimage.binary_dilation(mask, inks.SQUARE > 0, iterations=max(2, max(grey.shape) // 150))
     return Strokes(
         np.where(around & (mask | (labels == 0)), ink, 0), mask, tuple(n for n, noted in notes.items() if noted)
     )
 
 
-def bulk(mask: Bool[np.ndarray, "rows columns"]) -> float:
-    """Width of the widest stroke relative to the longer side of the digit; infinite without strokes."""
-    if not mask.any():
-        return np.inf
-    ((rows, columns),) = ndimage.find_objects(mask.astype(int))
-    return inks.width(mask) / max(rows.stop - rows.start, columns.stop - columns.start)
-
-
 def fitted(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
     """Ink scaled to a box of 20 x 20, with its centre of mass in the centre as far as the frame allows."""
-    (bounding_box,) = ndimage.find_objects(strokes.mask.astype(int))
+    dense = strokes.ink > inks.INK_THRESHOLD * strokes.ink.max()
+    (bounding_box,) = ndimage.find_objects(dense.astype(int))
     ink = strokes.ink[bounding_box]
     scale = BOX / max(ink.shape)
     height, width = (max(1, round(scale * side)) for side in ink.shape)
     small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    small = np.clip(small / np.percentile(small[small > 0.3 * small.max()], 90), 0, 1)
+    small = np.clip(small / np.percentile(small[small > 0.3 * small.max()], 98), 0, 1)
     corner = []
     for axis, length in enumerate(small.shape):
         mass = small.sum(axis=1 - axis)
@@ -250,14 +238,13 @@ def fitted(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
 
 
 def unlike_mnist(digit: UInt8[np.ndarray, "28 28"]) -> tuple[str, ...]:
-    """Notes where an image [28, 28] is unlike every digit of MNIST."""
+    """Notes where an image [28, 28] is unlike nearly every digit of MNIST."""
     share = float((digit > 64).mean())
-    height, width = (np.ptp(np.nonzero(digit > 64)[axis]) + 1 for axis in (0, 1))
     low, high = INK_SHARE
+    height, width = (np.ptp(np.nonzero(digit > 64)[axis]) + 1 for axis in (0, 1))
+    usual = f"{100 * low:.1f} to {100 * high:.1f} % in MNIST"
     notes = {
-        f"ink on {100 * share:.1f} % of the pixels, {100 * low:.1f} to {100 * high:.1f} % in MNIST": not low
-        <= share
-        <= high,
+        f"ink on {100 * share:.1f} % of the pixels, {usual}": not low <= share <= high,
         f"{width / height:.1f} times as wide as high, at most {MAX_ASPECT:g} in MNIST": width > MAX_ASPECT * height,
     }
     return tuple(note for note, noted in notes.items() if noted)

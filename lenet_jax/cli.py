@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
-from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
+from lenet_jax.errors import MAX_MESSAGE, MAX_VALUE, InputError, Interrupted, RunError, one_line, shortened
 from lenet_jax.output import printable, unfailing
 from lenet_jax.paths import expanded
 from lenet_jax.run import signals
@@ -226,14 +226,17 @@ def classify_command(argv: list[str]) -> None:
 
     jax_settings.check_platform()
     run = networks.load_run(folder, values.experiment and expanded(values.experiment, "experiment"))
-    digits = np.stack([photos.to_mnist(photos.read_image(expanded(file, "image")), file) for file in files])
-    found = networks.classify(run, digits, values.arm, values.seed)
+    examined = [photos.examine(photos.read_image(expanded(file, "image")), file) for file in files]
+    found = networks.classify(run, np.stack([digit for digit, _ in examined]), values.arm, values.seed)
     name, count = run.arm(values.arm).name, int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
         which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
     Console().print(classification(files, found, f"{name}: {which}", probabilities))
+    for file, (_, notes) in zip(files, examined, strict=True):
+        if notes:
+            print(f"{shortened(file, MAX_VALUE)} may be misread: {'; '.join(notes)}")
 
 
 COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}

@@ -201,7 +201,7 @@ def store(made):
     STORED.mkdir(exist_ok=True)
     for path in [*made.glob("test_*0/*.log"), *made.glob("daemons0/slurm.conf")]:
         text = path.read_text().replace(str(path.parent), "FOLDER").replace(str(few_digits.FOLDER), "DIGITS")
-        (STORED / path.name).write_text(text)
+        (STORED / path.name).write_text(re.sub(r"\x1b\[[0-9;]*m", "", text))  # mpirun's terminal shows bold letters
     versions = {name: run_folder.describe_environment("")["versions"][name] for name in ("lenet_jax", "jax", "jaxlib")}
     commands = {"slurm": ["slurmctld", "-V"], "munge": ["munged", "--version"], "open_mpi": ["mpirun", "--version"]}
     os.environ["PATH"] = SBIN

@@ -1,7 +1,7 @@
 """Ink on paper: grey values of a photo -> strength of its strokes, without uneven light, printed lines and boxes."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
@@ -33,8 +33,7 @@ def reduced(grey: Plane, side: int = MAX_SIDE) -> Part:
 
 def smooth(grey: Plane) -> Plane:
     """The picture without its noise; strokes of small pictures are too thin for that."""
-    blurred: Plane = ndimage.gaussian_filter(grey, max(grey.shape) / 400) if max(grey.shape) > 100 else grey
-    return blurred
+    return np.asarray(ndimage.gaussian_filter(grey, max(grey.shape) / 400) if max(grey.shape) > 100 else grey)
 
 
 def sheet(grey: Plane) -> Part:
@@ -69,13 +68,7 @@ def paper(grey: Plane, size: float) -> Plane:
     odd = int(size) | 1
     margin = min(odd, min(grey.shape) - 1)
     wide = np.pad(grey, margin, mode="reflect", reflect_type="odd")  # continues a gradient over the border
-    closed: Plane = ndimage.grey_closing(wide, size=(odd, odd))[margin:-margin, margin:-margin]
-    return closed
-
-
-def width(strokes: Bool[np.ndarray, "rows columns"]) -> float:
-    """Width in pixels of the widest strokes."""
-    return 2 * float(np.percentile(ndimage.distance_transform_edt(np.pad(strokes, 1))[1:-1, 1:-1][strokes], 98))
+    return np.asarray(ndimage.grey_closing(wide, size=(odd, odd)))[margin:-margin, margin:-margin]
 
 
 def strength(grey: Plane, light: bool) -> Plane:
@@ -85,12 +78,13 @@ def strength(grey: Plane, light: bool) -> Plane:
     ink: Plane = paper(soft, size) - soft
     if not ink.max():
         return ink
-    sheet = paper(soft, np.clip(2.5 * width(ink > ink.max() / 2) + 4, 7, max(7, size)))  # the narrower, the less shade
-    ink = sheet - dark
+    strokes = ink > ink.max() / 2
+    width = 2 * np.percentile(ndimage.distance_transform_edt(np.pad(strokes, 1))[1:-1, 1:-1][strokes], 98)
+    background = paper(soft, np.clip(2.5 * width + 4, 7, max(7, size)))  # the narrower, the less shade counts as ink
+    ink = background - dark
     if not light and grey.min() >= 0:  # ink reflects a fraction of the light that falls on it
-        ink *= sheet.max() / np.maximum(sheet, sheet.max() / 10)
-    above: Plane = np.maximum(ink - max(float(np.median(ink)), 0), 0)
-    return above
+        ink *= background.max() / np.maximum(background, background.max() / 10)
+    return np.asarray(np.maximum(ink - max(np.median(ink), 0), 0))
 
 
 def lines(ink: Plane, least: float) -> Plane:
@@ -122,9 +116,8 @@ def without_lines(ink: Plane, level: float) -> tuple[Plane, Plane]:
 
     Strokes that cross a line are restored from both sides of it.
     """
-    none = np.zeros_like(ink)
     if min(ink.shape) < MIN_BOX_SIDE:
-        return ink, none
+        return ink, np.zeros_like(ink)
     soft, least = smooth(ink), MIN_LINE_STRENGTH * level
     both = [ndimage.grey_dilation(lines(soft, least), (3, 1)), ndimage.grey_dilation(lines(soft.T, least).T, (1, 3))]
     left = np.maximum(ink - 1.3 * both[0] - 1.3 * both[1], 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
@@ -94,7 +94,10 @@ def grey_values(picture: Image.Image) -> UInt8[np.ndarray, "rows columns"]:
     picture = picture if deep or picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGBA")
     picture.thumbnail((MAX_READ_SIDE, MAX_READ_SIDE), Image.Resampling.BOX)
     if deep:
-        return stretched(np.asarray(picture, float))
+        values = np.asarray(picture, float)
+        if not np.isfinite(values).all():
+            raise ValueError("some pixels are not finite")
+        return np.asarray(np.interp(values, (values.min(), values.max()), (0, 255)).round(), np.uint8)
     colours = picture.convert("RGBA")
     opaque = np.asarray(colours.getchannel("A"))
     light = np.asarray(colours.convert("L"))[opaque > opaque.max() // 2].min(initial=255) > 127
@@ -102,20 +105,8 @@ def grey_values(picture: Image.Image) -> UInt8[np.ndarray, "rows columns"]:
     return np.asarray(Image.alpha_composite(sheet, colours).convert("L"))
 
 
-def stretched(picture: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns"]:
-    """Values of any range, rescaled to 0 to 255."""
-    if not np.isfinite(picture).all():
-        raise ValueError("some pixels are not finite")
-    low, high = picture.min(), picture.max()
-    scaled = (picture - low) / (high - low) if high > low else np.zeros_like(picture)
-    return np.round(255 * scaled).astype(np.uint8)
-
-
 def to_mnist(picture: np.ndarray, name: str = "") -> UInt8[np.ndarray, "28 28"]:
-    """An image of one digit in the form of MNIST, with a warning if it may not be one complete digit; see `examine`.
-
-    Raises:
-      InputError: the image has another shape, or is blank.
+    """The digit of `examine`, with a warning if there are notes.
 
     Examples:
       >>> photo = np.full((300, 200), 255)
@@ -134,9 +125,8 @@ def examine(picture: np.ndarray, name: str = "") -> Examined:
     """An image of one digit in the form of MNIST, and notes where it does not look like one.
 
     The ink is darker or lighter than the paper around it (`ink.strength`). Lines and boxes of forms, shade and specks
-    are removed, and so is what the border cuts off, unless it is the digit itself. The ink is scaled to fit a box of 20
-    x 20, with its aspect ratio preserved, and its centre of mass is moved to the centre (LeCun et al. 1998, section
-    III.A).
+    are removed, and so is what the border cuts off, unless it is the digit itself. The ink is scaled and centred as in
+    MNIST (LeCun et al. 1998, section III.A).
 
     Args:
       picture: grey values [rows, columns], of any range, or colours [rows, columns, 3].
@@ -164,30 +154,25 @@ def examine(picture: np.ndarray, name: str = "") -> Examined:
     if not np.ptp(grey):
         raise InputError(f"{field} it has only one grey value; expected a digit, dark on light or light on dark")
     grey = inks.sheet(inks.reduced(grey))
-    found = strokes_of(grey, inks.is_light(grey))
-    if not found.mask.any():
+    ink, notes = strokes_of(grey, inks.is_light(grey))
+    if not ink.any():
         raise InputError(f"{field} it has no strokes that stand out from the paper; expected a digit")
-    digit = fitted(found)
-    return Examined(digit, (*found.notes, *unlike_mnist(digit)))
+    digit = fitted(ink)
+    return Examined(digit, (*notes, *unlike_mnist(digit)))
 
 
-class Strokes(NamedTuple):
-    """Ink of what may be a digit, where it is (bool [rows, columns]), and notes about the rest of the picture."""
+def strokes_of(grey: inks.Plane, light: bool) -> tuple[inks.Plane, list[str]]:
+    """Ink of the largest shape in a picture and the parts around it, and notes about the rest.
 
-    ink: Float[np.ndarray, "rows columns"]
-    mask: Bool[np.ndarray, "rows columns"]
-    notes: tuple[str, ...] = ()
-
-
-def strokes_of(grey: Float[np.ndarray, "rows columns"], light: bool) -> Strokes:
-    """The largest shape of ink in a picture, with the parts around it; `light`: whether ink is lighter than paper."""
+    `light`: whether ink is lighter than paper.
+    """
     ink = inks.strength(grey, light)
     level = float(inks.smooth(ink).max())
     ink = inks.without_boxes(inks.without_lines(ink, level)[0], level)
     soft = inks.smooth(ink)
     labels, count = ndimage.label(soft > inks.INK_THRESHOLD * soft.max(), inks.SQUARE)
     if not count:
-        return Strokes(ink, labels > 0)
+        return np.zeros_like(ink), []
     boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
     sizes = np.ptp(boxes, axis=2)
     amounts = ndimage.sum_labels(soft, labels, range(1, count + 1))
@@ -212,16 +197,13 @@ def strokes_of(grey: Float[np.ndarray, "rows columns"], light: bool) -> Strokes:
     }
     mask = np.isin(labels, 1 + np.flatnonzero(parts))
     around = ndimage.binary_dilation(mask, inks.SQUARE > 0, iterations=max(2, max(grey.shape) // 150))
-    return Strokes(
-        np.where(around & (mask | (labels == 0)), ink, 0), mask, tuple(n for n, noted in notes.items() if noted)
-    )
+    return np.where(around & (mask | (labels == 0)), ink, 0), [note for note, noted in notes.items() if noted]
 
 
-def fitted(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
-    """Ink scaled to a box of 20 x 20, with its centre of mass in the centre as far as the frame allows."""
-    dense = strokes.ink > inks.INK_THRESHOLD * strokes.ink.max()
-    (bounding_box,) = ndimage.find_objects(dense.astype(int))
-    ink = strokes.ink[bounding_box]
+def fitted(ink: inks.Plane) -> UInt8[np.ndarray, "28 28"]:
+    """Ink scaled to a box of 20 x 20, with its aspect ratio, and its centre of mass in the centre of the frame."""
+    (bounding_box,) = ndimage.find_objects((ink > inks.INK_THRESHOLD * ink.max()).astype(int))
+    ink = ink[bounding_box]
     scale = BOX / max(ink.shape)
     height, width = (max(1, round(scale * side)) for side in ink.shape)
     small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
@@ -237,7 +219,7 @@ def fitted(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
     return np.round(255 * digit).astype(np.uint8)
 
 
-def unlike_mnist(digit: UInt8[np.ndarray, "28 28"]) -> tuple[str, ...]:
+def unlike_mnist(digit: UInt8[np.ndarray, "28 28"]) -> list[str]:
     """Notes where an image [28, 28] is unlike nearly every digit of MNIST."""
     share = float((digit > 64).mean())
     low, high = INK_SHARE
@@ -247,4 +229,4 @@ def unlike_mnist(digit: UInt8[np.ndarray, "28 28"]) -> tuple[str, ...]:
         f"ink on {100 * share:.1f} % of the pixels, {usual}": not low <= share <= high,
         f"{width / height:.1f} times as wide as high, at most {MAX_ASPECT:g} in MNIST": width > MAX_ASPECT * height,
     }
-    return tuple(note for note, noted in notes.items() if noted)
+    return [note for note, noted in notes.items() if noted]

@@ -16,22 +16,10 @@ from lenet_jax.errors import InputError, one_line
 PRNG = "threefry2x32"
 """JAX's generator of random numbers."""
 
-RECORDED = (
-    "jax_allow_f16_reductions",
-    "jax_default_matmul_precision",
-    "jax_disable_most_optimizations",
-    "jax_exec_time_optimization_effort",
-    "jax_memory_fitting_effort",
-    "jax_memory_fitting_level",
-    "jax_optimization_level",
-    "jax_softmax_custom_jvp",
-    "jax_use_direct_linearize",
-    "jax_use_shardy_partitioner",
-)
-"""Settings that may change low-order digits, which depend on the compiler and the processor too."""
-
+PRECISION = ("jax_default_matmul_precision", "jax_softmax_custom_jvp", "jax_use_direct_linearize")
+COMPILER = ("jax_disable_most_optimizations", "jax_optimization_level", "jax_exec_time_optimization_effort")
 VARIABLES = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS")
-"""Environment variables that do."""
+"""Settings and environment variables that change rounding and no random number."""
 
 
 @contextlib.contextmanager
@@ -49,13 +37,14 @@ def fixed() -> Iterator[None]:
 
 def key_of(seed: UInt32[jax.Array, ""]) -> PRNGKeyArray:
     """`jax.random.key(seed)` with the fixed generator, and without the offset that JAX may be set to add to seeds."""
-    return jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), seed]), impl=PRNG)
+    key: PRNGKeyArray = jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), seed]), impl=PRNG)
+    return key
 
 
 def current() -> dict[str, object]:
-    """The recorded settings of this process; those that this version of JAX lacks are left out."""
+    """The recorded settings of this process, as far as this version of JAX has them."""
     values = jax.config.values
-    return {name: getattr(jax.config, name, values[name]) for name in RECORDED if name in values}
+    return {name: getattr(jax.config, name, values[name]) for name in PRECISION + COMPILER if name in values}
 
 
 def check_platform() -> None:
@@ -63,9 +52,10 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.read("jax_platforms")
         raise InputError(
-            f"JAX_PLATFORMS: {jax.config.jax_platforms!r} gives this JAX no device ({one_line(error)}); install JAX for "
-            "it, or unset the variable"
+            f"JAX_PLATFORMS: {platforms!r} gives this JAX no device ({one_line(error)}); install JAX for it, or unset "
+            "the variable"
         ) from error
 
 

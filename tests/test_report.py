@@ -225,6 +225,10 @@ def test_a_dozen_runs_have_a_folder(tmp_path):
     """Its name is as before if it is short, else short, and the same each time."""
     runs = [run_folder.load(write_run(tmp_path / f"{'a-long-name-' * 4}{index}")) for index in range(12)]
     assert report.default_folder([runs[0]], "test_error") == runs[0].folder / "plots"
+    (runs[0].folder / "plots").symlink_to(tmp_path)
+    for metric in ("test_error", "test_loss"):
+        with pytest.raises(InputError, match=r"^out: '.*plots' is a link; name the folder that it leads to as --out"):
+            report.default_folder([runs[0]], metric)
     two = report.default_folder(runs[:2], "test_loss")
     assert two == tmp_path / f"compare-{runs[0].folder.name}-{runs[1].folder.name}" / "test_loss"
     out = report.default_folder(runs, "test_error")

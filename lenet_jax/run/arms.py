@@ -247,7 +247,7 @@ def check_sequence(path: str, values: Any, check: Callable[[Any], Any]) -> list[
     return checked
 
 
-def check_groups(axis: str, groups: Mapping[str, Any]) -> list[Choice]:
+def check_groups(axis: str, groups: Mapping[Any, Any]) -> list[Choice]:
     """The choices of a sweep axis that consists of named groups of fields."""
     path = f"sweep.{axis}"
     if axis != NAMED_ARMS and (axis in FIELDS or axis in MEASURED):
@@ -282,7 +282,7 @@ def check_tune(tune: Any) -> Tuning | None:
     return Tuning(grid, tuple(points) or ({},)) if grid or drawn else None
 
 
-def check_random_set(name: str, values: Mapping[str, Any]) -> list[float]:
+def check_random_set(name: str, values: Mapping[Any, Any]) -> list[float]:
     """Random values of a hyperparameter, see `tuning.log_uniform`."""
     if set(values) != {"low", "high", "count"}:
         listed = ", ".join(sorted(map(short_repr, values))) or "none"

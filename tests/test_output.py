@@ -156,7 +156,7 @@ def serve_into(pipe, connection):
     write = os.open(pipe, os.O_WRONLY)
     os.dup2(write, 1)
     os.dup2(write, 2)
-    workers.serve(connection, None)
+    workers.serve(connection, None, {})
 
 
 def test_a_worker_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
@@ -166,6 +166,7 @@ def test_a_worker_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
     here, there = multiprocessing.Pipe()
     worker = programs.SERVER.Process(target=serve_into, args=(tmp_path / "pipe", there), daemon=True)
     worker.start()
+    there.close()  # so that the worker's end ends this test
     open(tmp_path / "pipe").close()
     here.send(("define", (tmp_path / "own.py", experiment)))
     assert here.recv() == (None, None)

@@ -52,7 +52,7 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = jax.config.read("jax_platforms")
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         raise InputError(
             f"JAX_PLATFORMS: {platforms!r} gives this JAX no device ({one_line(error)}); install JAX for it, or unset "
             "the variable"

@@ -13,12 +13,14 @@ An experiment starts from this config::
 
 from ml_collections import ConfigDict
 
+from lenet_jax.config import Config
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Default config: the specification's network, trained on the embedded digits."""
     del arg  # config_flags passes the ARG of --config=FILE:ARG; this config does not use it
     # Unsorted: the name of an arm lists the axes in the order of the sweep.
-    config = ConfigDict(sort_keys=False)
+    config = Config(sort_keys=False)
 
     # --- Data
     # mnist10k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.

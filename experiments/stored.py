@@ -6,15 +6,16 @@ The folder of data sets (data_dir) is not taken from there, since TFDS may execu
 Fields can be overridden as in any config, for example to repeat one seed: --config.first_seed=3 --config.seeds=1
 """
 
+import contextlib
 import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
-from lenet_jax.run import files, folder, schema
+from lenet_jax.paths import expanded
+from lenet_jax.run import files, folder, plan, schema
 from lenet_jax.run.progress import say
 
 
@@ -24,15 +25,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise InputError("config: 'stored.py' needs a run folder; write --config=experiments/stored.py:RUN")
     config = base.get_config()
     # Runs from before test_curve existed evaluated the test images after each epoch.
-    stored = {"test_curve": True} | files.read_json(Path(arg) / folder.CONFIG) | {"data_dir": ""}
+    run = expanded(arg, "run")
+    stored = {"test_curve": True} | files.read_json(run / folder.CONFIG) | {"data_dir": ""}
     if "data_dir" in json.dumps(stored.get("sweep")):
         raise InputError(
             f"config: {arg!r} sweeps data_dir, which a run folder must not choose; use its experiment file"
         )
-    schema.check_fields(stored, schema.config_kinds(), f"config: {str(Path(arg) / folder.CONFIG)!r}")
+    schema.check_fields(stored, schema.config_kinds(), f"config: {str(run / folder.CONFIG)!r}")
     config.update(stored)
-    trained_on = files.read_json(Path(arg) / folder.PROVENANCE).get("fingerprints", {}).get(config.dataset)
-    data = datasets.at_hand(config.dataset)
-    if trained_on and data and data.fingerprint != trained_on:
-        say(f"dataset: {config.dataset!r} no longer holds the images or labels that {arg!r} was trained on")
+    with contextlib.suppress(InputError):  # the data may be elsewhere now, and named by --config.dataset
+        note_other_data(run, config.dataset)
     return config
+
+
+def note_other_data(run: Path, dataset: str) -> None:
+    """Says so if a data set is not any more what a run was trained on."""
+    trained_on = files.read_json(run / folder.PROVENANCE).get("fingerprints", {}).get(dataset)
+    if trained_on and plan.load(dataset, "").fingerprint != trained_on:
+        say(f"dataset: {dataset!r} no longer holds the images or labels that {str(run)!r} was trained on")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lenet_jax.errors import InputError, check_field, short_repr
 from lenet_jax.experiments import base
+from lenet_jax.paths import expanded
 
 FIELD, MAPPINGS = "--config.", ("sweep", "tune")
 """Prefix of arguments that set a field, and the fields that are mappings, whose keys are set one by one."""
@@ -23,7 +24,9 @@ SPELLINGS = {"--only_arm": "--only-arm", "--save_every": "--save-every"}
 
 
 def with_shipped(argument: str) -> str:
-    """Replaces ``lenet_jax:NAME`` in ``--config=lenet_jax:NAME`` by the file of that experiment in the package."""
+    """Replaces ``lenet_jax:NAME`` in ``--config=lenet_jax:NAME`` by the file of that experiment, and expands ``~``."""
+    if argument.startswith("--config=~"):
+        return f"--config={expanded(argument.removeprefix('--config='), 'config')}"
     flag, _, rest = argument.partition("=lenet_jax:")
     if flag != "--config" or not rest:
         return argument
@@ -47,6 +50,7 @@ def define_run_flags(values: flags.FlagValues) -> None:
     string("workdir", None, "run folder; default: runs/NAME for the config NAME.py")
     string("tracker", "tensorboard", "logger of learning curves: tensorboard (run folder), wandb, mlflow or none")
     string("only-arm", "", "run a single arm, given by its name or its number from 1; other jobs run the others")
+    switch("dry-run", False, "measure and print time, memory, disk and what the design can show; write nothing")
     switch("fresh", False, "move an existing run folder aside and start again")
     saving = "seconds between checkpoints, at the end of a segment of an epoch (about 20 s); 0: after every segment"
     number("save-every", 10.0, saving, lower_bound=0.0)

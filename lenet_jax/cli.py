@@ -16,8 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
-from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
+from lenet_jax.errors import MAX_MESSAGE, MAX_VALUE, InputError, Interrupted, RunError, one_line, shortened
 from lenet_jax.output import printable, unfailing
+from lenet_jax.paths import expanded
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def dispatch(argv: list[str]) -> None:
         print(HELP)
     elif argv[0] == "--version":
         print(lenet_jax.__version__)
+    elif sys.platform == "win32":
+        raise InputError("platform: 'win32' is not supported; on Windows use WSL2, in which Linux's lenet-jax runs")
     elif argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
     else:
@@ -92,6 +95,8 @@ def parse(command: str, values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 def run_command(argv: list[str]) -> None:
     """`lenet-jax run`."""
+    from lenet_jax.run import limits
+
     argv = arguments.joined(argv)
     # Keys of sweep and tune may be new, which config_flags would refuse: `arguments.with_keys` sets them afterwards.
     mappings = tuple(f"{arguments.FIELD}{name}." for name in arguments.MAPPINGS)
@@ -119,6 +124,11 @@ def run_command(argv: list[str]) -> None:
     save_every: Any = values["save-every"].value
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
+    limits.check()
+    experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
+    if values["dry-run"].value:
+        dry_run(config, experiment, only_arm, values)
+        return
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
         from rich.console import Console
 
@@ -134,19 +144,33 @@ def run_command(argv: list[str]) -> None:
                 workdir,
                 shlex.join(["lenet-jax", "run", *argv]),
                 values.tracker,
-                experiment=Path(file.partition(":")[0]),
-                only_arm=values["only-arm"].value or "",
+                experiment=experiment,
+                only_arm=only_arm,
                 fresh=values.fresh,
                 save_every=save_every,
                 devices=values.devices,
                 stop=stop,
             )
-    if run is None or not distributed.primary():
-        return
-    Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
-    program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
-    again = shlex.join([program, "compare", str(workdir)])
-    print(printable(f"run folder: {workdir}"), printable(f"next:       {again}"), sep="\n")
+    if run is not None and distributed.primary():
+        Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
+        program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
+        again = shlex.join([program, "compare", str(run.folder)])
+        print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
+    distributed.leave()
+
+
+def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:
+    """`lenet-jax run --dry-run`."""
+    if values.distributed:
+        raise InputError("dry-run: measures a single process; omit --distributed")
+    with signals.Stop():
+        from rich.console import Console
+
+        from lenet_jax.run import forecast
+
+        found = forecast.forecast(config, experiment, only_arm, values.devices)
+    Console().print(forecast.table(found), crop=False)
+    print(*found.notes, sep="\n")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -162,7 +186,7 @@ def compare_command(argv: list[str]) -> None:
     string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
-    folders = [Path(folder) for folder in parse("compare", values, argv)]
+    folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
 
@@ -175,7 +199,7 @@ def compare_command(argv: list[str]) -> None:
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
     comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
-    out = Path(values.out or report.default_folder(runs, values.metric))
+    out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric)
     files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
     tables.print_comparison(comparison, Console())
     others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
@@ -196,18 +220,23 @@ def classify_command(argv: list[str]) -> None:
     import numpy as np
     from rich.console import Console
 
+    from lenet_jax import jax_settings
     from lenet_jax.analysis import networks
     from lenet_jax.data import photos
 
-    run = networks.load_run(folder, values.experiment)
-    digits = np.stack([photos.to_mnist(photos.read_image(file), file) for file in files])
-    found = networks.classify(run, digits, values.arm, values.seed)
+    jax_settings.check_platform()
+    run = networks.load_run(folder, values.experiment and expanded(values.experiment, "experiment"))
+    examined = [photos.examine(photos.read_image(expanded(file, "image")), file) for file in files]
+    found = networks.classify(run, np.stack([digit for digit, _ in examined]), values.arm, values.seed)
     name, count = run.arm(values.arm).name, int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
         which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
     Console().print(classification(files, found, f"{name}: {which}", probabilities))
+    for file, (_, notes) in zip(files, examined, strict=True):
+        if notes:
+            print(f"{shortened(file, MAX_VALUE)} may be misread: {'; '.join(notes)}")
 
 
 COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from lenet_jax.errors import check_choice
+from lenet_jax.jax_settings import key_of
+from lenet_jax.layers import product
 
 AUGMENTATIONS = ("none", "affine", "elastic")
 
@@ -91,7 +93,7 @@ def elastic_fields(key: PRNGKeyArray, rows: int, columns: int) -> list[Float[Arr
     """
     down, across = bumps(rows), bumps(columns)
     noise = jax.random.normal(key, (2, down.shape[1], across.shape[1]), down.dtype)
-    return [down @ factors @ across.T for factors in noise]
+    return [product(product(down, factors), across.T) for factors in noise]
 
 
 def bumps(size: int) -> Float[Array, "size points"]:
@@ -111,7 +113,7 @@ def distort(image: Float[Array, "rows columns"], distortion: Distortion, backgro
         for (of_row, of_column), middle, shift in zip(distortion.matrix, middles, distortion.shift, strict=True)
     ]
     if distortion.elastic is not None:
-        fields = elastic_fields(jax.random.key(distortion.elastic.seed), *image.shape)
+        fields = elastic_fields(key_of(distortion.elastic.seed), *image.shape)
         moves = [distortion.elastic.displacement * field for field in fields]
         sources = [source + move for source, move in zip(sources, moves, strict=True)]
     above: Array = jax.scipy.ndimage.map_coordinates(image - background, sources, order=1, mode="constant", cval=0.0)

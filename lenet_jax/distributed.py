@@ -8,6 +8,8 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +23,9 @@ from jaxtyping import Array
 
 from lenet_jax.errors import InputError, ProcessError, one_line
 
-HEARTBEAT_TIMEOUT_S, JOIN_TIMEOUT_S, VISIBILITY_TIMEOUT_S = 30, 120, 60
-"""Silence after which a process counts as dead; the longest wait for all processes to start, and to see a file."""
+HEARTBEAT_TIMEOUT_S, JOIN_TIMEOUT_S, VISIBILITY_TIMEOUT_S, LEAVE_S = 30, 120, 60, 1
+"""Silence after which a process counts as dead; the longest wait for all processes to start, and to see a file; how
+long process 0 leaves the others to end."""
 
 Parameters = ParamSpec("Parameters")
 Tree = TypeVar("Tree")
@@ -51,6 +54,19 @@ def join(coordinator: str, processes: int, process: int) -> None:
             "and TPU pods need no address; elsewhere start each process with --coordinator=HOST:PORT --processes=COUNT "
             "--process=NUMBER"
         ) from error
+
+
+def leave() -> None:
+    """Ends a process of several whose work is done, without JAX's shutdown: that aborts it if another one has died.
+
+    Process 0 is the last: JAX aborts the others when its service is gone.
+    """
+    if jax.process_count() > 1:
+        with contextlib.suppress(ProcessError):
+            all_gather(np.int32(0))
+        sys.stdout.flush()
+        time.sleep(LEAVE_S if primary() else 0)
+        os._exit(0)
 
 
 def primary() -> bool:

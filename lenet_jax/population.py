@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,11 +18,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lenet_jax import distributed, train
+from lenet_jax import distributed, jax_settings, train
 from lenet_jax import evaluate as evaluation
+from lenet_jax.errors import InputError
 from lenet_jax.evaluate import Evaluation, Predictions
 from lenet_jax.model import IMAGE_SIZE, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.paths import expanded
 from lenet_jax.registry import CACHES
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
@@ -55,13 +56,15 @@ def cores() -> int:
 def configure(devices: int | None = None) -> None:
     """Sets the number of CPU devices (default: all cores), and caches compiled programs in the user's cache folder.
 
-    Call it before JAX is used, which fixes the devices.
+    Call it before JAX is used, which fixes the devices. Raises InputError if there are none.
     """
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices or cores())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lenet_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    with contextlib.suppress(InputError):  # a user without a home folder has no cache
+        cache = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "lenet_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax_settings.check_platform()
 
 
 class Programs(NamedTuple):
@@ -152,6 +155,7 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 
 
 @functools.lru_cache(maxsize=32)
+@jax_settings.fixed()
 def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
     """Compiles a population's programs, once for all arms with the same recipe.
 
@@ -200,6 +204,7 @@ def predicted_memory(program: Any, mesh: Mesh) -> int:
     return int(mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes))
 
 
+@jax_settings.fixed()
 def create(
     seeds: Sequence[int],
     hyper: Mapping[str, Sequence[float]],
@@ -234,6 +239,7 @@ def create(
     )
 
 
+@jax_settings.fixed()
 def train_segment(population: Population) -> Metrics:
     """Trains every member for a segment (`train.train_segment`), updating the population; returns NumPy [members]."""
     arguments = population.state, population.hyper, population.images
@@ -241,11 +247,13 @@ def train_segment(population: Population) -> Metrics:
     return to_host(metrics, population.size)
 
 
+@jax_settings.fixed()
 def measure_own(population: Population) -> dict[str, np.ndarray]:
     """The user's metrics of every member, name -> NumPy array [members]."""
     return to_host(population.programs.measure_own(population.state, population.images), population.size)
 
 
+@jax_settings.fixed()
 def evaluate(population: Population, split: range) -> Evaluation:
     """Evaluates every member on a range of the images; returns NumPy arrays [members]."""
     shared = population.images.scale.sharding
@@ -253,6 +261,7 @@ def evaluate(population: Population, split: range) -> Evaluation:
     return to_host(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
 
 
+@jax_settings.fixed()
 def predict(population: Population, split: range) -> Predictions:
     """Classifies a range of the images by every member; returns NumPy arrays [members, images]."""
     indices = distributed.put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
@@ -288,7 +297,8 @@ def restore(population: Population, saved: Snapshot) -> None:
     arrays = [distributed.put(saved[name][rows], population.hyper.mu.sharding) for name in expected]
     leaves, structure = jax.tree.flatten(population.state)
     pairs = zip(leaves, arrays, strict=True)
-    restored = [array if leaf.dtype == array.dtype else jax.random.wrap_key_data(array) for leaf, array in pairs]
+    keyed = functools.partial(jax.random.wrap_key_data, impl=jax_settings.PRNG)
+    restored = [array if leaf.dtype == array.dtype else keyed(array) for leaf, array in pairs]
     population.state = jax.tree.unflatten(structure, restored)
 
 

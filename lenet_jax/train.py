@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 from lenet_jax import blocked, model, optim
 from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, Distortion, distort, draw
+from lenet_jax.jax_settings import key_of
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
@@ -159,7 +160,7 @@ class TrainState:
     """The state of a network in training. Checkpoints store its fields by name.
 
     Attributes:
-      key: `jax.random.key(seed)`, from which all random streams derive.
+      key: `jax_settings.key_of(seed)`, from which all random streams derive.
       step: the number of steps done.
       running: sums of the metrics over the steps of the current epoch.
     """
@@ -173,7 +174,7 @@ class TrainState:
 
 def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
     """The state of network `seed` before training; for an example, see `train_epoch`."""
-    key = jax.random.key(seed)
+    key = key_of(seed)
     params = model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture)
     zero = jnp.zeros(())
     return TrainState(params, recipe.optimizer_of(hyper).init(params), key, jnp.int32(0), Metrics(zero, zero))

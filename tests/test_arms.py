@@ -3,6 +3,8 @@
 import importlib
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -60,6 +62,44 @@ def test_arms_are_the_product_of_the_axes_in_their_order():
     assert arms[3].settings["loss"] == "cross_entropy"
     assert arms[3].settings["learning_rate"] == 0.01
     assert arms[3].settings["activation"] == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "understood"),
+    [
+        ("learning_rate", np.float64(0.1), 0.1),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", jnp.float32(0.5), 0.5),
+        ("learning_rate", np.array(0.1), 0.1),
+        ("learning_rate", np.int64(1), 1.0),
+        ("epochs", np.int64(2), 2),
+        ("epochs", jnp.int32(2), 2),
+        ("test_curve", np.bool_(True), True),
+        ("loss", np.str_("mse"), "mse"),
+    ],
+)
+def test_scalars_of_numpy_and_jax_are_values(field, given, understood):
+    """In a field, in a sweep, in a group and in a config that isn't ours; the run folder's config has them, too."""
+    sweeps = [{}, {field: (given,)}, {"group": {"one": {field: given}}}]
+    configs = [small(**({} if sweep else {field: given}), sweep=sweep) for sweep in sweeps]
+    for config in [*configs, ConfigDict({field: given})]:
+        (arm,) = expand(config)
+        assert (arm.settings[field], type(arm.settings[field])) == (understood, type(understood))
+        assert "Array" not in repr(describe(config))
+
+
+@pytest.mark.parametrize("values", [np.logspace(-2, 0, 3), tuple(np.logspace(-2, 0, 3)), list(np.logspace(-2, 0, 3))])
+def test_arrays_are_values_of_an_axis_and_of_a_grid(values):
+    config = with_sweep(small(), learning_rate=values)
+    assert [arm.name for arm in expand(config)] == ["learning_rate=0.01", "learning_rate=0.1", "learning_rate=1"]
+    assert describe(config)["sweep"] == {"learning_rate": [0.01, 0.1, 1.0]}
+    (arm,) = expand(small(tune={"learning_rate": values}, validation_size=100))
+    assert arm.tuning == Tuning({"learning_rate": (0.01, 0.1, 1.0)})
+
+
+def test_a_number_of_numpy_is_refused_as_the_number_that_it_is():
+    with pytest.raises(InputError, match=r"^sweep\.epochs: expected int, got 2\.0 \(float\)$"):
+        expand(with_sweep(small(), epochs=(np.float64(2),)))
 
 
 def test_without_a_sweep_there_is_one_arm():

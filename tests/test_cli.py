@@ -2,8 +2,11 @@
 
 import json
 import os
+import pwd
 import re
+import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +18,13 @@ import few_digits
 import programs
 import pytest
 
+import lenet_jax as package
 from lenet_jax import arguments, cli
+from lenet_jax.analysis import report
+from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
 from lenet_jax.run import folder as run_folder
-from lenet_jax.run import runner
+from lenet_jax.run import limits, runner
 from lenet_jax.run.arms import expand
 from lenet_jax.run.tuning import Tuning, log_uniform
 
@@ -112,6 +118,103 @@ def test_run_prints_the_table_and_says_where_things_are(finished):
     assert [arm["seeds"] for arm in summary["arms"]] == [2, 2]
     command = json.loads((folder / "runs/quick/provenance.json").read_text())["command"]
     assert command.startswith("lenet-jax run --config=")
+
+
+def test_variables_of_jax_change_no_number(finished, tmp_path):
+    """Of those that change random numbers and types; read when JAX is imported, by each process of its own."""
+    streams = {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0", "JAX_RANDOM_SEED_OFFSET": "5"}
+    types = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DISABLE_JIT": "1"}
+    result = lenet_jax(tmp_path, "run", *QUICK, "--workdir=run", real=True, **streams, **types)
+    assert result.returncode == 0, result.stderr
+    expected = finished[0] / "runs/quick"
+    for name in (run_folder.METRICS, run_folder.PREDICTIONS):
+        assert (tmp_path / "run" / name).read_bytes() == (expected / name).read_bytes()
+    recorded = [run_folder.load(folder).provenance["jax_settings"] for folder in (tmp_path / "run", expected)]
+    assert recorded[0] == recorded[1]
+    assert "XLA_FLAGS" in recorded[0]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_every_path_may_begin_with_a_tilde(finished, tmp_path, monkeypatch, capsys):
+    """As in `--out=~/x`, which shells leave alone; without a home folder, the refusal names the argument."""
+    home, written = finished[0], []
+    shutil.copy(EXPERIMENTS / "quickstart.py", home)
+    (home / "blank.png").write_bytes(b"")
+    run = ["run", "--config=~/quickstart.py", *QUICK[1:], "--workdir=~/runs/quick"]
+    stored = ["run", f"--config={EXPERIMENTS}/stored.py:~/runs/quick", "--workdir=~/runs/quick"]
+    compare = ["compare", "~/runs/quick", "--out=~/out"]
+    classify = ["classify", "~/runs/quick", "~/blank.png", "--experiment=~/quickstart.py"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "write", lambda comparison, out, command: written.append(out) or [])
+    monkeypatch.setenv("HOME", str(home))
+    for command in (run, stored):
+        sys.modules.pop("config_config", None)
+        cli.dispatch(command)
+        assert "already finished" in capsys.readouterr().err
+    cli.dispatch(compare)
+    assert written == [home / "out"]
+    with pytest.raises(InputError, match=f"^image: '{home}/blank.png' "):
+        cli.dispatch(classify)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    commands = {
+        "config": run,
+        "workdir": ["run", *QUICK, "--workdir=~/run"],
+        "dataset": ["run", *QUICK[:1], "--config.dataset=idx:~/digits"],
+        "data_dir": ["run", *QUICK[:1], "--config.dataset=mnist"],
+        "run": compare,
+        "out": ["compare", str(home / "runs/quick"), "--out=~/out"],
+        "experiment": ["classify", str(home / "runs/quick"), "image.png", "--experiment=~/quickstart.py"],
+        "image": ["classify", str(home / "runs/quick"), "~/blank.png"],
+    }
+    for field, command in commands.items():
+        with pytest.raises(InputError, match=f"^{field}: no home folder is known for '~/"):
+            cli.dispatch(command)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="user namespaces are Linux's")
+def test_a_user_without_a_name_and_home_and_a_platform_without_devices(tmp_path):
+    """As in `docker run -u 12345`. The platform is looked for after the folder of compiled programs."""
+    nameless = ["unshare", "--user", "--map-user=12345", "env", "-u", "HOME", "-u", "XDG_CACHE_HOME"]
+    if subprocess.run([*nameless, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody make user namespaces")
+    command = [*nameless, "JAX_PLATFORMS=cuda", str(programs.SCRIPT), "run", *QUICK, "--workdir=run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(result, "JAX_PLATFORMS: 'cuda' gives this JAX no device")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS limits no address space")
+@pytest.mark.parametrize(("limit", "said"), [("NOFILE", "ulimit -n: 24 open"), ("AS", "ulimit -v: 1048576 KiB of")])
+def test_limits_that_no_run_can_live_with_are_refused(tmp_path, limit, said):
+    value = {"NOFILE": 24, "AS": 2**30}[limit]
+    before = f"import resource; resource.setrlimit(resource.RLIMIT_{limit}, ({value}, {value}))"
+    process = programs.start(["run", *QUICK], tmp_path, tmp_path / "said", before=before)
+    assert process.wait(60) == 2
+    assert (tmp_path / "said").read_text().startswith(f"lenet-jax: {said}")
+    assert len((tmp_path / "said").read_text().splitlines()) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_soft_limit_of_open_files_is_raised(monkeypatch):
+    changed = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (24 if kind == resource.RLIMIT_NOFILE else -1, -1))
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: changed.append(limit))
+    limits.check(cores=100)
+    ((kind, (soft, hard)),) = changed
+    assert (kind, hard) == (resource.RLIMIT_NOFILE, -1)
+    assert soft > 800
+
+
+def test_the_package_is_a_program():
+    result = subprocess.run([sys.executable, "-m", "lenet_jax", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, package.__version__)
+
+
+def test_windows_is_refused_in_one_line(main, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert_refused(main(tmp_path, "run", *QUICK), "WSL2")
 
 
 def test_compare_writes_pictures_and_names_them(finished):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import math
 import shutil
 
@@ -186,6 +187,10 @@ def test_arms_of_several_runs_meet_by_their_axes(tmp_path):
     errors = {("tanh",): [0.06, 0.08, 0.07], ("relu",): [0.05, 0.05, 0.05]}
     config = {"loss": "mse", "activation": "sigmoid", "epochs": 5, "optimizer": "adam"}
     second = write_run(tmp_path / "second", errors, axes=("activation",), config=config, versions={"jax": "0.1"})
+    for folder, value in ((first, "default"), (second, "bfloat16")):
+        provenance = json.loads((folder / "provenance.json").read_text())
+        settings = {"jax_default_matmul_precision": value, "XLA_FLAGS": ""}
+        (folder / "provenance.json").write_text(json.dumps(provenance | {"jax_settings": settings}))
     comparison = compare.compare_runs(load(first, second))
     assert [judgement.name for judgement in comparison.judgements] == [
         "second: activation=tanh against first: loss=mse,activation=tanh"
@@ -193,6 +198,8 @@ def test_arms_of_several_runs_meet_by_their_axes(tmp_path):
     assert comparison.judgements[0].contrast.mean == pytest.approx(0.01)
     assert "warning: the runs trained for different numbers of epochs" in comparison.notes
     assert "warning: the runs were made with different versions of jax" in comparison.notes
+    expected = "warning: the runs were made with different values of jax_default_matmul_precision"
+    assert expected in comparison.notes
     assert any(note.startswith("second: activation=relu has no counterpart in first") for note in comparison.notes)
 
 

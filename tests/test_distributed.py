@@ -30,23 +30,30 @@ TINY = [
 TUNED = [*TINY, "--config.tune.learning_rate=(0.003,0.01,0.03)", "--config.tune_seeds=1"]
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, before=""):
     """Starts a process, whose output goes to a file, because nothing reads a pipe meanwhile."""
     output = folder / f"output-{len(list(folder.glob('output-*')))}"
     output.touch()
-    process = programs.start(["run", *arguments], folder, output)
+    process = programs.start(["run", *arguments], folder, output, before=before)
     process.output = output
     return process
 
 
-def start_all(folder, *arguments, processes=2, own=None):
-    """Starts the processes of one run, with two devices each; `own` has further arguments by process."""
+def start_all(folder, *arguments, processes=2, own=None, before=None):
+    """The processes of one run, with two devices each; `own` and `before` have arguments and Python code by process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", "--devices=2"]
     return [
-        start(folder, *arguments, *meeting, f"--process={number}", *(own or {}).get(number, []))
+        start(
+            folder,
+            *arguments,
+            *meeting,
+            f"--process={number}",
+            *(own or {}).get(number, []),
+            before=(before or {}).get(number, ""),
+        )
         for number in range(processes)
     ]
 
@@ -149,6 +156,17 @@ def wait_for(condition, processes):
 def saved_steps(run):
     """The step of the last saved state, in a list; empty if there is none."""
     return sorted(int(path.name) for path in run.glob("checkpoints/*/tested-*/states/*") if path.name.isdigit())[-1:]
+
+
+@pytest.mark.slow
+def test_a_process_killed_when_all_is_written_disturbs_nobody(tmp_path):
+    """JAX's shutdown waits for it, and aborts the others."""
+    kill = "from lenet_jax import distributed; import os; distributed.leave = lambda: os.kill(os.getpid(), 9)"
+    processes = start_all(tmp_path, *TINY, "--workdir=run", before={1: kill})
+    assert ended(processes[1])[0] == -signal.SIGKILL
+    code, output = ended(processes[0], within=20)
+    assert code == 0, output
+    assert "run folder: run" in output
 
 
 @pytest.mark.slow

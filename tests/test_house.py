@@ -20,7 +20,7 @@ def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-PATHS = {name_of(path): path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+PATHS = {name_of(path): path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
 for folder in WINGS:
     PATHS |= {name_of(path): path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"}
 MODULES = {name: ast.parse(path.read_text()) for name, path in PATHS.items()}

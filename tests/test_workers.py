@@ -59,6 +59,16 @@ def history(engine, images):
     return [*metrics, engine.predict(members, unseen)]
 
 
+def test_workers_do_not_run_the_callers_script(monkeypatch, tmp_path, images):
+    """As multiprocessing does, with a script whose last lines are not behind `if __name__ == "__main__"`."""
+    (tmp_path / "script.py").write_text("raise SystemExit('run again')")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    with Workers(1) as crew:
+        crew.load(images)
+    assert sys.modules["__main__"].__file__ == str(tmp_path / "script.py")
+
+
 def test_workers_give_the_same_results(workers, images, assert_close):
     there, here = history(workers, images), history(population, images)
     assert len(np.unique(there[0].loss)) == 3

@@ -30,6 +30,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from lenet_jax import stats
+from lenet_jax.paths import expanded
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -340,7 +341,7 @@ def main(argv: list[str]) -> None:
     header = machine.describe()
     header["versions"]["scipy"] = importlib.metadata.version("scipy")
     results = header | simulate(STUDIES.value)
-    out = Path(OUT.value)
+    out = expanded(OUT.value, "out")
     out.mkdir(parents=True, exist_ok=True)
     (out / "coverage.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "coverage.md").write_text(table(results))

@@ -47,6 +47,7 @@ from workers import SPAWN
 
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
+from lenet_jax.paths import expanded
 
 ROOT = Path(__file__).parents[2]
 BATCH = 32
@@ -338,7 +339,7 @@ def main(argv: list[str]) -> None:
     if not DATASET.value and machine.cores() not in DEVICES.value:
         sys.exit(f"devices.py: --devices: {DEVICES.value} must include {machine.cores()}, the number of cores here")
     header = machine.header()
-    out = Path(OUT.value)
+    out = expanded(OUT.value, "out")
     try:
         if DATASET.value:
             datasets.load(DATASET.value)  # reports unreadable data in one line
@@ -367,8 +368,8 @@ def main(argv: list[str]) -> None:
     print(table)
     print(f"results are in {out}", file=sys.stderr)
     stored = [out / f"{kind}.json" for kind in ("devices", "checkpoint")]
-    if all(path.exists() for path in stored) and Path(DOC.value).exists():
-        rewrite(Path(DOC.value), cost.blocks(*(json.loads(path.read_text()) for path in stored)))
+    if all(path.exists() for path in stored) and expanded(DOC.value, "doc").exists():
+        rewrite(expanded(DOC.value, "doc"), cost.blocks(*(json.loads(path.read_text()) for path in stored)))
 
 
 if __name__ == "__main__":

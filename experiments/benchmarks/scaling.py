@@ -43,6 +43,7 @@ from workers import SPAWN
 
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
+from lenet_jax.paths import expanded
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -200,7 +201,7 @@ def main(argv: list[str]) -> None:
     """Measures and writes the results."""
     machine.flags_only(argv)
     header = machine.header()
-    out = Path(OUT.value)
+    out = expanded(OUT.value, "out")
     try:
         if DATASET.value:
             datasets.load(DATASET.value)  # reports unreadable data in one line

@@ -48,6 +48,8 @@ from absl import app, flags
 from task import Task, Window
 from workers import SPAWN, WorkerError, Workers
 
+from lenet_jax.paths import expanded
+
 
 class Arrangement(NamedTuple):
     """An implementation of the training, to be timed.
@@ -325,7 +327,7 @@ def main(argv: list[str]) -> None:
         measured = run(names, task.load("mnist10k", TRAIN_SIZE.value))
     except (RefusalError, WorkerError) as error:
         sys.exit(f"throughput.py: {error}")
-    out = Path(OUT.value)
+    out = expanded(OUT.value, "out")
     out.mkdir(parents=True, exist_ok=True)
     (out / "throughput.json").write_text(json.dumps(measured, indent=1) + "\n")
     table = report.throughput_table(measured)

@@ -26,6 +26,7 @@ from lenet_jax import distortions, model, population, stats
 from lenet_jax.analysis import dynamics, metrics, tables
 from lenet_jax.analysis import figures as analysis_figures
 from lenet_jax.data import datasets, preprocess
+from lenet_jax.paths import expanded
 from lenet_jax.run import files, folder
 from lenet_jax.run.folder import Run
 
@@ -320,7 +321,7 @@ def effective_rates(run: Run, dataset_name: str) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Writes the pages with their tables, and the figures."""
     del arguments
-    runs, out, name = Path(flags.FLAGS.runs), Path(flags.FLAGS.out), flags.FLAGS.dataset
+    runs, out, name = expanded(flags.FLAGS.runs, "runs"), expanded(flags.FLAGS.out, "out"), flags.FLAGS.dataset
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     population.configure()

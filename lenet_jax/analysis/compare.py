@@ -313,11 +313,14 @@ def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> l
     fields = [field for field in shared if differ([run.config[field] for run in runs])]
     versions = [run.provenance.get("versions", {}) for run in runs]
     changed = [name for name in PACKAGES if differ([version.get(name) for version in versions])]
+    settings = [run.provenance["jax_settings"] for run in runs if "jax_settings" in run.provenance]
+    set_otherwise = sorted({name for one in settings for name in one if one[name] != settings[0].get(name, one[name])})
     notes = {
         "warning: the runs used different data sets or splits of them": differ(datasets) or differ(measured_on),
         "warning: the runs trained for different numbers of epochs": "epochs" in fields,
         f"the runs' configs differ in {', '.join(fields)}": set(fields) - {"epochs"},
         f"warning: the runs were made with different versions of {', '.join(changed)}": changed,
+        f"warning: the runs were made with different values of {', '.join(set_otherwise)}": set_otherwise,
     }
     return [note for note, applies in notes.items() if applies]
 

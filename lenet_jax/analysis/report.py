@@ -89,11 +89,18 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
 
 
 def default_folder(runs: Sequence[Run], metric: str) -> Path:
-    """The folder that a comparison is written into by default: of a single run, or beside the first of several."""
+    """The folder that a comparison is written into by default: of a single run, or beside the first of several.
+
+    Raises:
+      InputError: it is a link, which may lead anywhere; `--out` names such a folder.
+    """
     folder, name = runs[0].folder, "-".join(["compare", *(run.folder.absolute().name for run in runs)])
     short = name if len(name.encode(errors="replace")) <= MAX_FOLDER_BYTES else folder_name(name)
-    found = folder / "plots" if len(runs) == 1 else folder.parent / short
-    return found if metric == "test_error" else found / folder_name(metric)
+    found = [folder / "plots" if len(runs) == 1 else folder.parent / short]
+    found += [found[0] / folder_name(metric)] if metric != "test_error" else []
+    if links := [path for path in found if path.is_symlink()]:
+        raise InputError(f"out: {str(links[0])!r} is a link; name the folder that it leads to as --out")
+    return found[-1]
 
 
 def label_lines(label: str) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from lenet_jax import IMAGE_SIZE
 from lenet_jax.data import idx, prepared, records
 from lenet_jax.errors import InputError
+from lenet_jax.paths import expanded
 
 EMBEDDED = Path(__file__).with_name("mnist10k.npz")
 EMBEDDED_FINGERPRINT = "sha256:916433c8bc50fea0842ffb377aacc8f3b4478e355d425ff5a5934ce2b2c5e254"
@@ -105,13 +105,12 @@ def load(name: str, data_dir: str = "") -> Dataset:
     if name == "mnist5k":
         contents = "5,000 training and 5,000 test digits"
         raise InputError(f"dataset: {name!r} was replaced by 'mnist10k', which has {contents}")
-    folder = prepared.data_folder(data_dir)
     if name in prepared.SOURCES:
-        return Dataset(name=name, **prepared.load(name, folder))
+        return Dataset(name=name, **prepared.load(name, prepared.data_folder(data_dir)))
     if kind == "idx" and argument:
-        return Dataset(name=name, **idx.read_folder(Path(os.path.expanduser(argument)), name))
+        return Dataset(name=name, **idx.read_folder(expanded(argument, "dataset"), name))
     if kind == "tfds" and argument:
-        return Dataset(name=name, **records.load(argument, folder))
+        return Dataset(name=name, **records.load(argument, prepared.data_folder(data_dir)))
     raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")
 
 

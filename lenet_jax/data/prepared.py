@@ -18,6 +18,7 @@ import numpy as np
 
 from lenet_jax.data import idx, records
 from lenet_jax.errors import InputError, check_choice
+from lenet_jax.paths import expanded
 
 MIRROR_VARIABLE = "LENET_JAX_MIRROR"  # environment variable: an address to use instead of the official ones
 TIMEOUT_S = 30  # without an answer; then the next mirror is tried
@@ -81,7 +82,7 @@ SOURCES = {
 
 def data_folder(data_dir: str) -> Path:
     """The folder of all data sets: `data_dir`, or TFDS's if it is empty."""
-    return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    return expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data_dir")
 
 
 def load(name: str, folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lenet_jax import curvature, optim, train
+from lenet_jax.config import plain
 from lenet_jax.data import preprocess
 from lenet_jax.distortions import Augmentation
 from lenet_jax.errors import InputError, check_choice, check_field, short_repr
@@ -151,10 +152,11 @@ def expand(config: ConfigDict) -> list[Arm]:
     Raises:
       InputError: a field or a value is not allowed; the message names it.
     """
-    for name in keys(config):
+    given = plain(config)
+    for name in given:
         check_field(name, DEFAULTS)
-    defaults = {field: check_value(field, config.get(field, DEFAULTS[field])) for field in FIELDS}
-    sweep, tune = (config.get(name, {}) for name in ("sweep", "tune"))
+    defaults = {field: check_value(field, given.get(field, DEFAULTS[field])) for field in FIELDS}
+    sweep, tune = (given.get(name, {}) for name in ("sweep", "tune"))
     axes = {axis: check_axis(axis, sweep[axis]) for axis in names_of("sweep", sweep)}
     if NAMED_ARMS in axes and len(axes) > 1:
         raise InputError(f"sweep.{NAMED_ARMS}: named arms allow no other axis; for a product, rename this axis")
@@ -214,7 +216,7 @@ def in_range(field: str, value: Any) -> bool:
 
 def check_axis(axis: str, values: Any) -> list[Choice]:
     """The choices of a sweep axis: a field, several fields that change together, or named groups of fields."""
-    if isinstance(values, Mapping | ConfigDict):
+    if isinstance(values, Mapping):
         return check_groups(axis, values)
     path, names = f"sweep.{axis}", axis.split(",")
     for name in names:
@@ -245,7 +247,7 @@ def check_sequence(path: str, values: Any, check: Callable[[Any], Any]) -> list[
     return checked
 
 
-def check_groups(axis: str, groups: Mapping[str, Any] | ConfigDict) -> list[Choice]:
+def check_groups(axis: str, groups: Mapping[Any, Any]) -> list[Choice]:
     """The choices of a sweep axis that consists of named groups of fields."""
     path = f"sweep.{axis}"
     if axis != NAMED_ARMS and (axis in FIELDS or axis in MEASURED):
@@ -269,7 +271,7 @@ def check_tune(tune: Any) -> Tuning | None:
         values, path = tune[name], f"tune.{name}"
         if name not in optim.HYPERPARAMETERS:
             raise InputError(f"{path}: not a tunable field; allowed are {', '.join(optim.HYPERPARAMETERS)}")
-        if isinstance(values, Mapping | ConfigDict):
+        if isinstance(values, Mapping):
             drawn[name] = check_random_set(name, values)
         else:
             check = functools.partial(check_value, name, where="tune.")
@@ -280,11 +282,10 @@ def check_tune(tune: Any) -> Tuning | None:
     return Tuning(grid, tuple(points) or ({},)) if grid or drawn else None
 
 
-def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[float]:
+def check_random_set(name: str, values: Mapping[Any, Any]) -> list[float]:
     """Random values of a hyperparameter, see `tuning.log_uniform`."""
-    given = keys(values)
-    if set(given) != {"low", "high", "count"}:
-        listed = ", ".join(sorted(map(short_repr, given))) or "none"
+    if set(values) != {"low", "high", "count"}:
+        listed = ", ".join(sorted(map(short_repr, values))) or "none"
         raise InputError(f"tune.{name}: a random set needs the keys low, high, count; got {listed}")
     low, high = (check_value(name, values[end], "tune.") for end in ("low", "high"))
     count = values["count"]
@@ -295,19 +296,14 @@ def check_random_set(name: str, values: Mapping[str, Any] | ConfigDict) -> list[
     return tuning.log_uniform(name, low, high, count)
 
 
-def keys(mapping: Mapping[str, Any] | ConfigDict) -> list[Any]:
-    """The keys in the order written; iterating a ConfigDict made from a dict sorts them, and fails on mixed types."""
-    return list(mapping._fields if isinstance(mapping, ConfigDict) else mapping)
-
-
 def names_of(path: str, mapping: Any) -> list[str]:
     """The keys of a mapping in the order written, if they are names."""
-    if not isinstance(mapping, Mapping | ConfigDict):
+    if not isinstance(mapping, Mapping):
         raise InputError(f"{path}: expected a mapping of names to values, got {short_repr(mapping)}")
-    for name in keys(mapping):
+    for name in mapping:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise InputError(f"{path}: names must be strings of one line, got {short_repr(name)}")
-    return keys(mapping)
+    return list(mapping)
 
 
 def check_settings_once(axes: Mapping[str, list[Choice]], tuned: Collection[str]) -> None:
@@ -355,4 +351,4 @@ def seed_range(settings: Mapping[str, Any], count: str, first: str) -> range:
 
 def describe(config: ConfigDict) -> dict[str, Any]:
     """The resolved config with all its fields, as in config.json."""
-    return dict(json.loads(DEFAULTS.to_json()) | json.loads(config.to_json()))
+    return dict(json.loads(DEFAULTS.to_json()) | json.loads(json.dumps(plain(config))))

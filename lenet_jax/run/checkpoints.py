@@ -259,6 +259,12 @@ def record_attempt(checkpoint_dir: Path, environment: Mapping[str, Any]) -> None
     for name in ("versions", "processor"):
         if before and before[0][name] != environment[name]:
             say(f"this run was begun with {name} {before[0][name]}: low-order digits may differ")
+    for name, value in (before[0].get("jax_settings", {}) if before else {}).items():
+        if value != environment["jax_settings"].get(name, value):
+            raise InputError(
+                f"workdir: {str(checkpoint_dir.parent)!r} was begun with {name} {value!r}, and now it is "
+                f"{environment['jax_settings'][name]!r}; set it as before, or pass --fresh to start again"
+            )
     attempts = checkpoint_dir / ATTEMPTS
     with writing(attempts):
         attempts.mkdir(exist_ok=True)

@@ -22,6 +22,7 @@ import pandas as pd
 
 from lenet_jax import stats
 from lenet_jax.errors import InputError, StorageError, short_repr
+from lenet_jax.paths import expanded
 from lenet_jax.run import files, schema, tuning
 from lenet_jax.run.schema import Scalar
 
@@ -158,8 +159,10 @@ def arm_named(wanted: str, names: Collection[str]) -> str:
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Provenance known before a run: versions, machine, git commit, command."""
+    """Provenance known before a run: versions, machine, git commit, command, JAX's settings."""
     import jax
+
+    from lenet_jax import jax_settings
 
     return {
         "command": command,
@@ -170,6 +173,7 @@ def describe_environment(command: str) -> dict[str, Any]:
         "processor": processor_name(),
         "devices": [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()],
         "processes": jax.process_count(),
+        "jax_settings": jax_settings.described(),
     }
 
 
@@ -251,7 +255,7 @@ def load(folder: str | Path) -> Run:
     Raises:
       InputError: the folder holds no finished run, or a file of it is damaged.
     """
-    folder = Path(folder)
+    folder = expanded(folder, "run")
     field = f"run: {str(folder)!r}"
     if not os.path.isdir(folder):
         raise InputError(f"{field} is not a folder")

@@ -11,9 +11,9 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
-from lenet_jax.data import datasets
 from lenet_jax.errors import InputError, check_choice, listed
-from lenet_jax.run import checkpoints, cleanup, files, folder, locks, trackers, tuning
+from lenet_jax.paths import expanded
+from lenet_jax.run import checkpoints, cleanup, files, folder, limits, locks, trackers, tuning
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import Arm, describe, expand
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
@@ -73,6 +73,7 @@ def run(
     resolved = describe(config)
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
+    workdir = expanded(workdir, "workdir")
     checkpoint_dir = workdir / folder.CHECKPOINTS
     own = Definitions.of(arms, experiment)
     if not fresh:
@@ -86,11 +87,13 @@ def run(
         return finished
     plan = planning.make(arms)
     with contextlib.ExitStack() as owning:
+        limits.check(devices or population.cores())
         population.configure(devices or None)
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
         environment |= own.describe() | {"fingerprints": plan.fingerprints}
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
-        distributed.check_same(agreed | {"version": environment["versions"]})
+        agreed |= {"version": environment["versions"], "JAX setting": environment["jax_settings"]}
+        distributed.check_same(agreed)
         lock = None
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
         if distributed.primary():
@@ -147,8 +150,12 @@ def check_data(finished: folder.Run, arms: Sequence[Arm]) -> None:
     """
     named = {(arm.settings["dataset"], arm.settings["data_dir"]) for arm in arms}
     for name, data_dir in sorted(named):
-        if name.startswith("idx:") and (dataset := datasets.at_hand(name, data_dir)):
-            checkpoints.check_data(finished.provenance.get("fingerprints", {}), {name: dataset.fingerprint})
+        if name.startswith("idx:") and name in finished.provenance.get("fingerprints", {}):
+            try:
+                now = planning.load(name, data_dir).fingerprint
+            except InputError:  # the folder is not there any more
+                continue
+            checkpoints.check_data(finished.provenance["fingerprints"], {name: now})
 
 
 def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:

@@ -13,17 +13,17 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lenet_jax import output, population
+from lenet_jax import jax_settings, output, population
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Snapshot
 from lenet_jax.run import parts
@@ -37,11 +37,11 @@ POLL_S = 0.2
 """How long a worker polls for a request before it sleeps: a virtual machine's core may be slower after its sleep."""
 
 
-def serve(connection: Connection, core: int | None) -> None:
+def serve(connection: Connection, core: int | None, settings: Mapping[str, Any]) -> None:
     """Main loop of a worker: executes requests until the connection closes, which is when its parent ends.
 
     A request is (name of a function, arguments), its answer (result, None) or (None, the exception). Without a core to
-    run on, the system chooses one.
+    run on, the system chooses one. `settings` are the parent's, see `jax_settings.current`.
     """
     sys.stdout, sys.stderr = map(output.unfailing, (sys.stdout, sys.stderr))  # the user's own parts may print
     for stopping in STOPPING:  # handled by the parent, which ends this process
@@ -51,6 +51,8 @@ def serve(connection: Connection, core: int | None) -> None:
         os.sched_setaffinity(0, {core})
     os.environ |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}  # one XLA thread, no accelerator
     population.configure(devices=1)
+    for name, value in settings.items():
+        jax.config.update(name, value)
     held: dict[str, Any] = {}
     while True:
         awake_until = time.perf_counter() + POLL_S
@@ -128,12 +130,15 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         resource_tracker.ensure_running()  # if it were started later, it would unblock the signals
         for core in self._cores:
             here, there = SPAWN.Pipe()
-            process = SPAWN.Process(target=serve, args=(there, core), daemon=True)
+            process = SPAWN.Process(target=serve, args=(there, core, jax_settings.current()), daemon=True)
             # A terminal sends Ctrl-C to all processes; a worker can't ignore it before it runs Python.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            # Multiprocessing runs the script that is `__main__` again in each process, with all that it does.
+            script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
             try:
                 process.start()
             finally:
+                sys.modules["__main__"] = script
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             there.close()  # so that the connection closes when the process ends
             self._connections.append(here)
@@ -228,7 +233,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         self._call("restore", [({name: array[share] for name, array in saved.items()},) for share in shares])
 
 
-Engine = Workers | ModuleType
+Engine = Workers | types.ModuleType
 """What trains populations: worker processes or, in this process, the module `population`."""
 
 

@@ -1,0 +1,18 @@
+"""Paths as users write them."""
+
+import os
+from pathlib import Path
+
+from lenet_jax.errors import InputError
+
+
+def expanded(path: str | Path, field: str) -> Path:
+    """The path with ``~`` or ``~user`` at its start replaced by that home folder: shells leave it in ``--out=~/x``.
+
+    Raises:
+      InputError: there is no such home folder, and no file of that name; `field` is what the path was given for.
+    """
+    found = Path(os.path.expanduser(path))
+    if str(found).startswith("~") and not os.path.lexists(found):
+        raise InputError(f"{field}: no home folder is known for {str(path)!r}; set HOME, or write the whole path")
+    return found

@@ -37,7 +37,8 @@ def fixed() -> Iterator[None]:
 
 def key_of(seed: UInt32[jax.Array, ""]) -> PRNGKeyArray:
     """`jax.random.key(seed)` with the fixed generator, and without the offset that JAX may be set to add to seeds."""
-    return jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), seed]), impl=PRNG)
+    key: PRNGKeyArray = jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), seed]), impl=PRNG)
+    return key
 
 
 def current() -> dict[str, object]:
@@ -51,9 +52,10 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
+        named = jax.config.values["jax_platforms"]
         raise InputError(
-            f"JAX_PLATFORMS: {jax.config.jax_platforms!r} gives this JAX no device ({one_line(error)}); install JAX "
-            "for it, or unset the variable"
+            f"JAX_PLATFORMS: {named!r} gives this JAX no device ({one_line(error)}); install JAX for it, or unset the "
+            "variable"
         ) from error
 
 

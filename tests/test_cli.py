@@ -145,7 +145,7 @@ def test_every_path_may_begin_with_a_tilde(finished, tmp_path, monkeypatch, caps
     compare = ["compare", "~/runs/quick", "--out=~/out"]
     classify = ["classify", "~/runs/quick", "~/blank.png", "--experiment=~/quickstart.py"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "write", lambda comparison, out, command: written.append(out) or [])
+    monkeypatch.setattr(report, "write", lambda comparison, out, *_: written.append(out) or [])
     monkeypatch.setenv("HOME", str(home))
     for command in (run, stored):
         sys.modules.pop("config_config", None)

@@ -50,6 +50,7 @@ def define_run_flags(values: flags.FlagValues) -> None:
     string("workdir", None, "run folder; default: runs/NAME for the config NAME.py")
     string("tracker", "tensorboard", "logger of learning curves: tensorboard (run folder), wandb, mlflow or none")
     string("only-arm", "", "run a single arm, given by its name or its number from 1; other jobs run the others")
+    switch("dry-run", False, "measure and print time, memory, disk and what the design can show; write nothing")
     switch("fresh", False, "move an existing run folder aside and start again")
     saving = "seconds between checkpoints, at the end of a segment of an epoch (about 20 s); 0: after every segment"
     number("save-every", 10.0, saving, lower_bound=0.0)

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, dense_kernel, rbf
+from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, dense_kernel, product, rbf
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture, Params
 
 WINDOW_AREA = 4
@@ -138,7 +138,8 @@ def convolve(
     From `blocks` (rows, columns) of the grid, a tile computes `windows` (rows, columns), which are pooling windows.
     """
     matrix = tile_matrix(dense_kernel(parameters.kernel, table, grid.shape[0]), windows)
-    maps = (matrix.T @ neighbourhoods(grid, *blocks)).reshape(WINDOW_AREA, len(table), windows[0] * windows[1], -1)
+    maps = product(matrix.T, neighbourhoods(grid, *blocks))
+    maps = maps.reshape(WINDOW_AREA, len(table), windows[0] * windows[1], -1)
     return maps + parameters.bias[None, :, None, None]
 
 
@@ -186,10 +187,10 @@ def layers_of(architecture: Architecture) -> list[Layer]:
         return pool(maps, parameters, architecture, power).reshape(len(table) * 25, -1)
 
     def c5(features: Array, parameters: Dense, power: int) -> Array:
-        return features.T @ parameters.kernel.reshape(len(features), -1) + parameters.bias[None]
+        return product(features.T, parameters.kernel.reshape(len(features), -1)) + parameters.bias[None]
 
     def dense(inputs: Array, parameters: Dense, power: int) -> Array:
-        return inputs @ parameters.kernel + parameters.bias[None]
+        return product(inputs, parameters.kernel) + parameters.bias[None]
 
     hidden = [
         Layer("c1", lambda grid, parameters, _: convolve(grid, parameters, C1_TABLE, (2, 3), (2, 1)), True),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
-from lenet_jax.errors import MAX_MESSAGE, InputError, Interrupted, RunError, one_line
+from lenet_jax.errors import MAX_MESSAGE, MAX_VALUE, InputError, Interrupted, RunError, one_line, shortened
 from lenet_jax.output import printable, unfailing
 from lenet_jax.paths import expanded
 from lenet_jax.run import signals
@@ -125,6 +125,10 @@ def run_command(argv: list[str]) -> None:
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     limits.check()
+    experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
+    if values["dry-run"].value:
+        dry_run(config, experiment, only_arm, values)
+        return
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
         from rich.console import Console
 
@@ -140,8 +144,8 @@ def run_command(argv: list[str]) -> None:
                 workdir,
                 shlex.join(["lenet-jax", "run", *argv]),
                 values.tracker,
-                experiment=Path(file.partition(":")[0]),
-                only_arm=values["only-arm"].value or "",
+                experiment=experiment,
+                only_arm=only_arm,
                 fresh=values.fresh,
                 save_every=save_every,
                 devices=values.devices,
@@ -153,6 +157,20 @@ def run_command(argv: list[str]) -> None:
         again = shlex.join([program, "compare", str(run.folder)])
         print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
     distributed.leave()
+
+
+def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:
+    """`lenet-jax run --dry-run`."""
+    if values.distributed:
+        raise InputError("dry-run: measures a single process; omit --distributed")
+    with signals.Stop():
+        from rich.console import Console
+
+        from lenet_jax.run import forecast
+
+        found = forecast.forecast(config, experiment, only_arm, values.devices)
+    Console().print(forecast.table(found), crop=False)
+    print(*found.notes, sep="\n")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -208,14 +226,17 @@ def classify_command(argv: list[str]) -> None:
 
     jax_settings.check_platform()
     run = networks.load_run(folder, values.experiment and expanded(values.experiment, "experiment"))
-    digits = np.stack([photos.to_mnist(photos.read_image(expanded(file, "image")), file) for file in files])
-    found = networks.classify(run, digits, values.arm, values.seed)
+    examined = [photos.examine(photos.read_image(expanded(file, "image")), file) for file in files]
+    found = networks.classify(run, np.stack([digit for digit, _ in examined]), values.arm, values.seed)
     name, count = run.arm(values.arm).name, int(found.votes[0].sum())
     which = f"seed {values.seed}" if values.seed is not None else f"mean score of {count} networks"
     if values.seed is None and (diverged := len(run.seeds(values.arm)) - count):
         which += f" ({diverged} others diverged)"
     probabilities = run.architecture(values.arm).output == "softmax"
     Console().print(classification(files, found, f"{name}: {which}", probabilities))
+    for file, (_, notes) in zip(files, examined, strict=True):
+        if notes:
+            print(f"{shortened(file, MAX_VALUE)} may be misread: {'; '.join(notes)}")
 
 
 COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}

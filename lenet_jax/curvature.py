@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lenet_jax import blocked
-from lenet_jax.layers import ACTIVATIONS, BITMAPS, rbf
+from lenet_jax.layers import ACTIVATIONS, BITMAPS, PRECISION, rbf
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
 
@@ -87,8 +87,8 @@ def start_in_full(f6: Float[Array, "batch 84"], labels: Int[Array, " batch"], lo
     slopes = jax.vmap(jax.grad(lambda y, label: loss(-y[None], label[None])))(penalties, labels)
     curvatures = second_derivatives(-penalties, labels, loss)
     differences = 2 * (f6[:, None, :] - jnp.asarray(BITMAPS)[None])
-    total = 2 * slopes.sum(axis=1, keepdims=True) + jnp.einsum("pi,pij->pj", curvatures, jnp.square(differences))
-    return jnp.maximum(total, 0)
+    squares = jnp.einsum("pi,pij->pj", curvatures, jnp.square(differences), precision=PRECISION)
+    return jnp.maximum(2 * slopes.sum(axis=1, keepdims=True) + squares, 0)
 
 
 STARTS: dict[str, Callable[[Array, Array, Loss], Array]] = {

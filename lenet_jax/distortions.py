@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from lenet_jax.errors import check_choice
 from lenet_jax.jax_settings import key_of
+from lenet_jax.layers import product
 
 AUGMENTATIONS = ("none", "affine", "elastic")
 
@@ -92,7 +93,7 @@ def elastic_fields(key: PRNGKeyArray, rows: int, columns: int) -> list[Float[Arr
     """
     down, across = bumps(rows), bumps(columns)
     noise = jax.random.normal(key, (2, down.shape[1], across.shape[1]), down.dtype)
-    return [down @ factors @ across.T for factors in noise]
+    return [product(product(down, factors), across.T) for factors in noise]
 
 
 def bumps(size: int) -> Float[Array, "size points"]:

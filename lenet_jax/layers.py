@@ -17,6 +17,9 @@ from lenet_jax.registry import Registry
 KERNEL_SIZE = 5
 """Height and width of every convolution kernel, in pixels."""
 
+PRECISION = "highest"
+"""Precision of matrix products: float32. JAX's default rounds factors to TF32 on GPUs and to bfloat16 on TPUs."""
+
 Table = tuple[tuple[int, ...], ...]
 """A connection table: for each output map, its input maps in ascending order."""
 
@@ -59,6 +62,11 @@ def dense_kernel(
     return jnp.zeros(shape, kernel.dtype).at[connections(table)].set(kernel)
 
 
+def product(left: Float[Array, "rows terms"], right: Float[Array, "terms columns"]) -> Float[Array, "rows columns"]:
+    """The matrix product, in `PRECISION`."""
+    return jnp.matmul(left, right, precision=PRECISION)
+
+
 def convolve(
     maps: Float[Array, "inputs rows columns"], parameters: Convolution, table: Table
 ) -> Float[Array, "outputs rows-4 columns-4"]:
@@ -73,7 +81,7 @@ def convolve(
     shifted = [maps[:, k : k + rows, m : m + columns] for k in range(KERNEL_SIZE) for m in range(KERNEL_SIZE)]
     patches = jnp.stack(shifted, axis=1).reshape(inputs * KERNEL_SIZE**2, rows * columns)
     kernel = dense_kernel(parameters.kernel, table, inputs).reshape(len(table), inputs * KERNEL_SIZE**2)
-    return (kernel @ patches).reshape(len(table), rows, columns) + parameters.bias[:, None, None]
+    return product(kernel, patches).reshape(len(table), rows, columns) + parameters.bias[:, None, None]
 
 
 def windows(maps: Float[Array, "maps rows columns"]) -> Float[Array, "maps rows//2 2 columns//2 2"]:
@@ -109,7 +117,7 @@ def subsample(
 
 def dense(inputs: Float[Array, "*inputs"], parameters: Dense) -> Float[Array, " units"]:
     """Each unit's weighted sum of all inputs, of any shape, plus its bias."""
-    return jnp.tensordot(inputs, parameters.kernel, axes=inputs.ndim) + parameters.bias
+    return jnp.tensordot(inputs, parameters.kernel, axes=inputs.ndim, precision=PRECISION) + parameters.bias
 
 
 BITMAP_SHAPE = (12, 7)

@@ -155,6 +155,8 @@ def test_every_path_may_begin_with_a_tilde(finished, tmp_path, monkeypatch, caps
     assert written == [home / "out"]
     with pytest.raises(InputError, match=f"^image: '{home}/blank.png' "):
         cli.dispatch(classify)
+    with pytest.raises(InputError, match=r"^workdir: 'caf\\udce9' is not UTF-8; rename the file or folder"):
+        cli.dispatch(["run", *QUICK, "--workdir=caf\udce9"])
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     commands = {

@@ -23,7 +23,7 @@ from lenet_jax import cli, distributed, model, optim, stats
 from lenet_jax import evaluate as evaluation
 from lenet_jax.analysis import compare, metrics, report, tables
 from lenet_jax.registry import REGISTRIES
-from lenet_jax.run import arms, runner
+from lenet_jax.run import arms, forecast, runner
 from lenet_jax.run import folder as run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 STORED = ROOT / "experiments" / "results"
 PAGES = sorted(DOCS.glob("**/*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"^    (\S*\b(?:lenet-jax|python|pytest|make) .*)$", re.MULTILINE)
+INDENTED = re.compile(r"^    (?:mpirun -n 2 )?(\S*\b(?:lenet-jax|python|pytest|make) .*)$", re.MULTILINE)
 EXECUTED = [ROOT / page for page in test_readme.PAGES]
 EXECUTED_NAMES = [page.name for page in EXECUTED]
 HOW, AXIS, PAPER = DOCS / "how_results_are_computed.md", DOCS / "new_axis.md", DOCS / "paper_to_code.md"
@@ -195,14 +195,15 @@ def test_the_reference_shows_every_module_once():
 
 
 def shell_of(page):
-    """The commands of a page: those of bash blocks, and indented ones."""
+    """The commands of a page: those of bash blocks, and indented ones. A script's "$@" is what is submitted with it."""
     text = page.read_text()
     scripts = [block for kind, block in FENCED.findall(text) if kind == "bash"]
     found = INDENTED.findall(FENCED.sub("", text))
     for script in scripts:
         joined = script.replace("\\\n", " ")
         found += re.findall(r"^(?:srun )?(\S*\b(?:lenet-jax|python|make) .*)$", joined, re.MULTILINE)
-    return scripts, [shlex.split(command, comments=True) for command in found]
+    found += [f"lenet-jax run {given}" for given in re.findall(r"^    sbatch .*\w\.sh (.*)$", text, re.MULTILINE)]
+    return scripts, [shlex.split(command, comments=True) for command in found if '"$@"' not in command]
 
 
 COMMANDS = [(page.name, *command) for page in PAGES for command in shell_of(page)[1]]
@@ -247,6 +248,7 @@ def test_commands_are_taken(command, monkeypatch):
             raise Accepted
 
         monkeypatch.setattr(runner, "run", accept)
+        monkeypatch.setattr(forecast, "forecast", accept)
         monkeypatch.setattr(distributed, "join", lambda *_: None)
         new = re.findall(r"^\+    config\.(\w+) = ", AXIS.read_text(), re.MULTILINE)
         if any(f"sweep.{field}=" in argument for field in new for argument in arguments):

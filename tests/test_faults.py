@@ -22,7 +22,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from lenet_jax.errors import InputError
-from lenet_jax.run import checkpoints, locks
+from lenet_jax.run import checkpoints, locks, signals
 from lenet_jax.run import folder as run_folder
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -544,6 +544,7 @@ def test_the_first_signal_finishes_the_segment_and_the_second_ends_at_once(tmp_p
     assert workers
     running.process.send_signal(signal.SIGINT)
     running.wait_for(lambda: "and saving; a second signal stops at once" in running.output.read_text())
+    time.sleep(signals.REPEAT_S)
     running.process.send_signal(signal.SIGINT)
     started = time.monotonic()
     code, output = running.ended()
@@ -581,6 +582,23 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(number, tmp_p
         assert "Traceback" not in output
         assert output.strip().endswith("rerun the same command to resume"), (wait, output)
         assert_gone(running.process.pid)
+
+
+def test_a_signal_that_a_launcher_repeats_is_one_signal(monkeypatch):
+    """Slurm's time limit sends SIGTERM twice within milliseconds, and the second one ended the run without saving."""
+    ended = []
+    monkeypatch.setattr(signals, "exit_now", lambda code, message: ended.append((code, message)))
+    monkeypatch.setattr(signals, "REPEAT_S", 0.2)
+    with signals.Stop() as stop:
+        stop.unsaved = True
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.02)
+        assert (stop.signal, ended) == (signal.SIGTERM, [])
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    assert ended == [(143, "stopped at once")]
 
 
 @pytest.mark.slow

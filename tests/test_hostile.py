@@ -465,7 +465,10 @@ def repeated(name, text, rows):
         (arms(lambda row: row.update(axes=None)), ".axes: expected an object, got None"),
         (arms(lambda row: row.update(axes={"activation": ["tanh"]})), ".axes.activation: expected text, got ['tanh']"),
         (arms(lambda row: row.update(name="\x1b[31m")), "expected a line of up to 2000 printable characters"),
-        (arms(lambda row: row.update(chosen={"/../../x": 0.1})), "chosen is invalid"),
+        (
+            arms(lambda row: row.update(chosen={"/../../x": 0.1}, chosen_at_edge=[])),
+            "column '/../../x' has nothing; expected numbers",
+        ),
         (arms(lambda row: row.update(chosen={"learning_rate": 7})), "that arm 'activation=tanh' chose are missing"),
         (arms(lambda row: row.update(seeds=True)), "seeds: expected an integer, got True"),
         (arms(lambda row: row.update(seeds=10**6)), "seeds is invalid, or does not fit the other fields"),

@@ -1,6 +1,7 @@
 """Tests of trained networks as a run folder keeps them."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -211,8 +212,11 @@ def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
         assert row[0] == f"{place}.png"
         assert row[1] == str(digit)
         assert row[-2:] == ["of", "3"]
-    one = lenet_jax_classify(tmp_path, folder, "0.png", f"--arm={RBF}", "--seed=6")
+    assert "misread" not in result.stdout
+    Image.fromarray(255 - np.kron(np.hstack(images[:2]), np.ones((3, 3), np.uint8))).save(tmp_path / "two.png")
+    one = lenet_jax_classify(tmp_path, folder, "0.png", "two.png", f"--arm={RBF}", "--seed=6")
     assert "as in 1998: seed 6" in one.stdout
+    assert "\ntwo.png may be misread: a second shape, perhaps of another digit" in one.stdout
     assert "probability" not in one.stdout
 
 
@@ -222,6 +226,7 @@ def test_the_command_classifies_files(folder, run, test_digits, tmp_path):
         ([], "image: missing; write lenet-jax classify RUN IMAGE"),
         (["no.png"], "is not an image; PNG, JPEG, "),
         (["none.png"], "none.png' can't be read (No such file or directory)"),
+        (["pipe.png"], "pipe.png' is not a regular file"),
         (["grey.png"], "grey.png': it has only one grey value; expected a digit"),
         (["--arm=relu", "fine.png"], "arm: 'relu' is not one of"),
         (["--seed=1", "fine.png"], "seed: 1 is not a seed of arm 'tanh'; allowed are 5 to 7"),
@@ -231,6 +236,7 @@ def test_the_command_refuses_in_one_line(folder, tmp_path, monkeypatch, capsys, 
     """In this process: each of its own takes seconds to start."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no.png").write_text("text")
+    os.mkfifo(tmp_path / "pipe.png")
     Image.new("L", (40, 40), 200).save(tmp_path / "grey.png")
     Image.fromarray(np.pad(np.full((20, 4), 255, np.uint8), 10)).save(tmp_path / "fine.png")
     with pytest.raises(SystemExit) as refusal:

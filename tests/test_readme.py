@@ -332,7 +332,7 @@ def test_the_commands_of_the_pages_run(started):
     """All, in their order."""
     commands = re.findall(r"(?:^    |`)(\.venv/bin/lenet-jax [^`\n]*)", ALL, re.MULTILINE)
     printed = {command: said(started, command) for command in dict.fromkeys(commands)}
-    assert len(printed) == 11
+    assert len(printed) == 12
     again = [run_folder.load(started / "runs" / name).metrics for name in ("quickstart", "again")]
     pd.testing.assert_frame_equal(*again)
     assert (started / "runs" / "figures" / "report.html").exists()

@@ -28,6 +28,17 @@ def test_the_page_says_what_is_stored(name, block):
     assert re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", PAGE, re.DOTALL).group(1) == block
 
 
+def test_the_page_says_what_one_accelerator_measured():
+    stages = json.loads((STORED.parent / "accelerator" / "accelerator.json").read_text())["stages"]
+    rates = {(row["members"], row["batch_size"]): f"{row['per_second']:,.0f}" for row in stages["train"]}
+    assert f"{cost.H100_RATE:,}" == rates[4096, 32]
+    errors = {row["gradient"] for row in stages["precision"]} | {row["parameters"] for row in stages["equality"]} - {0}
+    assert all(number in PAGE for number in [*rates.values(), *(f"{error:.1e}" for error in errors)])
+    assert f"took {stages['quickstart'][0]['seconds']:.0f} s with" in PAGE
+    sizes = [row.get(name, 0) for row in stages["train"][1:] for name in ("predicted_bytes", "peak_bytes")]
+    assert all(f"| {size / 1e6:,.0f} |" in PAGE for size in sizes if size)
+
+
 def test_all_points_are_stored():
     assert [(point["devices"], point["members"]) for point in POINTS] == [(d, m) for d in (1, 2, 4, 8) for m in (8, 64)]
     assert all(one["others_percent"] < 5 for one in (*POINTS, RESULTS["large"], CHECKPOINT)), "nothing else ran"

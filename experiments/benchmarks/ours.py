@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,9 @@ from lenet_jax import losses, model, population, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
 from lenet_jax.run.workers import Workers
+
+MAX_STEPS = 500
+"""Steps per epoch of a `PopulationSession`, at most."""
 
 
 def configure() -> None:
@@ -96,3 +100,56 @@ class Session:
     def close(self) -> None:
         """Ends the worker processes."""
         self.workers.close()
+
+
+class PopulationSession:
+    """A population in training on JAX's first device, as an experiment trains on an accelerator."""
+
+    def __init__(self, images: Task, batch_size: int, members: int) -> None:
+        recipe = task.recipe(batch_size, min(MAX_STEPS * batch_size, len(images.labels)))
+        recipe = dataclasses.replace(recipe, segments=train.segments_for(recipe, members))
+        self.images, self.members, self.recipe = images, members, recipe
+        start = time.perf_counter()
+        population.compile_programs(recipe, members, len(images.labels), population.mesh_of(jax.devices()[:1]))
+        self.compile_seconds = time.perf_counter() - start
+        self.people = self.create(members, recipe)
+
+    def create(self, members: int, recipe: train.Recipe) -> population.Population:
+        """A population on the first device."""
+        hyper, devices = task.hyperparameters(members), jax.devices()[:1]
+        return population.create(range(members), hyper, self.images.images, recipe, devices)
+
+    def check(self, weights: Weights) -> Outcome:
+        """One step of the members that train side by side, from these weights on the first images: the last member."""
+        members, batch_size = min(self.members, population.ACCELERATOR_SIDE_BY_SIDE), self.recipe.batch_size
+        recipe = dataclasses.replace(self.recipe, train_size=batch_size, segments=1, order="stored")
+        people = self.create(members, recipe)
+        params = jax.tree.map(lambda leaf: np.repeat(leaf[None], members, axis=0), unflatten(weights))
+        given = {f"params/{name}": np.asarray(array) for name, array in population.leaves_of(params)}
+        population.restore(people, population.snapshot(people) | given)
+        loss = population.train_segment(people).loss
+        trees = optax.tree.get(people.state.optimizer, "trace"), people.state.params
+        gradient, updated = (flatten(jax.tree.map(lambda leaf: leaf[-1], tree)) for tree in trees)
+        return Outcome(float(loss[-1]), gradient, updated)
+
+    def warm_up(self, seconds: float) -> Window:
+        """One segment of an epoch, the unit that is timed."""
+        return self.train(0)
+
+    def train(self, seconds: float) -> Window:
+        """Trains whole segments for at least `seconds`."""
+        samples = self.members * (self.recipe.epoch_steps // self.recipe.segments) * self.recipe.batch_size
+        return self.timed(lambda: population.train_segment(self.people).loss, samples, seconds)
+
+    def evaluate(self, seconds: float) -> Window:
+        """Evaluates the images for at least `seconds`."""
+        split = range(len(self.images.labels))
+        return self.timed(lambda: population.evaluate(self.people, split).loss, self.members * len(split), seconds)
+
+    def timed(self, call: Callable[[], np.ndarray], samples: int, seconds: float) -> Window:
+        """A window of calls, each of which handles so many samples x members and returns the losses."""
+        calls, start = 0, time.perf_counter()
+        while not calls or time.perf_counter() - start < seconds:
+            loss = call()
+            calls += 1
+        return Window(calls * samples, time.perf_counter() - start, float(loss.mean()))

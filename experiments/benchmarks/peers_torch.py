@@ -107,7 +107,7 @@ def to_torch(weights: Weights) -> dict[str, np.ndarray]:
 
 def from_torch(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Inverse of `to_torch`."""
-    arrays = {name: tensor.detach().numpy() for name, tensor in state.items()}
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
     return {
         "c1.kernel": arrays["c1.weight"][:, 0],
         "c1.bias": arrays["c1.bias"],
@@ -130,13 +130,22 @@ class Session:
     """One network in training. Members would train one after another, at the same samples x members per second."""
 
     def __init__(
-        self, images: Task, batch_size: int, members: int, threads: int = 0, compiled: bool = False, seed: int = 0
+        self,
+        images: Task,
+        batch_size: int,
+        members: int,
+        threads: int = 0,
+        compiled: bool | str = False,
+        seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         torch.manual_seed(seed)
-        self.batch_size = batch_size
-        self.images = torch.from_numpy(images.normalized)[:, None].contiguous(memory_format=torch.channels_last)
-        self.labels = torch.from_numpy(images.labels.astype(np.int64))
-        self.model = LeNet5().to(memory_format=torch.channels_last)
+        torch.backends.cudnn.allow_tf32 = False  # the convolutions' default on GPUs; matrix products are float32 anyway
+        self.batch_size, self.device = batch_size, device
+        pixels = torch.from_numpy(images.normalized)[:, None]
+        self.images = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.from_numpy(images.labels.astype(np.int64)).to(device)
+        self.model = LeNet5().to(device=device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=task.LEARNING_RATE, momentum=task.MOMENTUM, fused=True
         )
@@ -144,8 +153,8 @@ class Session:
         if compiled:
             # Each batch size is compiled from scratch: a second shape would make PyTorch generate more general code.
             torch._dynamo.reset()
-            self.loss = torch.compile(self.eager_loss)
-        self.order = torch.empty(0, dtype=torch.int64)
+            self.loss = torch.compile(self.eager_loss, mode="default" if compiled is True else compiled)
+        self.order = torch.empty(0, dtype=torch.int64, device=device)
 
     def eager_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of a batch."""
@@ -162,7 +171,7 @@ class Session:
     def next_places(self) -> Tensor:
         """Indices of the next batch in the epoch's random order."""
         if len(self.order) < self.batch_size:
-            self.order = torch.randperm(len(self.labels))
+            self.order = torch.randperm(len(self.labels), device=self.device)
         places, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
         return places
 
@@ -173,7 +182,7 @@ class Session:
             for name, value in to_torch(weights).items():
                 parameters[name].copy_(torch.from_numpy(np.array(value)))
         self.optimizer.state.clear()
-        loss = self.step(torch.arange(self.batch_size))
+        loss = self.step(torch.arange(self.batch_size, device=self.device))
         gradient = {name: self.optimizer.state[value]["momentum_buffer"] for name, value in parameters.items()}
         copies = [from_torch({k: v.detach().clone() for k, v in state.items()}) for state in (gradient, parameters)]
         return Outcome(loss.item(), *copies)
@@ -190,8 +199,8 @@ class Session:
         while not steps or time.perf_counter() - start < seconds:
             loss = self.step(self.next_places())
             steps += 1
-        elapsed = time.perf_counter() - start
-        return Window(steps * self.batch_size, elapsed, loss.item())
+        last = loss.item()  # waits for a GPU
+        return Window(steps * self.batch_size, time.perf_counter() - start, last)
 
     def close(self) -> None:
         """Does nothing: a session holds no resources."""

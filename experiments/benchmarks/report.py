@@ -266,3 +266,35 @@ def scaling_plot(results: dict[str, Any], path: Path) -> None:
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def accelerator_table(results: dict[str, Any]) -> str:
+    """A table for each stage of the accelerator benchmark."""
+    accelerator = results.get("device", ["", "unknown"])[1]
+    text = ["# One accelerator\n", f"{accelerator}; host: {provenance(results)}"]
+    for stage, rows in results["stages"].items():
+        names = list(dict.fromkeys(name for row in rows for name in row if name != "rounds"))
+        names += ["slowest window", "fastest window"] * any("rounds" in row for row in rows)
+        ends = [
+            {"slowest window": min(row.get("rounds", [0])), "fastest window": max(row.get("rounds", [0]))}
+            for row in rows
+        ]
+        cells = [
+            [accelerator_cell(name, (row | end).get(name)) for name in names]
+            for row, end in zip(rows, ends, strict=True)
+        ]
+        header = [name.replace("_bytes", ", MB").replace("_", " ") for name in names]
+        text += [f"## {stage}\n", markdown(header, cells)]
+    text += [f"FAILED: {point}, exit code {code}\n" for point, code in results["failures"].items()]
+    return "\n".join([*text, *results.get("notes", [])]).rstrip("\n") + "\n"
+
+
+def accelerator_cell(name: str, value: Any) -> str:
+    """A cell of `accelerator_table`; bytes in MB."""
+    if name.endswith("_bytes") and value is not None:
+        value /= 1e6
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}" if value < 10 else short(value)
+    return (
+        "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    )

@@ -5,8 +5,13 @@ A worker waits for commands on a pipe without using the processor, and keeps its
 
 import contextlib
 import importlib
+import itertools
+import json
 import multiprocessing
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -113,3 +118,29 @@ class Workers:
             if process.is_alive():
                 print(f"terminating process {process.pid}, which did not stop", file=sys.stderr)
                 process.terminate()
+
+
+READY = "ready"
+"""What a process of `run_in_turn` prints when it waits for its turn."""
+
+
+def wait_for_turn() -> None:
+    """In a process of `run_in_turn`: waits until it may use the machine alone."""
+    print(READY, flush=True)
+    sys.stdin.readline()
+
+
+def run_in_turn(commands: list[list[str]], environment: dict[str, str]) -> Iterator[tuple[list[Any], int]]:
+    """Runs programs that prepare side by side and go on one after the other.
+
+    Yields:
+      The JSON lines of each program's output, and its exit code, in the order of the commands.
+    """
+    pipe = subprocess.PIPE
+    options: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "text": True, "env": os.environ | environment}
+    processes = [subprocess.Popen(command, **options) for command in commands]
+    heads = ["".join(itertools.takewhile(lambda line: line.strip() != READY, process.stdout)) for process in processes]
+    for head, process in zip(heads, processes, strict=True):
+        rest, _ = process.communicate("go\n")  # if it has ended, this is ignored
+        lines = (head + rest).splitlines()
+        yield [json.loads(line) for line in lines if line.startswith("{")], process.returncode

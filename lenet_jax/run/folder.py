@@ -83,14 +83,13 @@ class ArmSummary:
         """The row as read from JSON, without unknown keys; raises InputError if a field is missing or invalid."""
         where = f"{SUMMARY}: arm {short_repr(row.get('name'))}"
         arm: ArmSummary = schema.fit(cls, dict(row), where)
-        for name in (arm.name, *arm.axes):
+        for name in (arm.name, *arm.axes, *arm.chosen):
             schema.check_name(name, where)
         errors = [error for error in (arm.train_error, arm.validation_error, arm.test_error) if error]
         conditions = {
             "axes": "".join(map(str, arm.axes.values())).isprintable(),
             "seeds": arm.seeds > 0 and all(len(error.per_seed) == arm.seeds for error in errors),
             "diverged": 0 <= arm.diverged <= arm.seeds,
-            "chosen": all(map(str.isidentifier, arm.chosen)),  # they become names of files
             "chosen_at_edge": set(arm.chosen_at_edge) <= set(arm.chosen),
             "classes": 0 < (arm.classes or 1) <= schema.MAX_CLASSES,
             "scaling": arm.scaling is None or set(arm.scaling) == {"scale", "shift"},

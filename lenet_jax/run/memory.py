@@ -65,12 +65,22 @@ def memory_for_members() -> int:
     return max(int(mebibytes.min()), 1) * int(jax.process_count()) * 2**20
 
 
-def member_memory(recipe: Recipe) -> int:
-    """Bytes that one member needs: its state before and after a step and, on a CPU, the copies made to save it."""
+def state_copies() -> int:
+    """A member's states in memory: before and after a step and, on a CPU, the copies made to save it."""
+    return 2 + (SAVE_MEMORY_FACTOR if jax.default_backend() == "cpu" else 0)
+
+
+def state_size(recipe: Recipe) -> int:
+    """Bytes of one member's state."""
     hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
     state = jax.eval_shape(lambda: train.init(jnp.uint32(0), hyper, recipe))
     sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
-    return (2 + (SAVE_MEMORY_FACTOR if jax.default_backend() == "cpu" else 0)) * sum(sizes)
+    return sum(sizes)
+
+
+def member_memory(recipe: Recipe) -> int:
+    """Bytes that one member needs."""
+    return state_copies() * state_size(recipe)
 
 
 def members_that_fit(recipe: Recipe) -> int:

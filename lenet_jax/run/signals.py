@@ -1,15 +1,21 @@
 """Ctrl-C, SIGTERM and SIGHUP: the first signal stops a run after a checkpoint, the second ends it at once."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+REPEAT_S = 1.0
+"""Time in which a second signal is the first one again: Slurm, mpirun and terminals signal the process and also its
+launcher, which forwards the signal."""
 
 
 class Stop:
@@ -46,14 +52,15 @@ class Stop:
         self._writer.close()  # which ends the thread
 
     def _wait(self) -> None:
+        first = -math.inf
         while received := self._reader.recv(1):
             number = received[0]
-            if number not in self._before:
+            if number not in self._before or time.monotonic() - first < REPEAT_S:
                 continue
             if self.signal or not self.unsaved:
                 message = "stopped at once" if self.signal else "stopped; rerun the same command to resume"
                 exit_now(128 + number, message)
-            self.signal = number
+            self.signal, first = number, time.monotonic()
             with contextlib.suppress(OSError):  # stderr may be closed
                 message = "finishing the current segment of the epoch and saving; a second signal stops at once"
                 print(f"\nlenet-jax: {signal.Signals(number).name}: {message}", file=sys.stderr, flush=True)

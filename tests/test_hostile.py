@@ -1,5 +1,6 @@
 """Tests of run folders that strangers made: every command answers in one line, at once, and touches nothing else."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -395,7 +396,8 @@ def test_a_hostile_run_folder_is_refused_in_one_line(good, worker, examples):
     def of(damages):
         def damage(run):
             for one in damages:
-                one(run)
+                with contextlib.suppress(ValueError):  # the one before left nothing that can be changed
+                    one(run)
 
         check(good, worker, damage)
 

@@ -24,6 +24,7 @@ from lenet_jax.experiments import base
 from lenet_jax.losses import Loss
 from lenet_jax.model import OUTPUTS, Architecture
 from lenet_jax.run import folder, tuning
+from lenet_jax.run.schema import MAX_NAME
 from lenet_jax.run.tuning import Tuning
 
 Check = Callable[[str, Any], object]
@@ -168,8 +169,9 @@ def expand(config: ConfigDict) -> list[Arm]:
     arms = [combine(defaults, choices, tuned) for choices in itertools.product(*axes.values())]
     names = collections.Counter(arm.name for arm in arms)
     for arm in arms:
-        if not arm.name.strip() or not arm.name.isprintable():
-            raise InputError(f"sweep: invalid arm name {arm.name!r}; a name is one line of text")
+        if not arm.name.strip() or not arm.name.isprintable() or len(arm.name) > MAX_NAME:
+            allowed = f"a name is one line of up to {MAX_NAME} characters"
+            raise InputError(f"sweep: invalid arm name {short_repr(arm.name)}; {allowed}")
         if names[arm.name] > 1:
             raise InputError(f"sweep: two arms have the name {arm.name!r}; rename their groups")
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.registry import REGISTRIES
 from lenet_jax.run.arms import Arm
-from lenet_jax.run.files import digest_of, replace_file, seal_of
+from lenet_jax.run.files import digest_of, open_file, replace_file, seal_of
 
 EXPERIMENT = "experiment.py"
 """Copy of the experiment file in the run folder, for the record; nothing executes it by itself."""
@@ -64,7 +65,7 @@ class Definitions:
     def check_unchanged(self, workdir: Path) -> None:
         """Raises InputError if the experiment file differs from the copy in the run folder, if there is one."""
         copy = workdir / EXPERIMENT
-        if self.file and copy.is_file() and read(copy) != self.file[1]:
+        if self.file and os.path.lexists(copy) and not holds(copy, self.file[1]):
             raise InputError(
                 f"experiment: {str(self.file[0])!r} differs from {str(copy)!r}, with which the run began; use that "
                 "version, or start a new run"
@@ -75,7 +76,7 @@ class Definitions:
         self.check_unchanged(workdir)
         if self.file and not (workdir / EXPERIMENT).exists():
             text = self.file[1]
-            replace_file(workdir / EXPERIMENT, lambda partial: partial.write_text(text))
+            replace_file(workdir / EXPERIMENT, lambda partial: partial.write_bytes(text.encode()))
 
 
 def imported_from(folder: Path) -> dict[str, str]:
@@ -88,6 +89,13 @@ def imported_from(folder: Path) -> dict[str, str]:
         for file in sorted(files)
         if file.is_relative_to(folder) and file.is_file() and not any(map(file.is_relative_to, installed))
     }
+
+
+def holds(copy: Path, text: str) -> bool:
+    """Whether a file of a run folder contains a text; raises InputError if it is not a regular file."""
+    content = text.encode()
+    with open_file(copy) as stream:
+        return stream.read(len(content) + 1) == content
 
 
 def read(file: Path) -> str:

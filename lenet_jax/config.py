@@ -21,10 +21,10 @@ def plain(value: Any) -> Any:
     >>> plain({"learning_rate": np.logspace(-2, 0, 3), "epochs": (np.int64(2), 5)})
     {'learning_rate': [0.01, 0.1, 1.0], 'epochs': (2, 5)}
     """
-    if hasattr(value, "tolist"):
-        value = value.tolist()
     if isinstance(value, ConfigDict):  # iterating it sorts the keys, and fails on mixed types
         value = {key: value[key] for key in value._fields}
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return type(value)(map(plain, value)) if type(value) in (list, tuple) else value

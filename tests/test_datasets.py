@@ -211,7 +211,7 @@ class TestIdx:
         monkeypatch.setenv("HOME", str(tmp_path))
         write(tmp_path / "digits", digits)
         assert len(datasets.load("idx:~/digits").train_images) == 40
-        assert "lacks train-images-idx3-ubyte[.gz]" in refusal("idx:~no_such_user/digits")
+        assert "no home folder is known for '~no_such_user/digits'" in refusal("idx:~no_such_user/digits")
 
     def test_32_pixels(self, tmp_path, digits):
         larger = {part: preprocess.pad(array, "edge") if array.ndim == 3 else array for part, array in digits.items()}

@@ -311,7 +311,7 @@ RATES = tuple(float(number) for number in range(1, 1001))
         ),
         ({"sweep": {"a\nb": (1,)}}, "sweep: names must be strings of one line, got 'a\\nb'"),
         ({"a\nb": 1}, "unknown config field 'a\\nb'"),
-        ({"loss": {"a": 1, "b": 2}}, "loss: expected str, got a: 1 b: 2 (ConfigDict)"),
+        ({"loss": {"a": 1, "b": 2}}, "loss: expected str, got {'a': 1, 'b': 2} (dict)"),
         ({"sweep": {"era": {"a": {1: 2, "loss": "mse"}}}}, "sweep.era.a: names must be strings of one line, got 1"),
         ({"tune": {"mu": {"a": 1, 2: 3}}}, "tune.mu: a random set needs the keys low, high, count; got 'a', 2"),
         ({"dataset": "idx:~a\0b"}, "dataset: 'idx:~a\\x00b' can't be read (embedded null byte)"),

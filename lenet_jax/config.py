@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 
-class Config(ConfigDict):  # type: ignore[misc]  # it has no types
+class Config(ConfigDict):  # type: ignore[misc]
     """A ConfigDict that converts values before it compares their types with its own, see `plain`."""
 
     def __setitem__(self, key: str, value: Any) -> None:

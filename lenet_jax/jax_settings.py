@@ -52,10 +52,10 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = jax.config.read("jax_platforms")
+        named = jax.config.values["jax_platforms"]
         raise InputError(
-            f"JAX_PLATFORMS: {platforms!r} gives this JAX no device ({one_line(error)}); install JAX for it, or unset "
-            "the variable"
+            f"JAX_PLATFORMS: {named!r} gives this JAX no device ({one_line(error)}); install JAX for it, or unset the "
+            "variable"
         ) from error
 
 

@@ -10,9 +10,14 @@ def expanded(path: str | Path, field: str) -> Path:
     """The path with ``~`` or ``~user`` at its start replaced by that home folder: shells leave it in ``--out=~/x``.
 
     Raises:
-      InputError: there is no such home folder, and no file of that name; `field` is what the path was given for.
+      InputError: there is no such home folder, and no file of that name; or the name is not UTF-8, which some libraries
+        can't open. `field` is what the path was given for.
     """
     found = Path(os.path.expanduser(path))
     if str(found).startswith("~") and not os.path.lexists(found):
         raise InputError(f"{field}: no home folder is known for {str(path)!r}; set HOME, or write the whole path")
+    try:
+        str(found).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{field}: {str(path)!a} is not UTF-8; rename the file or folder") from error
     return found

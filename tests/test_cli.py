@@ -145,7 +145,7 @@ def test_every_path_may_begin_with_a_tilde(finished, tmp_path, monkeypatch, caps
     compare = ["compare", "~/runs/quick", "--out=~/out"]
     classify = ["classify", "~/runs/quick", "~/blank.png", "--experiment=~/quickstart.py"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "write", lambda comparison, out, command: written.append(out) or [])
+    monkeypatch.setattr(report, "write", lambda comparison, out, *_: written.append(out) or [])
     monkeypatch.setenv("HOME", str(home))
     for command in (run, stored):
         sys.modules.pop("config_config", None)
@@ -155,6 +155,8 @@ def test_every_path_may_begin_with_a_tilde(finished, tmp_path, monkeypatch, caps
     assert written == [home / "out"]
     with pytest.raises(InputError, match=f"^image: '{home}/blank.png' "):
         cli.dispatch(classify)
+    with pytest.raises(InputError, match=r"^workdir: 'caf\\udce9' is not UTF-8; rename the file or folder"):
+        cli.dispatch(["run", *QUICK, "--workdir=caf\udce9"])
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     commands = {

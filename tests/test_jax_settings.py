@@ -18,6 +18,8 @@ from lenet_jax.train import Images, Recipe
 RECIPE = Recipe(Architecture("tanh"), Loss("mse"), "sgd", "constant", batch_size=5, epochs=1, train_size=10)
 HYPER = {"learning_rate": [0.1] * 2, "momentum": [0.0] * 2, "weight_decay": [0.0] * 2, "mu": [0.02] * 2}
 
+ENVIRONMENT = {"versions": {}, "processor": "", "fingerprints": {}, "started": "2026-01-01T00:00:00+00:00"}
+
 
 def trained(digits):
     """States before and after an epoch, and predictions, which are compiled on first use."""
@@ -70,7 +72,7 @@ def test_keys_are_those_of_jax(seed):
 
 
 def test_a_run_is_resumed_with_the_settings_that_it_was_begun_with(tmp_path):
-    environment = {"versions": {}, "processor": "", "started": "1", "jax_settings": jax_settings.described()}
+    environment = ENVIRONMENT | {"jax_settings": jax_settings.described()}
     checkpoints.record_attempt(tmp_path, environment)
     with jax.default_matmul_precision("bfloat16"):
         assert jax_settings.described()["jax_default_matmul_precision"] == "bfloat16"
@@ -84,9 +86,8 @@ def test_a_run_is_resumed_with_the_settings_that_it_was_begun_with(tmp_path):
 
 
 def test_a_run_from_before_settings_were_recorded_can_be_resumed(tmp_path):
-    older = {"versions": {}, "processor": "", "started": "1"}
-    checkpoints.record_attempt(tmp_path, older)
-    checkpoints.record_attempt(tmp_path, older | {"jax_settings": jax_settings.described()})
+    checkpoints.record_attempt(tmp_path, ENVIRONMENT)
+    checkpoints.record_attempt(tmp_path, ENVIRONMENT | {"jax_settings": jax_settings.described()})
 
 
 def test_settings_can_be_set_again_which_workers_do():

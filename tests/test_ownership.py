@@ -178,6 +178,19 @@ def test_a_lock_is_never_written_over_a_file_of_others(name, kind, scratch, tmp_
     assert everything(scratch) == before
 
 
+@pytest.mark.parametrize("name", [run_folder.SUMMARY, run_folder.METRICS, run_folder.CONFIG])
+def test_an_empty_file_of_a_finished_run_has_a_way_out(name, finished, tmp_path):
+    """As a power cut leaves one that is not on the disk: the same command can't repair it."""
+    run = copied(finished, tmp_path)
+    (run / name).write_bytes(b"")
+    with pytest.raises(
+        InputError, match=rf"{name}' can't be read as .*; add --fresh to move the folder aside and train"
+    ):
+        runner.run(small(), run, "test")
+    assert runner.run(small(), run, "test", fresh=True)
+    assert len(list(tmp_path.glob("run-*"))) == 1
+
+
 def test_the_lock_of_a_finished_run_names_nobody(finished):
     assert (finished / "checkpoints" / "lock").read_bytes() == b""
 

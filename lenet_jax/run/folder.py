@@ -5,6 +5,7 @@
 hyperparameters were chosen by) and ``summary.json`` (one row an arm; written last: its presence marks a finished run).
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -230,9 +231,10 @@ def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, 
             raise InputError(f"{field} is not empty and holds no run; name a new folder")
         if not (folder / CONFIG).exists():
             return False
-        other = {**(defaults or {}), **files.read_json(folder / CONFIG)}
     except OSError as error:
         raise InputError(f"{field} can't be read ({error.strerror or error})") from error
+    with naming_a_way_out():
+        other = {**(defaults or {}), **files.read_json(folder / CONFIG)}
     changed = sorted(key for key in {*config, *other} if config.get(key) != other.get(key))
     if changed:
         raise InputError(
@@ -240,6 +242,15 @@ def is_finished(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, 
             "add --fresh to move it aside"
         )
     return (folder / SUMMARY).exists()
+
+
+@contextlib.contextmanager
+def naming_a_way_out() -> Iterator[None]:
+    """Adds what a user can do to the error of a damaged run: the command that trains it can't repair it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; add --fresh to move the folder aside and train again") from error
 
 
 def holds_others(folder: Path) -> bool:

@@ -80,7 +80,8 @@ def run(
         own.check_unchanged(workdir)
     folders = {arm.name: checkpoint_dir / folder.folder_name(arm.name) for arm in arms}
     if not fresh and folder.is_finished(workdir, resolved, defaults):
-        finished = folder.load(workdir)
+        with folder.naming_a_way_out():
+            finished = folder.load(workdir)
         check_data(finished, arms)
         say(f"{workdir} holds this run, already finished")
         checkpoints.prune_later(checkpoint_dir, list(map(ArmStore, folders.values())))

@@ -7,8 +7,8 @@ Fields can be overridden as in any config, for example to repeat one seed: --con
 """
 
 import contextlib
-import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Runs from before test_curve existed evaluated the test images after each epoch.
     run = expanded(arg, "run")
     stored = {"test_curve": True} | files.read_json(run / folder.CONFIG) | {"data_dir": ""}
-    if "data_dir" in json.dumps(stored.get("sweep")):
+    if "data_dir" in fields_of(stored.get("sweep")):
         raise InputError(
             f"config: {arg!r} sweeps data_dir, which a run folder must not choose; use its experiment file"
         )
@@ -38,8 +38,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
+def fields_of(sweep: Any) -> set[str]:
+    """The names of all fields that a sweep sets."""
+    if not isinstance(sweep, dict):
+        return set()
+    return {name for axis in sweep for name in axis.split(",")}.union(*map(fields_of, sweep.values()))
+
+
 def note_other_data(run: Path, dataset: str) -> None:
-    """Says so if a data set is not any more what a run was trained on."""
+    """Says so if a folder of IDX files is not any more what a run was trained on; others are not opened for that."""
     trained_on = files.read_json(run / folder.PROVENANCE).get("fingerprints", {}).get(dataset)
-    if trained_on and plan.load(dataset, "").fingerprint != trained_on:
+    if trained_on and dataset.startswith("idx:") and plan.load(dataset, "").fingerprint != trained_on:
         say(f"dataset: {dataset!r} no longer holds the images or labels that {str(run)!r} was trained on")

@@ -49,7 +49,7 @@ Examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
-    The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C or 143 after SIGTERM.
+    The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C, 143 after SIGTERM or 129 after SIGHUP.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import struct
+import threading
 import unicodedata
 
 import few_digits
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from lenet_jax.data import idx
 from lenet_jax.errors import InputError, Interrupted, StorageError
 from lenet_jax.experiments import base, stored
-from lenet_jax.run import checkpoints, cleanup, files, locks, runner, signals, states
+from lenet_jax.run import checkpoints, cleanup, files, locks, parts, runner, signals, states, trackers
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.checkpoints import ArmStore
 
@@ -105,7 +106,7 @@ def test_checkpoints_that_are_a_link_are_refused(scratch, tmp_path):
     (run / "checkpoints").symlink_to(scratch)
     before = everything(tmp_path)
     for options in ({}, {"fresh": True}, {"only_arm": "1"}):
-        with pytest.raises(InputError, match=r"'.*run/checkpoints' is a link, and runs follow none"):
+        with pytest.raises(InputError, match=r"'.*run/checkpoints' is a link; only the run folder itself may be one"):
             runner.run(small(), run, "test", **options)
     assert everything(tmp_path) == before
 
@@ -232,7 +233,7 @@ def test_the_times_in_a_state_are_sealed_too(halved, tmp_path):
     content = json.loads(about.read_text())
     about.write_text(json.dumps(content | {"seconds": content["seconds"] + 1}))
     with pytest.raises(InputError, match=r"is corrupt \(wrong SHA-256\)"):
-        states.read_state(folder, 15, "")
+        states.read_state(folder, 15, 2, "")
 
 
 def test_networks_of_another_arm_are_not_read(finished, tmp_path):
@@ -338,3 +339,93 @@ def test_networks_in_folders_of_older_versions_are_found(tmp_path):
     (tmp_path / "bias=True").mkdir()
     assert run_folder.arm_folder(tmp_path, "bias=True") == tmp_path / "bias=True"
     assert run_folder.arm_folder(tmp_path, "bias=False") == tmp_path / "bias=^False"
+
+
+def test_networks_that_diverged_are_read_however_small_their_files(tmp_path):
+    """What is the same number everywhere takes hardly any space on disk."""
+    lost = np.full((300, 16, 5, 5, 120), np.nan, np.float32)
+    saved = states.Checkpoint(5, {"params/c5/kernel": lost, "step": np.full(300, 5, np.int32)}, {}, 1.0, 1.0)
+    states.write_state(tmp_path, saved, "0" * 64)
+    assert lost.nbytes > states.MAX_ARRAY_RATIO * files.size_of(tmp_path)
+    np.testing.assert_array_equal(states.read_state(tmp_path, 5, 300, "0" * 64).state["params/c5/kernel"], lost)
+
+
+def test_predictions_of_networks_that_diverged_are_read_however_small_their_file(tmp_path):
+    images = np.arange(10_000, dtype=np.int32)
+    columns = {"image": images, "label": (images % 10).astype(np.int16), "predicted": np.int16(-1)}
+    one = pd.DataFrame(columns | {"margin": np.float32(np.nan)})
+    table = pd.concat([one.assign(arm=f"learning_rate={arm}", seed=seed) for arm in range(12) for seed in range(20)])
+    files.write_table(tmp_path / "predictions.parquet", table)
+    size = (tmp_path / "predictions.parquet").stat().st_size
+    assert table.memory_usage().sum() > files.MAX_TABLE_RATIO * size
+    assert len(files.read_table(tmp_path / "predictions.parquet")) == len(table)
+
+
+@pytest.mark.parametrize("below", ["", "all"])
+def test_curves_are_written_through_no_link(below, scratch, tmp_path):
+    """The tracker replaces the curves of an earlier attempt, which here are somebody else's."""
+    link = tmp_path / "run" / "tensorboard" / below
+    link.parent.mkdir(parents=True)
+    link.symlink_to(scratch)
+    (scratch / "events.out.tfevents.1").write_text("theirs")
+    before = everything(scratch)
+    with pytest.raises(InputError, match=r"tensorboard.*' is a link; only the run folder itself may be one"):
+        trackers.TRACKERS["tensorboard"](tmp_path / "run")
+    assert everything(scratch) == before
+
+
+def test_what_another_job_renames_meanwhile_is_nobody_elses(tmp_path):
+    """Jobs of other arms save while this one starts: orbax renames each state when it is whole."""
+    states_of = tmp_path / "checkpoints" / "all" / "tested-0-2" / "states"
+    states_of.mkdir(parents=True)
+    ended = threading.Event()
+
+    def save():
+        while not ended.is_set():
+            (states_of / "5.orbax-checkpoint-tmp").mkdir()
+            (states_of / "5.orbax-checkpoint-tmp").rename(states_of / "5")
+            (states_of / "5").rmdir()
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        for _ in range(3000):
+            cleanup.check(tmp_path / "checkpoints", ["all"])
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("damage", [{"versions": 5}, {"fingerprints": [1]}, {"jax_settings": [1]}, {"processor": None}])
+def test_a_damaged_attempt_is_left_out(damage, halved, tmp_path, capsys):
+    run = copied(halved, tmp_path)
+    (path,) = (run / "checkpoints" / "attempts").iterdir()
+    files.write_sealed(path, files.read_sealed(path) | damage)
+    assert checkpoints.read_attempts(run / "checkpoints") == []
+    assert "the provenance will lack this attempt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("about", [{}, {"sha256": {}}, {"sha256": 5}, {"sha256": {"../../../thesis.tex": "0"}}])
+def test_results_that_are_sealed_but_incomplete_are_measured_again(about, halved, tmp_path, capsys):
+    run = copied(halved, tmp_path)
+    chunk = checkpoints.Chunk(run / "checkpoints" / "all" / "tested-0-2", ArmStore(run / "checkpoints" / "all"))
+    files.write_sealed(chunk.folder / "trained.json", about)
+    assert chunk.load_result() is None
+    assert "these members are measured again" in capsys.readouterr().err
+
+
+def test_an_empty_folder_that_others_filled_is_no_chunk(tmp_path):
+    """A chunk is split before its first state; what it leaves can't be removed, since a hidden file is in it."""
+    (tmp_path / "tested-0-4").mkdir()
+    (tmp_path / "tested-0-4" / ".DS_Store").write_text("system")
+    store = ArmStore(tmp_path)
+    store.chunk("tested", 0, 4).split_in_half()
+    assert store.chunk("tested", 0, 2).folder.name == "tested-0-2"
+
+
+def test_a_killed_copy_of_the_experiment_file_is_removed(tmp_path):
+    for name in (".experiment.py.0123abcd", ".experiment.py.mine"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "mine.py").write_text("whole")
+    parts.Definitions({"activation": ["mine"]}, (tmp_path / "mine.py", "whole")).store(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.py", "experiment.py", ".experiment.py.mine"}

@@ -276,7 +276,9 @@ def test_a_module_that_the_experiment_file_imports_is_part_of_the_run(tmp_path, 
     monkeypatch.setattr(checkpoints, "prune", lambda *_: None)
     config = small_config(activation="mine", epochs=1)
     run = runner.run(config, tmp_path / "run", "test", experiment=tmp_path / "mine.py")
-    assert list(run.provenance["experiment"]["imported"]) == [str(helper)]
+    assert list(run.provenance["experiment"]["imported"]) == ["my_helper.py"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert parts.imported_from((tmp_path / "link").resolve()) == run.provenance["experiment"]["imported"]
     (tmp_path / "run" / "summary.json").unlink()
     helper.write_text("import jax\n\nactivation = jax.nn.silu\n")
     with pytest.raises(InputError, match="was saved by a run with other settings or data"):

@@ -179,7 +179,7 @@ def compare_runs(
     """
     for first, second in itertools.combinations(runs, 2):
         copied = first.provenance == second.provenance and first.summary == second.summary
-        if (copied and "started" in first.provenance) or first.folder.samefile(second.folder):
+        if (copied and "started" in first.provenance) or first.folder.resolve() == second.folder.resolve():
             raise InputError(f"run: {str(first.folder)!r} and {str(second.folder)!r} are the same run")
     if difference is not None and not math.isfinite(difference):
         raise InputError(f"difference: {difference!r}; allowed is a finite number")

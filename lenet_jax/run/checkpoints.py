@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 
 from lenet_jax import distributed
-from lenet_jax.errors import InputError
+from lenet_jax.errors import InputError, one_line
 from lenet_jax.population import Snapshot
-from lenet_jax.run import cleanup, locks
+from lenet_jax.run import cleanup, locks, schema
 from lenet_jax.run.cleanup import ARM, ATTEMPTS, DAMAGED, STATES, TRAINED
 from lenet_jax.run.files import digest_of, read_sealed, read_table, write_sealed, write_table, writing
-from lenet_jax.run.folder import METRICS, PREDICTIONS
+from lenet_jax.run.folder import METRICS, PREDICTIONS, ArmSummary
 from lenet_jax.run.plan import TESTED
 from lenet_jax.run.progress import say
 from lenet_jax.run.states import Checkpoint, OtherRunError, check_identity, read_state, steps_in, write_state
@@ -76,15 +76,17 @@ class Chunk:
             about = read_sealed(self.folder / TRAINED)
             check_identity(self.folder / TRAINED, about.pop("identity", None), self._store.identity)
             tables = {PREDICTIONS: pd.DataFrame()}
-            for name, digest in about.pop("sha256").items():
-                if digest_of(self.folder / name) != digest:
+            digests = about.pop("sha256")
+            for name in (METRICS, PREDICTIONS):
+                if name in digests and digest_of(self.folder / name) != digests[name]:
                     raise InputError(f"{str(self.folder / name)!r} is corrupt")
-                tables[name] = read_table(self.folder / name)
+                if name in digests:
+                    tables[name] = read_table(self.folder / name)
             found = PopulationResult(tables[METRICS], tables[PREDICTIONS], **about)
         except OtherRunError:
             raise
-        except InputError as error:
-            say(f"{error}; these members are measured again")
+        except (InputError, KeyError, TypeError) as error:  # the last two: sealed, but not by us
+            say(f"{one_line(error)}; these members are measured again")
         return found if distributed.all_gather(np.int32(found is not None)).all() else None
 
     def latest(self) -> Checkpoint | None:
@@ -92,7 +94,7 @@ class Chunk:
         states, found = self.folder / STATES, None
         for step in reversed(steps_in(states)) if distributed.primary() else ():
             try:
-                found = read_state(states, step, self._store.identity)
+                found = read_state(states, step, self.size, self._store.identity)
                 break
             except OtherRunError:
                 raise
@@ -102,14 +104,14 @@ class Chunk:
                 shutil.rmtree(aside, ignore_errors=True)
                 (states / str(step)).rename(aside)
         agreed = distributed.from_primary(found.step if found else -1)
-        return read_state(states, agreed, self._store.identity) if agreed >= 0 and not found else found
+        return read_state(states, agreed, self.size, self._store.identity) if agreed >= 0 and not found else found
 
     def last(self) -> Checkpoint:
         """The state at the end of the training; raises InputError if it is missing or corrupt. Moves nothing."""
         steps = steps_in(self.folder / STATES)
         if not steps:
             raise InputError(f"run: {str(self.folder / STATES)!r} is missing")
-        return read_state(self.folder / STATES, steps[-1], self._store.identity)
+        return read_state(self.folder / STATES, steps[-1], self.size, self._store.identity)
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -204,6 +206,7 @@ class ArmStore:
         """The arm's row of the summary; raises InputError if it is corrupt or another arm's."""
         row = read_sealed(self.folder / ARM)
         check_identity(self.folder / ARM, row.get("identity"), self.identity)
+        ArmSummary.from_json(row)
         return row
 
     @distributed.primary_only
@@ -223,9 +226,12 @@ class ArmStore:
 
 
 def chunk_at(store: ArmStore, phase: str, start: int) -> Chunk | None:
-    """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind."""
+    """The smallest chunk of a phase that starts at a member: `Chunk.split_in_half` may leave the whole behind.
+
+    A folder without anything saved isn't one: others may have put a file into it, so that it could not be removed.
+    """
     found = [path for path in store.folder.glob(f"{phase}-{start}-*") if re.fullmatch(r".*-\d+-\d+", path.name)]
-    begun = [Chunk(path, store) for path in found if path.is_dir()]
+    begun = [Chunk(path, store) for path in found if (path / STATES).is_dir() or (path / TRAINED).is_file()]
     return min(begun, key=lambda chunk: chunk.size, default=None)
 
 
@@ -253,13 +259,12 @@ def record_attempt(checkpoint_dir: Path, environment: Mapping[str, Any]) -> None
     Raises:
       InputError: it had other data.
     """
-    before = read_attempts(checkpoint_dir)
-    if before:
-        check_data(before[0].get("fingerprints", {}), environment["fingerprints"])
+    first, *_ = [*read_attempts(checkpoint_dir), environment]
+    check_data(first.get("fingerprints", {}), environment["fingerprints"])
     for name in ("versions", "processor"):
-        if before and before[0][name] != environment[name]:
-            say(f"this run was begun with {name} {before[0][name]}: low-order digits may differ")
-    for name, value in (before[0].get("jax_settings", {}) if before else {}).items():
+        if first.get(name) != environment[name]:
+            say(f"this run was begun with {name} {first.get(name)}: low-order digits may differ")
+    for name, value in first.get("jax_settings", {}).items():
         if value != environment["jax_settings"].get(name, value):
             raise InputError(
                 f"workdir: {str(checkpoint_dir.parent)!r} was begun with {name} {value!r}, and now it is "
@@ -288,7 +293,9 @@ def read_attempts(checkpoint_dir: Path) -> list[dict[str, Any]]:
     ours = re.compile(cleanup.OF_ATTEMPTS.files)
     for path in filter(lambda path: ours.fullmatch(path.name), sorted((checkpoint_dir / ATTEMPTS).glob("*.json"))):
         try:
-            found.append(read_sealed(path))
+            attempt = read_sealed(path)
+            schema.check_fields(attempt, schema.PROVENANCE_FIELDS, str(path))
+            found.append(attempt)
         except InputError as error:
             say(f"{error}; the provenance will lack this attempt")
             path.unlink(missing_ok=True)

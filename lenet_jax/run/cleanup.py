@@ -4,6 +4,7 @@ Hidden files of others (``.DS_Store``, ``.nfs...``) are left alone.
 """
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -36,7 +37,7 @@ OF_ATTEMPTS = Owned(r"\.?[-\d]+T[-+\d]+-[0-9a-f]{8}\.json(\.[0-9a-f]{8})?", {})
 
 
 def of_run(arms: Collection[str]) -> Owned:
-    """What belongs into the ``checkpoints/`` of a run whose arms have these folders."""
+    """What belongs in the ``checkpoints/`` of a run whose arms have these folders."""
     return Owned(f"{LOCK}|{TURN}", {ATTEMPTS: OF_ATTEMPTS, **{re.escape(arm): OF_ARM for arm in arms}})
 
 
@@ -52,7 +53,7 @@ def check(checkpoint_dir: Path, arms: Collection[str]) -> None:
 def check_no_link(folder: Path) -> None:
     """Raises InputError if a folder inside a run folder is a link."""
     if folder.is_symlink():
-        raise InputError(f"workdir: {str(folder)!r} is a link, and runs follow none; link the whole run folder instead")
+        raise InputError(f"workdir: {str(folder)!r} is a link; only the run folder itself may be one")
 
 
 def remove(folder: Path, owned: Owned, keep: Collection[Path] = ()) -> None:
@@ -84,4 +85,5 @@ def entries(folder: Path, owned: Owned) -> Iterator[tuple[Path, str]]:
             yield path, "whole" if matching[0] is None else "folder"
         else:
             ours = path.is_file() and re.fullmatch(owned.files, path.name)
-            yield path, "file" if ours else "other"
+            if os.path.lexists(path):  # else another job has renamed or removed it
+                yield path, "file" if ours else "other"

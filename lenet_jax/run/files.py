@@ -26,8 +26,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 MAX_JSON_BYTES, MAX_JSON_ITEMS, MAX_JSON_DEPTH = 2**27, 2**22, 32
 """Of a JSON file: its bytes, its values (memory grows with both), and levels of nesting."""
 
-MAX_SMALL_TABLE, MAX_TABLE_RATIO = 2**28, 200
-"""Bytes in memory of any table, and of a larger one relative to its file: stored predictions are 40 times as large."""
+MAX_SMALL_TABLE, MAX_TABLE_RATIO = 2**29, 200
+"""Bytes in memory of any table, and of a larger one relative to its file. Stored predictions are 40 times as large as
+theirs; those of networks that have diverged, 500 times."""
 
 SPECIAL = "is a link, pipe or device; a run folder has files and folders alone (cp -rL replaces links)"
 
@@ -186,7 +187,8 @@ def decode(stream: BufferedReader, allowed: int) -> pd.DataFrame:
             raise ValueError(f"column {name!r} holds {kind}; allowed is text, a number or a truth value, once")
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
     needed = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
-    needed = max(needed, 8 * about.num_rows * about.num_columns)
+    widths = [8 if name in text else -(-kind.bit_width // 8) for name, kind in columns.items()]
+    needed = max(needed, about.num_rows * sum(widths))
     if needed <= allowed:
         # Text as codes, whose number of rows takes little memory: a small file can repeat a long text a million times.
         stream.seek(0)

@@ -4,15 +4,15 @@ Time is measured: each different program is compiled, and trains few members for
 that the run would use. Memory and disk follow from sizes.
 """
 
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import numpy as np
@@ -64,13 +64,12 @@ def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str =
     for phase in phases:
         programs.setdefault(program_of(phase), phase)
     population.configure(devices or None)
-    jax.config.update("jax_compilation_cache_dir", None)  # a cached program would take no time
     cores = devices or population.cores()
     width = min(cores, max(phase.size for phase in plan.phases))  # members that train at the same time
     if jax.default_backend() != "cpu":
         width = jax.device_count() * population.ACCELERATOR_SIDE_BY_SIDE
     with (
-        mock.patch.dict(os.environ, JAX_ENABLE_COMPILATION_CACHE="0"),  # in workers
+        without_cached_programs(),
         runner.engine_for(plan, Definitions.of(arms, experiment), cores, at_once=True) as engine,
     ):
         if isinstance(engine, Workers):
@@ -106,6 +105,21 @@ def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str =
         design(plan.arms),
     ]
     return Forecast(costs, needed, disk, notes)
+
+
+@contextlib.contextmanager
+def without_cached_programs() -> Iterator[None]:
+    """Programs are compiled meanwhile, here and in workers: cached ones would take no time."""
+    name = "JAX_ENABLE_COMPILATION_CACHE"
+    before, variable = jax.config.read(name.lower()), os.environ.get(name)
+    try:
+        jax.config.update(name.lower(), False)
+        os.environ[name] = "0"
+        yield
+    finally:
+        jax.config.update(name.lower(), before)
+        os.environ.pop(name)
+        os.environ |= {} if variable is None else {name: variable}
 
 
 def program_of(phase: Phase) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.registry import REGISTRIES
 from lenet_jax.run.arms import Arm
-from lenet_jax.run.files import digest_of, open_file, replace_file, seal_of
+from lenet_jax.run.files import open_file, partials_of, replace_file, seal_of
 
 EXPERIMENT = "experiment.py"
 """Copy of the experiment file in the run folder, for the record; nothing executes it by itself."""
@@ -34,7 +34,7 @@ class Definitions:
     """The own parts that a run uses (see `own_parts`), with the path and text of their file; None for a notebook's.
 
     The text is read once: what is checked, stored and executed by workers is the same. `imported` are modules beside
-    the file that it imports: path -> SHA-256.
+    the file, or below it, that it imports: path relative to its folder -> SHA-256.
     """
 
     names: Mapping[str, list[str]]
@@ -74,18 +74,24 @@ class Definitions:
     def store(self, workdir: Path) -> None:
         """Copies the file into the run folder, unless another job did so; raises InputError if its file differs."""
         self.check_unchanged(workdir)
+        for left in partials_of(workdir / EXPERIMENT):
+            left.unlink(missing_ok=True)
         if self.file and not (workdir / EXPERIMENT).exists():
             text = self.file[1]
             replace_file(workdir / EXPERIMENT, lambda partial: partial.write_bytes(text.encode()))
 
 
 def imported_from(folder: Path) -> dict[str, str]:
-    """Modules of this process that lie in a folder, but for this package and what is installed: path -> SHA-256."""
+    """Imported modules in a folder, but for this package and what is installed: path within the folder -> SHA-256."""
     modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    files = {Path(file) for name, file in modules.items() if file and name.partition(".")[0] != "lenet_jax"}
-    installed = (sys.prefix, sys.base_prefix)
+    files = {
+        Path(file).resolve()
+        for name, file in modules.items()
+        if file and name.partition(".")[0] not in ("lenet_jax", "__main__")
+    }
+    installed = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
     return {
-        str(file): digest_of(file)
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(files)
         if file.is_relative_to(folder) and file.is_file() and not any(map(file.is_relative_to, installed))
     }

@@ -1,8 +1,6 @@
 """What a run will do: every arm resolved once, before anything is compiled or written."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from lenet_jax.errors import MAX_LISTED, InputError, one_line, shortened
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.run.arms import Arm
+from lenet_jax.run.files import seal_of
 from lenet_jax.run.parts import own_parts
 from lenet_jax.run.tuning import Tuning, Values
 from lenet_jax.train import Images, Recipe
@@ -133,8 +132,9 @@ class ArmPlan:
 
         What is saved carries it, and what carries another one is never read as this arm's.
         """
-        deciding = [self.arm.name, self.arm.settings, self.arm.tuning, self.test.dataset.fingerprint, parts]
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()
+        deciding = {"name": self.arm.name, "settings": self.arm.settings, "data": self.test.dataset.fingerprint}
+        tuned = dataclasses.asdict(self.arm.tuning) if self.arm.tuning else None
+        return seal_of(deciding | {"tuning": tuned, "parts": parts})
 
 
 @dataclasses.dataclass(frozen=True)

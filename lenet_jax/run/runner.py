@@ -82,7 +82,7 @@ def run(
     if not fresh and folder.is_finished(workdir, resolved, defaults):
         with folder.naming_a_way_out():
             finished = folder.load(workdir)
-        check_data(finished, arms)
+        check_still_same(finished, arms)
         say(f"{workdir} holds this run, already finished")
         checkpoints.prune_later(checkpoint_dir, list(map(ArmStore, folders.values())))
         return finished
@@ -141,10 +141,11 @@ def run(
     return folder.load(workdir)
 
 
-def check_data(finished: folder.Run, arms: Sequence[Arm]) -> None:
-    """Compares the data of a finished run with those that its config names today, as far as they are at hand.
+def check_still_same(finished: folder.Run, arms: Sequence[Arm]) -> None:
+    """Compares the data of a finished run with those that its config names today.
 
-    Only folders of IDX files: other data sets are verified whenever they are loaded.
+    Only folders of IDX files that are still there: the package's own data sets are verified whenever they are loaded,
+    and TFDS may have to prepare its data sets first.
 
     Raises:
       InputError: they differ.

@@ -27,8 +27,9 @@ LARGEST = {int: 2**63, float: 1e300}
 
 JSON_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list", tuple: "a list"}
 
-PROVENANCE_FIELDS: dict[str, Any] = {"command": str, "versions": dict[str, str], "fingerprints": dict[str, str]}
-"""The fields of ``provenance.json`` that are read, if they are there."""
+PROVENANCE_FIELDS: dict[str, Any] = {"command": str, "processor": str}
+PROVENANCE_FIELDS |= dict.fromkeys(("versions", "fingerprints", "jax_settings"), dict[str, str])
+"""The fields of ``provenance.json`` and of attempts that are read, if they are there."""
 
 TEXT, INTEGERS, NUMBERS = "text", "integers", "numbers"
 IDENTITY = {"arm": TEXT, "seed": INTEGERS}

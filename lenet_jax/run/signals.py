@@ -11,7 +11,7 @@ import threading
 import time
 from typing import NoReturn
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # not on Windows
 
 REPEAT_S = 1.0
 """Time in which a second signal is the first one again: Slurm, mpirun and terminals signal the process and also its

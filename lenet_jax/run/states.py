@@ -28,8 +28,9 @@ from lenet_jax.run.files import seal_of, size_of, synchronize, writing
 MIN_FREE_INODES = 100
 """Free inodes required to save a state: more than orbax uses."""
 
-MAX_SMALL_ARRAY, MAX_ARRAY_RATIO = 2**26, 100
-"""Bytes of any array, and of a larger one relative to all files of its state: zeros shrink most."""
+MAX_MEMBER_BYTES, MAX_MEMBERS, MAX_ARRAY_RATIO = 2**20, 2**10, 100
+"""Bytes of an array per member, of at most so many; and of a larger one relative to all files of its state. Members
+that have diverged take hardly any space in files."""
 
 MAX_TO_KEEP = 2
 """States kept in a folder: if the last one is corrupt, training resumes from the one before."""
@@ -105,14 +106,19 @@ def steps_in(states: Path) -> list[int]:
     return sorted(int(path.name) for path in states.glob("*") if path.name.isdecimal())
 
 
-def read_state(states: Path, step: int, identity: str) -> Checkpoint:
-    """Reads a state; raises InputError if it is corrupt, and OtherRunError if it has not this identity ("" for any)."""
+def read_state(states: Path, step: int, members: int, identity: str) -> Checkpoint:
+    """Reads a state of so many members.
+
+    Raises:
+      InputError: it is corrupt.
+      OtherRunError: its identity differs; "" accepts any.
+    """
     arrays = ocp.args.StandardRestore()
     items = {"state": arrays, "about": ocp.args.JsonRestore()}
     if (states / str(step) / "history").exists():
         items["history"] = arrays
     try:
-        check_stored(states / str(step))
+        check_stored(states / str(step), members)
         with state_manager(states) as manager:
             read = manager.restore(step, args=ocp.args.Composite(**items))
         digest, found = read.about.pop("digest"), read.about.pop("identity", None)
@@ -127,7 +133,7 @@ def read_state(states: Path, step: int, identity: str) -> Checkpoint:
     return saved
 
 
-def check_stored(state: Path) -> None:
+def check_stored(state: Path, members: int) -> None:
     """Raises ValueError or InputError if a state has links or pipes, or arrays far larger than its files.
 
     Where memory ends, orbax would end the process.
@@ -137,7 +143,7 @@ def check_stored(state: Path) -> None:
     for leaf in jax.tree.leaves([ocp.StandardCheckpointHandler().metadata(item.absolute()).tree for item in items]):
         shape, chunk = tuple(leaf.shape), tuple(leaf.storage.chunk_shape)
         needed = max(map(math.prod, (shape, chunk))) * np.dtype(leaf.dtype).itemsize
-        if not shape or needed > max(MAX_SMALL_ARRAY, MAX_ARRAY_RATIO * size):
+        if not shape or needed > max(MAX_MEMBER_BYTES * min(members, MAX_MEMBERS), MAX_ARRAY_RATIO * size):
             raise ValueError(f"an array of shape {shape} in {size} bytes")
 
 

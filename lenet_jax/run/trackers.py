@@ -14,6 +14,7 @@ import pandas as pd
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run.cleanup import check_no_link
 
 MAX_NAME_LENGTH, MAX_PARAM_LENGTH = 128, 6000
 """Characters of a name that Weights & Biases and MLflow accept everywhere, and of a parameter's value in MLflow."""
@@ -94,6 +95,8 @@ class TensorBoard(Tracker):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "tensorboard"
+        for path in (self._folder, *self._folder.glob("*")):
+            check_no_link(path)
         self._summary = import_for("tensorboard", "tensorboardX.summary")
         self._event = import_for("tensorboard", "tensorboardX.proto.event_pb2").Event
         # Not SummaryWriter: its thread dies when the disk is full, and the next call waits for it forever.

@@ -95,12 +95,12 @@ OWN_PARTS = {
 }
 
 
-@pytest.mark.parametrize("field", OWN_PARTS)
-def test_a_users_own_part(field, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["sdlm", "own_optimizer"])
+def test_a_users_own_parts(optimizer, monkeypatch):
     """An entry in its table is all that a new part needs, with 1998's optimizer as with others."""
-    table, part = OWN_PARTS[field]
-    monkeypatch.setitem(table, f"own_{field}", part)
-    check({"optimizer": "sdlm", "batch_size": 4} | {field: f"own_{field}"})
+    for field, (table, part) in OWN_PARTS.items():
+        monkeypatch.setitem(table, f"own_{field}", part)
+    check({field: f"own_{field}" for field in OWN_PARTS} | {"optimizer": optimizer, "batch_size": 4})
 
 
 def test_the_curvature_is_measured_for_every_optimizer_that_uses_it(monkeypatch):

@@ -122,8 +122,9 @@ def test_numbers_of_an_arm_as_a_whole(run):
 
 
 def test_error_of_a_class(tmp_path):
-    run = with_predictions(tmp_path, *(predictions(np.ones(4), [1, 0, 0, seed], seed) for seed in (0, 1)))
-    assert metrics.by_arm(run, "test_error_class_1")["loss=mse,activation=tanh"].to_dict() == {0: 0.25, 1: 0.5}
+    run = with_predictions(tmp_path, *(predictions(np.ones(4), [1, 0, 0, seed == 1], seed) for seed in range(3)))
+    found = metrics.by_arm(run, "test_error_class_1")["loss=mse,activation=tanh"].to_dict()
+    assert found == {0: 0.25, 1: 0.5, 2: 0.25}
     assert "test_error_class_1" in metrics.names(run)
     with pytest.raises(InputError, match="metric: 'test_error_class_7' is not one of"):
         metrics.by_arm(run, "test_error_class_7")

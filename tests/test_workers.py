@@ -62,7 +62,7 @@ def history(engine, images):
 def test_workers_do_not_run_the_callers_script(monkeypatch, tmp_path, images):
     """As multiprocessing does, with a script whose last lines are not behind `if __name__ == "__main__"`."""
     (tmp_path / "script.py").write_text("raise SystemExit('run again')")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     with Workers(1) as crew:
         crew.load(images)

@@ -33,7 +33,7 @@ MUTATIONS = {
     "a sign in the squared error": Mutation("losses", "jnp.square(y - t)", "jnp.square(y + t)", "test_losses"),
     "a sign of the cross-entropy": Mutation("losses", "return losses.mean()", "return -losses.mean()", "test_losses"),
     "a checkpoint's digest is skipped": Mutation(
-        "run/states", "if saved.digest != digest:", "if False:", "test_faults", "damage or flipped"
+        "run/states", "if saved.digest(found) != digest:", "if False:", "test_faults", "damage or flipped"
     ),
     "every epoch has the same order": Mutation(
         "train", 'epoch if recipe.order == "fresh" else 0', "0 * epoch", "test_train", "order"

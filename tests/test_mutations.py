@@ -35,6 +35,16 @@ MUTATIONS = {
     "a checkpoint's digest is skipped": Mutation(
         "run/states", "if saved.digest(found) != digest:", "if False:", "test_faults", "damage or flipped"
     ),
+    "states of other runs are taken": Mutation(
+        "run/states", "if wanted and found != wanted:", "if False:", "test_ownership", "another"
+    ),
+    "links are followed when a run is tidied": Mutation(
+        "run/cleanup",
+        "if path.is_symlink():\n            yield",
+        "if False:\n            yield",
+        "test_ownership",
+        "tidying",
+    ),
     "every epoch has the same order": Mutation(
         "train", 'epoch if recipe.order == "fresh" else 0', "0 * epoch", "test_train", "order"
     ),

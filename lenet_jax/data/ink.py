@@ -132,7 +132,7 @@ def without_boxes(ink: Plane, level: float) -> Plane:
     """Ink without printed boxes: connected strokes with lines along three sides or all of the rectangle they fill."""
     shapes, _ = ndimage.label(smooth(ink) > INK_THRESHOLD * level, SQUARE)
     for label, inner in enumerate(ndimage.find_objects(shapes), 1):
-        if min(side.stop - side.start for side in inner) < MIN_BOX_SIDE:
+        if not inner or min(side.stop - side.start for side in inner) < MIN_BOX_SIDE:
             continue
         where = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in inner)
         own = shapes[where] == label

@@ -173,7 +173,7 @@ def strokes_of(grey: inks.Plane, light: bool) -> tuple[inks.Plane, list[str]]:
     labels, count = ndimage.label(soft > inks.INK_THRESHOLD * soft.max(), inks.SQUARE)
     if not count:
         return np.zeros_like(ink), []
-    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
+    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels) if box])
     sizes = np.ptp(boxes, axis=2)
     amounts = ndimage.sum_labels(soft, labels, range(1, count + 1))
     shapes = np.isin(range(1, count + 1), labels[soft > MIN_PEAK * soft.max()])

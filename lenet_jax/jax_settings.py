@@ -53,9 +53,10 @@ def check_platform() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         named = jax.config.values["jax_platforms"]
+        reason = one_line(error) if str(error) else "it isn't installed for that platform"
         raise InputError(
-            f"JAX_PLATFORMS: {named!r} gives this JAX no device ({one_line(error)}); install JAX for it, or unset the "
-            "variable"
+            f"JAX_PLATFORMS: {named!r} gives this JAX no device ({reason}); install the extra cuda13, cuda12 or tpu, "
+            "or unset the variable"
         ) from error
 
 

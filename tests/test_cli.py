@@ -214,6 +214,13 @@ def test_the_package_is_a_program():
     assert (result.returncode, result.stdout.strip()) == (0, package.__version__)
 
 
+def test_a_finished_run_is_refused_in_one_line_on_a_platform_that_is_not_there(finished):
+    command = [str(programs.SCRIPT), "run", *QUICK]
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    result = subprocess.run(command, cwd=finished[0], capture_output=True, text=True, env=environment)
+    assert_refused(result, "JAX_PLATFORMS: 'cuda' gives this JAX no device (it isn't installed for that platform)")
+
+
 WINDOWS = """
 import multiprocessing, signal, sys
 from ml_collections import config_flags

@@ -405,6 +405,9 @@ class TestPublishedLayouts:
     def test_a_missing_file_of_a_prefixed_set(self, tmp_path, digits):
         write_files(tmp_path, digits, EMNIST_NAMES, "emnist-digits-")
         (tmp_path / "emnist-digits-test-labels-idx1-ubyte.gz").unlink()
+        for missing in ("none", "emnist-letters"):
+            message = f"'{tmp_path}/{missing}' is no folder, and no IDX files begin like that"
+            assert message in refusal(f"idx:{tmp_path}/{missing}")
         assert "lacks emnist-digits-t10k-labels-idx1-ubyte[.gz]; searched" in refusal(f"idx:{tmp_path}")
 
 
@@ -439,6 +442,7 @@ class TestNotes:
         notes = [f"dataset 'idx:{tmp_path}/digits': {note}" for note in notes]
         assert run.provenance["notes"] == notes
         assert capsys.readouterr().err.splitlines()[: len(notes)] == notes
+        assert compare.compare_runs([run]).notes[: len(notes)] == tuple(f"warning: {note}" for note in notes)
 
     def test_of_the_splits_of_every_phase(self, tmp_path):
         """`refit` trains on the validation images, too: what a split lacks depends on the phase."""

@@ -44,7 +44,7 @@ THREE = {"activation": ("sigmoid", "tanh", "relu")}
     ("seeds", "sweep", "said"),
     [
         (6, THREE, "6 seeds, 2 comparisons: no corrected p-value below 0.062; 7 can."),
-        (7, THREE, "7 seeds, 2 comparisons: no corrected p-value below 0.031; 80% of studies show a difference of "),
+        (7, THREE, "7 seeds, 2 comparisons: no corrected p-value below 0.031; 80 % of studies show a difference of "),
         (2, THREE, "2 seeds, 2 comparisons: no corrected p-value below 1; 7 can."),
         (1, THREE, "Nothing can be compared"),
         (8, {}, "Nothing can be compared"),

@@ -301,7 +301,7 @@ def effect_words(effect: stats.Effect) -> tuple[str, str, str]:
 
 
 def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> list[str]:
-    """Differences between runs that limit a comparison: data or splits, epochs, settings, versions."""
+    """What limits a comparison: doubtful data, and differences in data or splits, epochs, settings, versions."""
 
     def differ(values: Sequence[Any]) -> bool:
         return any(value != values[0] for value in values)
@@ -322,7 +322,8 @@ def comparability_notes(runs: Sequence[Run], arms: Sequence[ArmStatistics]) -> l
         f"warning: the runs were made with different versions of {', '.join(changed)}": changed,
         f"warning: the runs were made with different values of {', '.join(set_otherwise)}": set_otherwise,
     }
-    return [note for note, applies in notes.items() if applies]
+    of_data = [f"warning: {note}" for run in runs for note in run.provenance.get("notes", ())]
+    return [*dict.fromkeys(of_data), *(note for note, applies in notes.items() if applies)]
 
 
 def claim_limits(

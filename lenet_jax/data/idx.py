@@ -143,6 +143,8 @@ def choose(folder: Path, name: str) -> tuple[str, dict[str, Path]]:
         held = "holds several data sets" if choices else "is not a data set"
         allowed = [f"idx:{place / start}" for place, start in sorted(choices or complete)]
         raise InputError(f"dataset: {name!r} {held}; choose one of {listed(allowed, name)}")
+    if prefix and not any(start == prefix for _, start in found):
+        raise InputError(f"dataset: {name!r}: {str(folder / prefix)!r} is no folder, and no IDX files begin like that")
     (_, start), fullest = max(found.items(), key=lambda item: len(item[1]), default=((folder, ""), {}))
     missing = [f"{start and start + '-'}{file}[.gz]" for part, (file, _) in PARTS.items() if part not in fullest]
     raise InputError(

@@ -111,7 +111,7 @@ def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str =
 def without_cached_programs() -> Iterator[None]:
     """Programs are compiled meanwhile, here and in workers: cached ones would take no time."""
     name = "JAX_ENABLE_COMPILATION_CACHE"
-    before, variable = jax.config.read(name.lower()), os.environ.get(name)
+    before, variable = getattr(jax.config, name.lower()), os.environ.get(name)
     try:
         jax.config.update(name.lower(), False)
         os.environ[name] = "0"
@@ -183,7 +183,8 @@ def design(arms: Sequence[ArmPlan]) -> str:
     text = f"{seeds} seeds, {tests} comparison{'s' * (tests > 1)}: no corrected p-value below {min(smallest, 1):.2g}; "
     if smallest < stats.ALPHA:
         size = stats.detectable_size(seeds, level)
-        return f"{text}{stats.POWER:.0%} of studies show a difference of {size:.2g} standard deviations between seeds."
+        shown = f"{100 * stats.POWER:.0f} % of studies show a difference of {size:.2g} standard deviations"
+        return f"{text}{shown} of the paired differences."
     needed = stats.min_pairs(level)
     return text + (f"{needed} can." if needed else "no number of seeds can.")
 

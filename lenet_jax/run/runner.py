@@ -73,6 +73,8 @@ def run(
     resolved = describe(config)
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
+    limits.check(devices or population.cores())
+    population.configure(devices or None)
     workdir = expanded(workdir, "workdir")
     checkpoint_dir = workdir / folder.CHECKPOINTS
     own = Definitions.of(arms, experiment)
@@ -88,8 +90,6 @@ def run(
         return finished
     plan = planning.make(arms)
     with contextlib.ExitStack() as owning:
-        limits.check(devices or population.cores())
-        population.configure(devices or None)
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
         environment |= own.describe() | {"fingerprints": plan.fingerprints}
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}

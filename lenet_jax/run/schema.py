@@ -27,7 +27,7 @@ LARGEST = {int: 2**63, float: 1e300}
 
 JSON_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list", tuple: "a list"}
 
-PROVENANCE_FIELDS: dict[str, Any] = {"command": str, "processor": str}
+PROVENANCE_FIELDS: dict[str, Any] = {"command": str, "processor": str, "notes": list[str]}
 PROVENANCE_FIELDS |= dict.fromkeys(("versions", "fingerprints", "jax_settings"), dict[str, str])
 """The fields of ``provenance.json`` and of attempts that are read, if they are there."""
 

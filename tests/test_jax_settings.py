@@ -42,7 +42,9 @@ def seed_offset(offset):
         jax.config.update("jax_random_seed_offset", 0)
 
 
+@pytest.mark.slow
 def test_jax_settings_change_no_number(digits):
+    """In one process; test_cli.py has the same with variables of the environment, in a process of its own."""
     expected = trained(digits)
     with jax.default_prng_impl("rbg"), seed_offset(5):
         other_keys = trained(digits)

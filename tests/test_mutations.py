@@ -40,7 +40,7 @@ MUTATIONS = {
     ),
     "links are followed when a run is tidied": Mutation(
         "run/cleanup",
-        "if path.is_symlink():\n            yield",
+        "if entry.is_symlink():\n            yield",
         "if False:\n            yield",
         "test_ownership",
         "tidying",

@@ -72,18 +72,19 @@ def remove(folder: Path, owned: Owned, keep: Collection[Path] = ()) -> None:
 def entries(folder: Path, owned: Owned) -> Iterator[tuple[Path, str]]:
     """What a folder contains, folders after their contents: a "file" or "folder" of ours, a "whole" one, or "other"."""
     try:
-        contents = sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            contents = sorted(found, key=lambda entry: entry.name)
     except OSError:  # it doesn't exist, or another process removed it
         return
-    for path in contents:
-        matching = [inner for pattern, inner in owned.folders.items() if re.fullmatch(pattern, path.name)]
-        if path.is_symlink():
+    for entry in contents:  # with the types of that moment: other jobs rename and remove what is theirs
+        path = Path(entry.path)
+        matching = [inner for pattern, inner in owned.folders.items() if re.fullmatch(pattern, entry.name)]
+        if entry.is_symlink():
             yield path, "other"
-        elif path.is_dir() and matching:
+        elif entry.is_dir() and matching:
             if matching[0] is not None:
                 yield from entries(path, matching[0])
             yield path, "whole" if matching[0] is None else "folder"
         else:
-            ours = path.is_file() and re.fullmatch(owned.files, path.name)
-            if os.path.lexists(path):  # else another job has renamed or removed it
-                yield path, "file" if ours else "other"
+            ours = entry.is_file() and re.fullmatch(owned.files, entry.name)
+            yield path, "file" if ours else "other"

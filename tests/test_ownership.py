@@ -81,7 +81,8 @@ def halved(tmp_path_factory):
 def scratch(tmp_path):
     """A folder of somebody else, with files and folders named as ours are."""
     folder = tmp_path / "scratch"
-    for name in ("thesis.tex", "data/results.csv", "all/tested-0-2/states/9/state", "tested-0-2/trained.json"):
+    below = ("all/tested-0-2/states/9/state", "tested-0-2/trained.json", "trained.json", "states/9/state")
+    for name in ("thesis.tex", "data/results.csv", *below):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("years of work")

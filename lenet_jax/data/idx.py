@@ -144,7 +144,9 @@ def choose(folder: Path, name: str) -> tuple[str, dict[str, Path]]:
         allowed = [f"idx:{place / start}" for place, start in sorted(choices or complete)]
         raise InputError(f"dataset: {name!r} {held}; choose one of {listed(allowed, name)}")
     if prefix and not any(start == prefix for _, start in found):
-        raise InputError(f"dataset: {name!r}: {str(folder / prefix)!r} is no folder, and no IDX files begin like that")
+        needed = ", ".join(f"{file}[.gz]" for file, _ in PARTS.values())
+        what = "is no folder, and no IDX files begin like that"
+        raise InputError(f"dataset: {name!r}: {str(folder / prefix)!r} {what}; needed are {needed}")
     (_, start), fullest = max(found.items(), key=lambda item: len(item[1]), default=((folder, ""), {}))
     missing = [f"{start and start + '-'}{file}[.gz]" for part, (file, _) in PARTS.items() if part not in fullest]
     raise InputError(

@@ -3,6 +3,7 @@
 `XLA_FLAGS= make test` compiles and starts programs as users do.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jaxtyping
 import numpy as np
 import programs
 import pytest
+from absl import flags
 from beartype import BeartypeConf, beartype
 
 
@@ -100,6 +102,27 @@ def assert_close():
             np.testing.assert_allclose(leaf, other, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
 
     return check
+
+
+@pytest.fixture(scope="module")
+def load_benchmark():
+    """(name) -> a script of experiments/benchmarks, by its path: there are other modules of these names.
+
+    Its flags are removed after the tests of a file: several scripts have the same ones.
+    """
+    folder, before = Path(__file__).parents[1] / "experiments" / "benchmarks", set(flags.FLAGS)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield load
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Tests of photos of digits: read from real files and converted to MNIST's form."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -291,15 +290,8 @@ def test_floating_point_pictures_are_read_if_they_are_finite(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    """experiments/benchmarks/photos.py; by its path, as there is a module of that name."""
-    path = ROOT / "experiments" / "benchmarks" / "photos.py"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec = importlib.util.spec_from_file_location("photos_benchmark", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+def benchmark(load_benchmark):
+    return load_benchmark("photos")
 
 
 @pytest.mark.parametrize(

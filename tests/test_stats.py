@@ -1,7 +1,6 @@
 """The statistics against SciPy, statsmodels, textbooks and explicit enumeration; and what is stored about them."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import math
@@ -438,15 +437,8 @@ def test_effects_of_arms_that_add_up_have_no_interaction(seed, sizes):
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    """experiments/benchmarks/coverage.py; by its path, as there is a package of that name."""
-    path = ROOT / "experiments" / "benchmarks" / "coverage.py"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+def benchmark(load_benchmark):
+    return load_benchmark("coverage")
 
 
 @pytest.fixture(scope="module")

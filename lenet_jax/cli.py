@@ -124,7 +124,7 @@ def run_command(argv: list[str]) -> None:
     save_every: Any = values["save-every"].value
     if not math.isfinite(save_every):
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
-    limits.check()
+    limits.check_limits()
     experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
     if values["dry-run"].value:
         dry_run(config, experiment, only_arm, values)

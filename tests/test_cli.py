@@ -203,7 +203,7 @@ def test_the_soft_limit_of_open_files_is_raised(monkeypatch):
     changed = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (24 if kind == resource.RLIMIT_NOFILE else -1, -1))
     monkeypatch.setattr(resource, "setrlimit", lambda *limit: changed.append(limit))
-    limits.check(cores=100)
+    limits.check_limits(cores=100)
     ((kind, (soft, hard)),) = changed
     assert (kind, hard) == (resource.RLIMIT_NOFILE, -1)
     assert soft > 800

@@ -391,7 +391,7 @@ def test_what_another_job_renames_meanwhile_is_nobody_elses(tmp_path):
     thread.start()
     try:
         for _ in range(3000):
-            cleanup.check(tmp_path / "checkpoints", ["all"])
+            cleanup.check_owned(tmp_path / "checkpoints", ["all"])
     finally:
         ended.set()
         thread.join()

@@ -124,7 +124,7 @@ class Chunk:
         The cost of saving counts from `since`: `time.monotonic()` before the snapshot was taken; None for now.
         """
         started = time.monotonic() if since is None else since
-        self._store.check()
+        self._store.check_held()
         write_state(self.folder / STATES, saved, self._store.identity)
         self._saved_at = time.monotonic()
         self._cost_s = self._saved_at - started
@@ -133,7 +133,7 @@ class Chunk:
     def finish(self, trained: PopulationResult, last: Checkpoint | None) -> None:
         """Saves the measurements and the last state, if it is given, and removes all other states."""
         states = self.folder / STATES
-        self._store.check()
+        self._store.check_held()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if last is not None and not (states / str(last.step)).exists():
@@ -177,10 +177,10 @@ class ArmStore:
     identity: str = ""
     lock: locks.Lock | None = None
 
-    def check(self) -> None:
-        """Raises StorageError if the run folder isn't this process's any more; see `locks.Lock.check`."""
+    def check_held(self) -> None:
+        """Raises StorageError if the run folder isn't this process's any more; see `locks.Lock.check_held`."""
         if self.lock:
-            self.lock.check()
+            self.lock.check_held()
 
     def chunk(self, phase: str, start: int, size: int) -> Chunk:
         """The chunk of a phase that starts at a member: the one that was begun, or else a new one of this size."""
@@ -212,7 +212,7 @@ class ArmStore:
     @distributed.primary_only
     def finish(self, row: Mapping[str, Any]) -> None:
         """Saves the arm's row of the summary, which marks it as finished."""
-        self.check()
+        self.check_held()
         write_sealed(self.folder / ARM, row)
 
     @property

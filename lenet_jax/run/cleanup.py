@@ -41,7 +41,7 @@ def of_run(arms: Collection[str]) -> Owned:
     return Owned(f"{LOCK}|{TURN}", {ATTEMPTS: OF_ATTEMPTS, **{re.escape(arm): OF_ARM for arm in arms}})
 
 
-def check(checkpoint_dir: Path, arms: Collection[str]) -> None:
+def check_owned(checkpoint_dir: Path, arms: Collection[str]) -> None:
     """Raises InputError if ``checkpoints/`` is a link, or holds what no run with these arms wrote; it may not exist."""
     check_no_link(checkpoint_dir)
     for path, kind in entries(checkpoint_dir, of_run(arms)):

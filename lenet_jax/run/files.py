@@ -27,8 +27,8 @@ MAX_JSON_BYTES, MAX_JSON_ITEMS, MAX_JSON_DEPTH = 2**27, 2**22, 32
 """Of a JSON file: its bytes, its values (memory grows with both), and levels of nesting."""
 
 MAX_SMALL_TABLE, MAX_TABLE_RATIO = 2**29, 200
-"""Bytes in memory of any table, and of a larger one relative to its file. Stored predictions are 40 times as large as
-theirs; those of networks that have diverged, 500 times."""
+"""Bytes in memory of any table, and of a larger one relative to its file: predictions of networks that have diverged
+are the same number again and again, and shrink most."""
 
 SPECIAL = "is a link, pipe or device; a run folder has files and folders alone (cp -rL replaces links)"
 

@@ -279,13 +279,13 @@ def load(folder: str | Path) -> Run:
     )
     run = Run(folder, config, provenance, summary, metrics, predictions, tried)
     try:
-        check(run)
+        check_contents(run)
     except InputError as error:
         raise InputError(f"{field} is damaged: {error}") from error
     return run
 
 
-def check(run: Run) -> None:
+def check_contents(run: Run) -> None:
     """Raises InputError unless all that was read from a run's folder can be the results of one run."""
     schema.check_fields(run.config, schema.config_kinds(), CONFIG)
     schema.check_fields(run.provenance, schema.PROVENANCE_FIELDS, PROVENANCE)

@@ -5,13 +5,13 @@ import resource
 from lenet_jax.errors import InputError
 
 FILES, FILES_PER_CORE = 64, 8
-"""Open files that are enough for a run; measured on two cores: 35."""
+"""Open files that are enough for a run, with a margin."""
 
 ADDRESS_SPACE, ADDRESS_SPACE_PER_CORE = 5 * 2**29, 2**26
 """Bytes of address space, most of which is reserved but never used: with less, XLA's threads abort the process."""
 
 
-def check(cores: int = 1) -> None:
+def check_limits(cores: int = 1) -> None:
     """Raises InputError if a limit is too low for a run on so many cores; raises the soft limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = FILES + FILES_PER_CORE * cores

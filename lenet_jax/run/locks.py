@@ -29,7 +29,7 @@ class Lock(NamedTuple):
     path: Path
     stream: IO[str]
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Raises StorageError if the folder isn't the one that was locked: it was moved, removed or replaced."""
         try:
             same = os.path.samestat(os.fstat(self.stream.fileno()), self.path.stat(follow_symlinks=False))

@@ -73,7 +73,7 @@ def run(
     resolved = describe(config)
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
-    limits.check(devices or population.cores())
+    limits.check_limits(devices or population.cores())
     population.configure(devices or None)
     workdir = expanded(workdir, "workdir")
     checkpoint_dir = workdir / folder.CHECKPOINTS
@@ -100,7 +100,7 @@ def run(
         if distributed.primary():
             if fresh and (moved := locks.move_aside(workdir)):
                 say(f"{workdir} was moved to {moved}")
-            cleanup.check(checkpoint_dir, [path.name for path in folders.values()])
+            cleanup.check_owned(checkpoint_dir, [path.name for path in folders.values()])
             lock = owning.enter_context(locks.exclusive(checkpoint_dir, repr(str(workdir)), shared=bool(only_arm)))
             for arm in wanted if only_arm else []:
                 owning.enter_context(locks.exclusive(folders[arm.name], f"arm {arm.name!r}"))
@@ -198,7 +198,7 @@ def engine_for(plan: Plan, own: Definitions, cores: int, at_once: bool) -> Itera
 def run_arm(plan: ArmPlan, context: RunContext) -> None:
     """Tunes, trains and evaluates one arm and stores its row of `summary.json`, unless it is finished."""
     arm, store, progress = plan.arm, context.stores[plan.arm.name], context.progress
-    store.check()
+    store.check_held()
     progress.start(arm.name, context.plan.arms.index(plan) + 1)
     if store.finished:
         progress.finish(ArmSummary.from_json(store.row()), "finished before: ")
@@ -270,7 +270,7 @@ def finish(workdir: Path, context: RunContext) -> None:
                 tables[name].append(labelled(table, plan.arm))
     if not distributed.primary():
         return
-    store.check()
+    store.check_held()
     for name, frames in tables.items():
         if frames:
             files.write_table(workdir / name, pd.concat(frames, ignore_index=True))

@@ -142,7 +142,7 @@ class TestedContrast:
         return "better" if (self.mean < 0) == lower_is_better else "worse"
 
 
-def test(
+def judge(
     wanted: Sequence[Wanted],
     values: Mapping[str, pd.Series],
     scores: Mapping[str, Scores],

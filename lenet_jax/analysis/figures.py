@@ -227,7 +227,7 @@ def two_intervals(ends: Interval, of_seeds: Interval, row: float, color: str, ax
 
 
 class ForestRow(NamedTuple):
-    """A row of a forest plot: mean, the interval that is claimed, that over seeds alone, and whether it is significant."""
+    """A row of a forest plot: mean, its interval, that over seeds alone, and whether it is significant."""
 
     mean: float
     ends: tuple[float, float]
@@ -248,9 +248,10 @@ def forest(
 
     Args:
       rows: by name; dots of significant ones are filled.
-      label: that of the value axis.
+      title, label: of the figure, and of the value axis.
       center: the value of no difference: 0, or 1 of ratios.
       margin: values between which arms are equivalent, which are shaded; None without.
+      axes: drawn into.
       percent: shows fractions in percent.
     """
     axes.axvline(center, color=INK, linewidth=0.8)

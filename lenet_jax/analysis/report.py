@@ -17,7 +17,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lenet_jax import __version__, stats
+from lenet_jax import __version__
 from lenet_jax.analysis import arms, figures, metrics, tables
 from lenet_jax.analysis.compare import Comparison
 from lenet_jax.analysis.contrasts import POINTS, SCALES, TestedContrast

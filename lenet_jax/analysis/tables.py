@@ -193,7 +193,7 @@ def show_error(error: float, comparison: Comparison) -> str:
 
 
 def stacked(cells: Cells, *groups: tuple[str, ...]) -> Cells:
-    """A table with each group of its columns as one column with a line for each, and without the columns of no group."""
+    """A table with each group of columns as one column with a line for each; columns of no group are left out."""
     header, *lines = cells[0], *cells[1]
     indices = [[header.index(name) for name in group if name in header] for group in groups]
     header, *lines = (
@@ -223,7 +223,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def table(rows: Sequence[ArmStatistics], metric: str, console: Console) -> Table:
-    """The arms as a table for a terminal, without columns of zeros, and with medians only beside networks that failed."""
+    """The arms as a table for a terminal: no columns of zeros, and medians only where networks failed."""
     header, lines, numbers = cells(rows, metric)
     failed, known = any(row.failed for row in rows), rows[0].over != "seeds"
     left_out = {"std": known, "median": known and not failed, "failed": not failed}
@@ -328,6 +328,6 @@ def judgement_frame(comparison: Comparison) -> pd.DataFrame:
             | {"effect_size": tested.effect_size}
             | dict(zip(("improvement", "improvement_low", "improvement_high"), better, strict=True))
             | {"seeds_needed": needed and needed.seeds, "images_needed": needed and needed.images}
-            | dict(zip(("both_seeds", "both_images"), needed and needed.both or (None, None), strict=True))
+            | dict(zip(("both_seeds", "both_images"), (needed and needed.both) or (None, None), strict=True))
         )
     return pd.DataFrame(found)

@@ -248,7 +248,8 @@ def forest(
 
     Args:
       rows: by name; dots of significant ones are filled.
-      title, label: of the figure, and of the value axis.
+      title: of the figure.
+      label: of the value axis.
       center: the value of no difference: 0, or 1 of ratios.
       margin: values between which arms are equivalent, which are shaded; None without.
       axes: drawn into.

@@ -146,6 +146,38 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean - reach), np.asarray(mean + reach)
 
 
+def prediction_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % prediction interval of one new value, along the last axis: where one more run would lie.
+
+    mean +- t_{0.975, n-1} std sqrt(1 + 1/n), for n values of a normal distribution (Hahn and Meeker 1991, "Statistical
+    Intervals", ch. 4), in their unit. Of errors of networks [..., seeds] on the same images, it covers a new seed on
+    these images; `crossed.Layout.one_run` covers other images too. Infinite for a single value.
+
+    >>> low, high = prediction_interval(np.array([0.010, 0.012, 0.011, 0.015, 0.013]))
+    >>> print(f"{low:.4f} to {high:.4f}")
+    0.0063 to 0.0181
+    """
+    count, mean = values.shape[-1], np.asarray(values.mean(axis=-1))
+    if count < 2:
+        return mean - np.inf, mean + np.inf
+    reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) * math.sqrt(1 + 1 / count)
+    return np.asarray(mean - reach), np.asarray(mean + reach)
+
+
+def prediction_z(value: float, values: np.ndarray) -> float:
+    """Distance of one value from the mean of n others, in standard errors of prediction: std sqrt(1 + 1/n).
+
+    If all are of the same normal distribution, it has Student's distribution with n - 1 degrees of freedom: beyond its
+    0.975 quantile, the value is outside the `prediction_interval`. Takes two values or more [seeds].
+
+    >>> print(f"{prediction_z(0.020, np.array([0.010, 0.012, 0.011, 0.015, 0.013])):.2f}")
+    3.70
+    """
+    distance = float(difference(np.asarray(value), values.mean()))
+    error = float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values)) if vary(values) else 0.0
+    return distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
+
+
 class Contrast(NamedTuple):
     """Statistics of the differences of n seeds between two arms.
 

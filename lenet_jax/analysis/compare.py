@@ -114,7 +114,7 @@ def arm_statistics(runs: Sequence[Run], metric: str = "test_error") -> list[ArmS
     if len(set(measured.values())) > 1:
         sources = "; ".join(f"{name} of {str(folder)!r}" for folder, name in measured.items())
         raise InputError(f"metric: {metric!r} would be read from {sources}; give all runs the same kind of curve")
-    rows = []
+    rows, metric = [], metrics.restricted(runs, metric)
     for run, name in zip(runs, run_names(runs), strict=True):
         values = metrics.by_arm(run, metric)
         split = metrics.split_of(measured[run.folder])
@@ -183,7 +183,7 @@ def compare_runs(
             raise InputError(f"run: {str(first.folder)!r} and {str(second.folder)!r} are the same run")
     if difference is not None and not math.isfinite(difference):
         raise InputError(f"difference: {difference!r}; allowed is a finite number")
-    arms = arm_statistics(runs, metric)
+    arms, metric = arm_statistics(runs, metric), metrics.restricted(runs, metric)
     pairs, notes = pairs_of(runs, arms, baseline)
     differences: list[tuple[tuple[str, str, str], np.ndarray, float | None]] = []
     for arm, other in pairs:
@@ -331,9 +331,11 @@ def claim_limits(
 ) -> list[str]:
     """Limits of the claims that can be made."""
     found, shown, of_networks = [], {arm.label for arm in arms}, metric not in metrics.OF_ARM
+    late: dict[str, int] = {}
     for run, name in zip(runs, run_names(runs), strict=True):
         labels = [label(name, arm.name) for arm in run.arms]
         found += [f"{absent} has no {metrics.title(metric)}" for absent in labels if absent not in shown]
+        late |= {label(name, arm): count for arm, count in metrics.unreached(run, metric).items() if count}
     counts = [arm.n for arm in arms if arm.n <= FEW_SEEDS and of_networks]
     if counts and max(counts) < 2:
         found.append("with one seed per arm, the variation between seeds is unknown")
@@ -360,8 +362,10 @@ def claim_limits(
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])
             found.append(f"{arm.label} chose {name} {value}, at the edge of the grid; the optimum may lie beyond it")
-        if metric.startswith(metrics.EPOCHS_TO) and (missing := int(np.isinf(arm.values).sum())):
-            found.append(f"{missing} of {arm.n} seeds of {arm.label} never reached this error")
+        if arm.label in late:
+            epochs = f"{metrics.epochs_to(metric)[1]} epochs"
+            never = f"{late[arm.label]} of {arm.n} seeds of {arm.label} did not reach this error within {epochs}"
+            found.append(f"{never}; they count as {epochs}")
     for run, name in zip(runs, run_names(runs), strict=True):
         rates = {arm.settings.get("learning_rate") for arm in arms if arm.run == name}
         if len(run.arms) > 1 and not run.config.get("tune") and len(rates) == 1:

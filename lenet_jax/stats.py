@@ -157,10 +157,11 @@ def prediction_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> print(f"{low:.4f} to {high:.4f}")
     0.0063 to 0.0181
     """
-    count, mean = values.shape[-1], np.asarray(values.mean(axis=-1))
-    if count < 2:
-        return mean - np.inf, mean + np.inf
-    reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) * math.sqrt(1 + 1 / count)
+    count, mean, reach = values.shape[-1], values.mean(axis=-1), np.asarray(math.inf)
+    if count > 1:
+        reach = (
+            scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) * (1 + 1 / count) ** 0.5
+        )
     return np.asarray(mean - reach), np.asarray(mean + reach)
 
 
@@ -173,7 +174,7 @@ def prediction_z(value: float, values: np.ndarray) -> float:
     >>> print(f"{prediction_z(0.020, np.array([0.010, 0.012, 0.011, 0.015, 0.013])):.2f}")
     3.70
     """
-    distance = float(difference(np.asarray(value), values.mean()))
+    distance = float(difference(np.asarray(value), np.asarray(values.mean())))
     error = float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values)) if vary(values) else 0.0
     return distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
 

@@ -13,6 +13,7 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from statsmodels.regression.linear_model import OLS
 
 from lenet_jax import stats
 
@@ -135,6 +136,50 @@ def test_student_is_scipys_one_sample_t_test():
 def test_student_of_single_values_is_the_values():
     low, high = stats.t_interval(np.array([[0.5], [0.7]]))
     assert low.tolist() == high.tolist() == [0.5, 0.7]
+
+
+# Where one more run would lie.
+
+
+def test_prediction_interval_is_that_of_a_linear_model():
+    values = np.random.default_rng(2).normal(0.01, 0.001, (3, 10))
+    model = OLS(values[1], np.ones((10, 1))).fit().get_prediction(np.ones((1, 1)))
+    low, high = stats.prediction_interval(values)
+    assert (low[1], high[1]) == pytest.approx(model.conf_int(obs=True)[0], rel=1e-12)
+
+
+def test_z_of_a_value_is_its_residual_left_out_of_the_fit():
+    values, one = np.random.default_rng(3).normal(0.01, 0.001, 9), 0.014
+    influence = OLS(np.append(values, one), np.ones((10, 1))).fit().get_influence()
+    assert stats.prediction_z(one, values) == pytest.approx(influence.resid_studentized_external[-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_95_percent_of_new_values_lie_in_the_prediction_interval(n):
+    """Of 40,000 studies: the standard error of this fraction is 0.1 %."""
+    values = np.random.default_rng(n).normal(2.0, 0.3, (40_000, n + 1))
+    low, high = stats.prediction_interval(values[:, :-1])
+    assert np.mean((low <= values[:, -1]) & (values[:, -1] <= high)) == pytest.approx(0.95, abs=0.005)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=12), st.integers(0, 10_000))
+def test_a_value_is_outside_the_prediction_interval_where_its_z_says_so(counts, one):
+    values = np.array(counts) / 10_000
+    low, high = stats.prediction_interval(values)
+    z, critical = stats.prediction_z(one / 10_000, values), scipy.stats.t.ppf(0.975, len(values) - 1)
+    assume(abs(abs(z) - critical) > 1e-6)
+    if len(set(counts)) > 1 or z:  # the ends of equal values differ from them by rounding errors
+        assert (low <= one / 10_000 <= high) == (abs(z) <= critical)
+    ends = stats.t_interval(values)
+    assert low <= ends[0] <= ends[1] <= high
+
+
+def test_predictions_where_there_is_little_to_say():
+    equal = np.array([0.1 + 0.2, 0.3])
+    assert [stats.prediction_z(one, equal) for one in (0.3, 0.4, 0.2)] == [0, math.inf, -math.inf]
+    assert np.array(stats.prediction_interval(np.array([0.3]))).tolist() == [-math.inf, math.inf]
+    assert np.isnan(stats.prediction_interval(np.array([0.3, math.nan]))).all()
 
 
 # Differences between arms.

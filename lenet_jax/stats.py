@@ -5,7 +5,6 @@ interval and a permutation test. All intervals cover the variation between seeds
 their measured coverage.
 """
 
-import bisect
 import dataclasses
 import functools
 import itertools
@@ -36,11 +35,11 @@ RESAMPLES = 9_999
 MAX_BLOCK_VALUES = 10_000_000
 """Values that are resampled at a time: 80 MB."""
 
-POWER = 0.8
-"""Probability of showing a true difference that `seeds_needed` and `detectable` ask for."""
+FEW_SEEDS = 5
+"""Up to this number, intervals of an arm's mean over seeds are too narrow (`experiments/results/coverage`)."""
 
-MAX_SEEDS = 2**20
-"""The largest number of seeds that `seeds_needed` returns."""
+POWER = 0.8
+"""Probability of showing a true difference that `detectable` asks for."""
 
 
 def vary(values: np.ndarray) -> bool:
@@ -147,29 +146,26 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prediction_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % prediction interval of one new value, along the last axis: where one more run would lie.
+    """Ends of the 95 % prediction interval of one new value, along the last axis; infinite for a single value.
 
-    mean +- t_{0.975, n-1} std sqrt(1 + 1/n), for n values of a normal distribution (Hahn and Meeker 1991, "Statistical
-    Intervals", ch. 4), in their unit. Of errors of networks [..., seeds] on the same images, it covers a new seed on
-    these images; `crossed.Layout.one_run` covers other images too. Infinite for a single value.
+    mean +- t_{0.975, n-1} std sqrt(1 + 1/n) of n values of a normal distribution, in their unit (Hahn and Meeker 1991,
+    "Statistical Intervals", ch. 4). Of errors of seeds on the same images, it is where an error of one more seed on
+    these images would lie; `crossed.Layout.one_run` has that on other images.
 
     >>> low, high = prediction_interval(np.array([0.010, 0.012, 0.011, 0.015, 0.013]))
     >>> print(f"{low:.4f} to {high:.4f}")
     0.0063 to 0.0181
     """
-    count, mean, reach = values.shape[-1], values.mean(axis=-1), np.asarray(math.inf)
-    if count > 1:
-        reach = (
-            scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) * (1 + 1 / count) ** 0.5
-        )
+    mean, count = values.mean(axis=-1), values.shape[-1]
+    reach = (t_interval(values)[1] - mean) * math.sqrt(count + 1) if count > 1 else np.asarray(math.inf)
     return np.asarray(mean - reach), np.asarray(mean + reach)
 
 
 def prediction_z(value: float, values: np.ndarray) -> float:
-    """Distance of one value from the mean of n others, in standard errors of prediction: std sqrt(1 + 1/n).
+    """Distance of a value from the mean of n others, [seeds], in standard errors of prediction: std sqrt(1 + 1/n).
 
     If all are of the same normal distribution, it has Student's distribution with n - 1 degrees of freedom: beyond its
-    0.975 quantile, the value is outside the `prediction_interval`. Takes two values or more [seeds].
+    0.975 quantile, the value is outside the `prediction_interval`.
 
     >>> print(f"{prediction_z(0.020, np.array([0.010, 0.012, 0.011, 0.015, 0.013])):.2f}")
     3.70
@@ -225,16 +221,28 @@ def sign_flip_test(values: np.ndarray) -> np.ndarray:
     count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
     scaled = np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0)
-    exact = 2**count <= RESAMPLES + 1
     # Rounded: sums that are equal in theory must be equal, or permutations as extreme as the observed one are lost.
     observed = np.round(scaled.sum(axis=-1) * 2**30)[..., None]
-    drawn = above = below = 0 if exact else 1  # the observed signs count as one random permutation
-    for signs in [np.array(list(itertools.product((-1.0, 1.0), repeat=count)))] if exact else random_signs(count):
-        sums = np.round(scaled @ signs.T * 2**30)
+    drawn = above = below = int(not is_exact(count))  # the observed signs count as one random permutation
+    for flips in signs(count):
+        sums = np.round(scaled @ flips.T * 2**30)
         above, below = above + (sums >= observed).sum(axis=-1), below + (sums <= observed).sum(axis=-1)
-        drawn += len(signs)
+        drawn += len(flips)
     p: np.ndarray = np.minimum(2 * np.minimum(above, below) / drawn, 1.0)
     return p
+
+
+def is_exact(count: int) -> bool:
+    """Whether all signs of this number of seeds are enumerated."""
+    return bool(2**count <= RESAMPLES + 1)
+
+
+def signs(count: int) -> Iterator[np.ndarray]:
+    """Blocks of rows of `count` signs: all that there are, or `random_signs`."""
+    if is_exact(count):
+        yield np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
+        return
+    yield from random_signs(count)
 
 
 def random_signs(count: int) -> Iterator[np.ndarray]:
@@ -262,13 +270,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in stepped[np.argsort(order)]]
 
 
-def probability_of_superiority(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
-    """Probability that a run of one arm has a smaller value than a run of the other; ties count half.
+def probability_of_superiority(
+    values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray
+) -> tuple[float, float, float]:
+    """Probability that a run of one arm has a smaller value than a run of the other, with its 95 % interval over seeds.
 
-    The Mann-Whitney statistic divided by the number of pairs; "probability of improvement" in Agarwal et al. 2021.
+    The Mann-Whitney statistic divided by the number of pairs, ties counting half: "probability of improvement" in
+    Agarwal et al. 2021. The interval is Newcombe's (2006, part 2, method 5), for independent runs: pairs with the same
+    seed are mostly closer, for which it is too wide. It is defined at 0 and 1, too.
+
+    Examples:
+      >>> [round(value, 2) for value in probability_of_superiority([0.010, 0.012, 0.011], [0.014, 0.013, 0.011])]
+      [0.83, 0.36, 0.98]
     """
+    first, second = len(values), len(others)
     statistic = scipy.stats.mannwhitneyu(others, values, method="asymptotic").statistic
-    return float(statistic) / (len(values) * len(others))
+    found = float(statistic) / (first * second)
+    z, mean_size = float(scipy.stats.norm.isf(ALPHA / 2)), (first + second) / 2 - 1
+
+    def beyond(theta: float) -> float:
+        """Above 0 where the data would be outside of the 95 % of the probability `theta`."""
+        spread = 1 + mean_size * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return float((found - theta) ** 2 - z**2 * theta * (1 - theta) * spread / (first * second))
+
+    tiny = 1e-9  # 0 and 1 themselves are always roots
+    low = scipy.optimize.brentq(beyond, 0.0, found - tiny) if found > 0 else 0.0
+    high = scipy.optimize.brentq(beyond, found + tiny, 1.0) if found < 1 else 1.0
+    return found, float(low), float(high)
 
 
 def power(n: int, effect_size: float, level: float = ALPHA) -> float:
@@ -281,37 +309,11 @@ def power(n: int, effect_size: float, level: float = ALPHA) -> float:
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
-def min_pairs(level: float = ALPHA) -> int | None:
-    """The least number of pairs with which the permutation test can reach this level; None if none can."""
-    return next((n for n in range(2, 64) if smallest_p(n) < level), None)
-
-
-def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | None:
-    """Number of seeds with which 80 % of studies show a true difference, by the paired t-test.
-
-    `std` is the standard deviation of the paired differences over seeds. If comparisons are corrected for, `level` is
-    0.05 / their number.
-
-    Returns:
-      At least `min_pairs(level)`; None if the difference is 0 or more than `MAX_SEEDS` seeds are needed.
-    """
-    least = min_pairs(level)
-    if difference == 0 or least is None:
-        return None
-    if std == 0:
-        return least
-    size = abs(difference) / std
-    high = least
-    while power(high, size, level) < POWER:
-        high *= 2
-        if high > MAX_SEEDS:
-            return None
-    between = range(max(high // 2, least), high)
-    return between.start + bisect.bisect_left(between, True, key=lambda n: power(n, size, level) >= POWER)
-
-
 def detectable(n: int, std: float, level: float = ALPHA) -> float:
-    """The true difference that 80 % of studies with n seeds show; arguments as in `seeds_needed`."""
+    """The true difference that 80 % of studies with n seeds show, by the paired t-test at this level.
+
+    `std` is the standard deviation of the paired differences over seeds.
+    """
     return std * detectable_size(n, level)
 
 

@@ -101,16 +101,25 @@ def advice(tested: Sequence[TestedContrast]) -> list[str]:
     for one in [one for one in undecided if one.needed][:MAX_ADVICE]:
         assert one.needed
         seeds, images, both = one.needed
-        ways = [f"{count:,} {what}" for count, what in ((seeds, "seeds"), (images, "test images")) if count is not None]
-        if seeds is None and images is not None:
-            ways.append("more seeds alone would not help")
-        elif images is None and seeds is not None:
-            ways.append("more test images alone would not help")
-        elif both:
-            ways.append(f"both together {both[0]:,} and {both[1]:,}")
-        if ways:
-            found.append(f"{one.name}: 80 % of studies would show such a difference with about {'; or '.join(ways)}")
+        alone = [f"{rough(count):,} {what}" for count, what in ((seeds, "seeds"), (images, "test images")) if count]
+        together = f"{rough(both[0]):,} seeds and {rough(both[1]):,} test images" if both else ""
+        if len(alone) == 1:
+            other = "seeds" if images else "test images"
+            ways = f"{alone[0]} (more {other} alone do not suffice)"
+        elif alone:
+            ways = ", or ".join([*alone, together])
+        elif together:
+            ways = f"{together} (neither alone suffices)"
+        else:
+            continue
+        found.append(f"{one.name}: to show a difference of this size in 80 % of studies takes about {ways}")
     return found
+
+
+def rough(count: int) -> int:
+    """A number rounded up to two digits: variances, and the difference itself, are known roughly."""
+    step: int = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // step) * step
 
 
 def unknown_images(runs: Sequence[Run], metric: str) -> str:

@@ -355,14 +355,12 @@ def rejects(runs: Path, axes: Axes) -> Axes:
 def ingredients(runs: Path, axes: Axes) -> Axes:
     """Errors of every seed of every arm."""
     run = folder.load(runs / "lenet5_1998_ingredients")
-    final = {
-        arm["axes"]["replaced"].replace("_", " ").replace("nothing", UNCHANGED): (
-            arm["test_error"]["per_seed"],
-            arm["test_error"]["ci95"],
-        )
-        for arm in run.summary["arms"]
-    }
-    analysis_figures.final_values(final, "test_error", axes)
+    final = {}
+    for arm in run.summary["arms"]:
+        name, ends = arm["axes"]["replaced"].replace("_", " "), tuple(arm["test_error"]["ci95"])
+        final[name.replace("nothing", UNCHANGED)] = (arm["test_error"]["per_seed"], ends, ends)
+    title = "Test error at the end: every seed, mean, 95 % interval over seeds"
+    analysis_figures.final_values(final, "test_error", title, axes)
     axes.set_xscale("log")
     axes.set_xticks([0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     axes.minorticks_off()

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from lenet_jax import stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.arms import FAILED, ArmStatistics, label, run_names, swept_axes
@@ -61,13 +59,18 @@ def claim_limits(
     for seeds in sorted({one.n for one in tested}) if over == "seeds" else ():
         if (smallest := stats.smallest_p(seeds)) >= stats.ALPHA:
             found.append(f"{seeds} seeds are too few for a claim: the smallest possible p-value is {smallest:.2g}")
+    late: dict[str, int] = {}
+    for run, name in zip(runs, run_names(runs), strict=True):
+        late |= {label(name, arm): count for arm, count in metrics.unreached(run, metric).items() if count}
     for arm in arms:
         found += failures(arm, metric) if of_networks else []
+        if arm.label in late:
+            epochs = f"{metrics.epochs_to(metric)[1]} epochs"
+            never = f"{late[arm.label]} of {arm.n} seeds of {arm.label} did not reach this error within {epochs}"
+            found.append(f"{never}; they count as {epochs}")
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])
             found.append(f"{arm.label} chose {name} {value}, at the edge of the grid; the optimum may lie beyond it")
-        if metric.startswith(metrics.EPOCHS_TO) and (missing := int(np.isinf(arm.values).sum())):
-            found.append(f"{missing} of {arm.n} seeds of {arm.label} never reached this error")
     for run, name in zip(runs, run_names(runs), strict=True):
         rates = {arm.settings.get("learning_rate") for arm in arms if arm.run == name}
         if len(run.arms) > 1 and not run.config.get("tune") and len(rates) == 1:

@@ -188,15 +188,17 @@ class TestDownloads:
             (downloads(tmp_path, "emnist") / file).write_bytes(content)
         assert datasets.load("emnist", str(tmp_path)).train_labels.size == 40
 
-    def test_another_file_in_the_right_archive(self, publish, tmp_path):
-        publish("emnist", checksums=dict.fromkeys(FILES["emnist"], "0" * 64))
+    @pytest.mark.parametrize("fault", ["another file", "no such file", "no archive"])
+    def test_an_archive_with_other_contents(self, publish, tmp_path, contents, fault):
+        """Even with the right checksum."""
+        held = dict(list(contents["emnist"].items())[: 1 if fault == "no such file" else 4])
+        sums = {file: hashlib.sha256(content).hexdigest() for file, content in contents["emnist"].items()}
+        server = publish("emnist", files=held, checksums=sums | ({FILES["emnist"][3]: "0" * 64}))
+        if fault == "no archive":
+            server.contents = {"gzip.zip": b"<html>"}
+            source = sources.OTHER_DIGITS["emnist"]._replace(archive_checksum=hashlib.sha256(b"<html>").hexdigest())
+            sources.OTHER_DIGITS["emnist"] = source  # publish puts it back
         assert "(wrong SHA-256: the file is damaged or a different one)" in refusal("emnist", tmp_path)
-        assert not files_in(downloads(tmp_path, "emnist"))
-
-    def test_what_is_published_by_that_address_is_no_archive_or_lacks_a_file(self, publish, tmp_path, contents):
-        one = dict([next(iter(contents["emnist"].items()))])
-        publish("emnist", files=one, checksums=dict.fromkeys(FILES["emnist"], "0" * 64))
-        assert "emnist" in refusal("emnist", tmp_path)
         assert not files_in(downloads(tmp_path, "emnist"))
 
     def test_names(self, tmp_path):

@@ -96,7 +96,7 @@ def download(name: str, downloads: Path) -> None:
                     whole = Path(pooch.retrieve(address + file, known, file, scratch, downloader=downloader))
                     if source.archive:
                         unpack(whole, source, contents)
-                except (requests.RequestException, ValueError) as error:
+                except (requests.RequestException, ValueError, KeyError, zipfile.BadZipFile) as error:
                     answers[address] = reason(error)
                     if isinstance(error, requests.ConnectionError | requests.Timeout):
                         addresses.remove(address)
@@ -122,7 +122,7 @@ def unpack(archive: Path, source: Source, files: list[str]) -> None:
     """Extracts files of a ZIP archive, in whatever folder they are in it, into the archive's own folder.
 
     Raises:
-      ValueError: a file has another SHA-256 than `source` says.
+      ValueError, KeyError: a file has another SHA-256 than `source` says, or is not there.
     """
     with zipfile.ZipFile(archive) as contents:
         members = {Path(member).name: member for member in contents.namelist()}

@@ -1,7 +1,7 @@
 """From the files of a download to arrays: IDX files, EMNIST's transposed images, USPS's text."""
 
 import bz2
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,5 @@ def read_libsvm(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return (values.reshape(-1, USPS_SIDE, USPS_SIDE) + 1) / 2, (labels - 1).astype(np.uint8)
 
 
-READERS: Mapping[str, Callable[[Sequence[Path]], dict[str, Any]]] = {
-    "idx": read_idx,
-    "emnist": read_emnist,
-    "usps": read_usps,
-}
+READERS = {"idx": read_idx, "emnist": read_emnist, "usps": read_usps}
 """Layout of a data set's files -> what reads them, in the order of `Source.checksums`, as fields of a `Dataset`."""

@@ -88,7 +88,9 @@ def write_run(
     files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
     if answered:
         of_arms = {arm["name"]: arm["axes"] for arm in arms}
-        files.write_table(folder / run_folder.PREDICTIONS, run_answers.frame(answered, of_arms))
+        table = run_answers.frame(answered, of_arms)
+        texts = table.select_dtypes("category").columns
+        files.write_table(folder / run_folder.PREDICTIONS, table.astype(dict.fromkeys(texts, "str")))
     files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": arms})
     files.write_json(folder / run_folder.CONFIG, config or {})
     files.write_json(

@@ -17,14 +17,16 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lenet_jax import __version__, stats
-from lenet_jax.analysis import compare, figures, metrics, tables
-from lenet_jax.analysis.compare import Comparison, TestedContrast
+from lenet_jax import __version__
+from lenet_jax.analysis import arms, figures, metrics, tables
+from lenet_jax.analysis.compare import Comparison
+from lenet_jax.analysis.contrasts import POINTS, SCALES, TestedContrast
 from lenet_jax.data import datasets
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError
 from lenet_jax.output import escaped
 from lenet_jax.run import files, tuning
+from lenet_jax.run.answers import Answers
 from lenet_jax.run.folder import MAX_FOLDER_BYTES, Run, folder_name
 
 MAX_FOREST_ROWS = 60
@@ -74,8 +76,8 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
     drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
     images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
     texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
-    if tested := comparison.judgements:
-        texts["differences.csv"] = tables.judgement_frame(tested, comparison.metric).to_csv(index=False)
+    if comparison.judgements:
+        texts["differences.csv"] = tables.judgement_frame(comparison).to_csv(index=False)
     texts |= {
         "comparison.md": markdown_page(comparison),
         "report.html": html(comparison, drawn, images, command, dataset),
@@ -117,12 +119,12 @@ def wrapped(text: str) -> str:
 
 def markdown_page(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    metric, tested = comparison.metric, comparison.judgements
-    blocks = [tables.summary(comparison), tables.arms_title(metric) + ":"]
+    metric = comparison.metric
+    blocks = [tables.summary(comparison), tables.arms_title(comparison.arms, metric) + ":"]
     blocks = [escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
-    if tested:
-        blocks += [escaped(tables.differences_title(metric)) + ":"]
-        blocks += [tables.markdown_table(*tables.judgement_cells(tested, metric))]
+    if comparison.judgements:
+        blocks += [escaped(tables.differences_title(comparison)) + ":"]
+        blocks += [tables.markdown_table(*tables.judgement_cells(comparison))]
     if comparison.notes:
         blocks.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
@@ -132,16 +134,19 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
     """The figures of a comparison, by file name; those without data are left out."""
     metric, title = comparison.metric, metrics.title(comparison.metric)
     found: dict[str, ReportFigure] = {}
-    final = {label_lines(arm.label): (arm.values.to_list(), arm.ci95) for arm in comparison.arms}
-    if all(np.isfinite(values).all() for values, _ in final.values()):
+    covered = tables.COVERED[comparison.over]
+    thick = "" if comparison.over == "seeds" else "; thick: over seeds alone"
+    final = {label_lines(arm.label): (arm.values.to_list(), arm.interval, arm.ci95) for arm in comparison.arms}
+    if all(np.isfinite(values).all() for values, _, _ in final.values()):
+        bars = f"Every seed, and mean with 95 % interval\nover {covered}{thick}"
         found[f"{metric}_final_values"] = ReportFigure(
-            figures.figure(lambda axes: figures.final_values(final, metric, axes), final),
+            figures.figure(lambda axes: figures.final_values(final, metric, bars, axes), final),
             "Every seed",
-            f"Each dot is the {title} of one seed. Bars: 95 % interval of the mean over seeds (bootstrap).",
+            f"Each dot is the {title} of one seed. Bars: 95 % interval of the mean over {covered}{thick}.",
         )
     for heading, kinds in {"Differences": ["difference"], "Effects": ["main effect", "interaction"]}.items():
         if 0 < len(shown := comparison.of_kind(*kinds)) <= MAX_FOREST_ROWS:
-            found[f"{metric}_{heading.lower()}"] = forest_of(shown, metric, heading)
+            found[f"{metric}_{heading.lower()}"] = forest_of(comparison, shown, heading)
     if curve_metric := metrics.curve_metric(comparison.runs, metric):
         curves = by_label(comparison, [metrics.curves(run, curve_metric) for run in comparison.runs])
         drawn = {label_lines(name): curve for name, curve in curves.items()}
@@ -153,15 +158,15 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
             f"The {metrics.title(curve_metric)} {when} each epoch: {MEAN_CAPTION}{every_seed}.",
         )
     found |= tuning_figures(comparison)
-    predictions = predictions_of(comparison)
-    if 0 < len(predictions) <= figures.MAX_DETAILED_ARMS:
-        matrices = {label_lines(name): metrics.confusion(table) for name, table in predictions.items()}
+    answers = answers_of(comparison)
+    if 0 < len(answers) <= figures.MAX_DETAILED_ARMS:
+        matrices = {label_lines(name): metrics.confusion(one) for name, one in answers.items()}
         found["confusion"] = ReportFigure(
             figures.confusions(matrices),
             "Confusions",
             "Percentage of each class (row) that is predicted as each class (column), mean over seeds.",
         )
-        rejects = {label_lines(name): metrics.reject_curve(table) for name, table in predictions.items()}
+        rejects = {label_lines(name): metrics.reject_curve(one) for name, one in answers.items()}
         found["reject_curves"] = ReportFigure(
             figures.figure(lambda axes: figures.reject_curves(rejects, axes), rejects),
             "Reject curves",
@@ -170,44 +175,52 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
     return found
 
 
-def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str) -> ReportFigure:
+def forest_of(comparison: Comparison, shown: Sequence[TestedContrast], heading: str) -> ReportFigure:
     """Differences or effects as a forest plot."""
+    metric, scale, over = comparison.metric, SCALES[comparison.scale], comparison.over
     rows = {}
-    for tested in judgements:
+    for tested in shown:
         name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", figures.drawable(tested.name)))
-        rows[name] = (tested.contrast.mean, tested.contrast.low, tested.contrast.high, tested.significant)
-    percent, label = metrics.is_percent(metric), f"difference in {metrics.label(metric, metrics.difference_unit)}"
-    title = "Mean, 95 % interval over seeds; filled: corrected p < 0.05"
-    sides = "Left of 0, the arm named first has smaller values. " if heading == "Differences" else ""
+        ends = (*tested.estimate.interval(), *tested.seeds_interval)
+        values = list(map(scale.shown, (tested.mean, *ends)))
+        rows[name] = figures.ForestRow(values[0], (values[1], values[2]), (values[3], values[4]), tested.significant)
+    points = comparison.scale == POINTS
+    label = tables.differences_title(comparison).partition(";")[0]
+    thick = "" if over == "seeds" else "; thick: over seeds alone"
+    title = f"Mean with 95 % interval over {tables.COVERED[over]}\n{thick[2:]}{'; ' * bool(thick)}filled: p < 0.05"
+    margin = None if comparison.margin is None else (scale.shown(-comparison.margin), scale.shown(comparison.margin))
+    center = scale.shown(0.0)
+    sides = f"Left of {center:g}, the arm named first has smaller values. " if heading == "Differences" else ""
+    shade = "Shaded: differences within the margin. " if margin else ""
+    percent = points and metrics.is_percent(metric)
     return ReportFigure(
-        figures.figure(lambda axes: figures.forest(rows, title, label, axes, percent), rows),
+        figures.figure(lambda axes: figures.forest(rows, title, label, center, margin, axes, percent), rows),
         heading,
-        f"{heading} in {metrics.title(metric)}, paired by seed: mean and Student's 95 % interval over seeds. "
-        f"{sides}Filled dots: significant (corrected p < 0.05).",
+        f"{label}: mean and 95 % interval over {tables.COVERED[over]}{thick}. {sides}{shade}Filled dots: significant "
+        "(corrected p < 0.05).",
     )
 
 
 def by_label(comparison: Comparison, of_runs: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
     """For each run a mapping arm -> value, as one mapping under the labels of the comparison's arms."""
-    names = zip(compare.run_names(comparison.runs), of_runs, strict=True)
-    return {compare.label(name, arm): value for name, of_run in names for arm, value in of_run.items()}
+    names = zip(arms.run_names(comparison.runs), of_runs, strict=True)
+    return {arms.label(name, arm): value for name, of_run in names for arm, value in of_run.items()}
 
 
-def predictions_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Predictions by arm, of the runs that stored them."""
-    stored = [() if run.predictions is None else run.predictions.groupby("arm", sort=False) for run in comparison.runs]
-    return by_label(comparison, [dict(iter(of_arms)) for of_arms in stored])
+def answers_of(comparison: Comparison) -> dict[str, Answers]:
+    """Answers by arm, of the runs that stored them."""
+    return by_label(comparison, [run.answers for run in comparison.runs])
 
 
 def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
     """Validation error against each tuned hyperparameter, at the best values of the others."""
     curves: dict[str, dict[str, tuple[pd.DataFrame, float]]] = {}
-    for run, prefix in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
+    for run, prefix in zip(comparison.runs, arms.run_names(comparison.runs), strict=True):
         if run.tuning is None:
             continue
         tried = dict(iter(run.tuning.groupby("arm", sort=False)))
         for arm in run.arms:
-            label = label_lines(compare.label(prefix, arm.name))
+            label = label_lines(arms.label(prefix, arm.name))
             for name, value in arm.chosen.items():
                 curve = tuning.curve(tried[arm.name], name, list(arm.chosen))
                 curves.setdefault(name, {})[label] = curve, value
@@ -229,24 +242,26 @@ def html(
     dataset: Dataset | None,
 ) -> str:
     """The comparison as one page without scripts or network access, for light and dark screens and screen readers."""
-    metric, tested = comparison.metric, comparison.judgements
+    metric = comparison.metric
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     agreed, disputed, missing = digits_of(comparison, dataset)
-    predictions = predictions_of(comparison)
+    answers = answers_of(comparison)
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
         version=__version__,
         metric=metrics.title(metric),
-        arms_title=tables.arms_title(metric),
-        differences_title=tables.differences_title(metric),
+        arms_title=tables.arms_title(comparison.arms, metric),
+        differences_title=tables.differences_title(comparison),
+        over=comparison.over,
+        margin=comparison.margin,
         points=metrics.difference_unit(metric),
         summary=tables.summary(comparison),
         command=command,
         notes=comparison.notes,
         arms=tables.cells(comparison.arms, metric),
-        judgements=tables.judgement_cells(tested, metric) if tested else None,
+        judgements=tables.judgement_cells(comparison) if comparison.judgements else None,
         power=power_cells(comparison),
         figures=[
             {"id": name, "svg": Markup(inline_svg(images[f"{name}.svg"].decode(), f"f{number}")), **figure._asdict()}
@@ -257,7 +272,7 @@ def html(
         agreed=agreed,
         disputed=disputed,
         missing=missing,
-        without=sum(arm.label not in predictions for arm in comparison.arms),
+        without=sum(arm.label not in answers for arm in comparison.arms),
         runs=comparison.runs,
         as_json=functools.partial(json.dumps, indent=2),
     )
@@ -296,48 +311,49 @@ def class_cells(comparison: Comparison) -> tables.Cells | None:
     """Test error by class, mean over seeds: one row per arm."""
     rows: list[list[str]] = []
     labels: list[Any] = []
-    for name, table in predictions_of(comparison).items():
-        errors = (table.label != table.predicted).groupby(table.label).mean()
+    for name, one in answers_of(comparison).items():
+        errors = pd.Series(one.wrong.mean(axis=0)).groupby(one.labels).mean()
         labels = labels or list(errors.index)
         rows.append([name, *(metrics.show(float(errors.get(label, np.nan)), "test_error") for label in labels)])
     return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
 
 
 def power_cells(comparison: Comparison) -> tables.Cells | None:
-    """The smallest differences that numbers of seeds would show, given the measured variance."""
-    counts = (10, 20, 50, 100)
-    level = stats.ALPHA / max(len(comparison.judgements), 1)
-    rows = []
-    for tested in comparison.of_kind("difference"):
-        if tested.contrast.effect_size is not None:
-            sizes = [stats.detectable(count, tested.contrast.std, level) for count in counts]
-            rows.append([tested.name, *(metrics.show(size, comparison.metric) for size in sizes)])
-    return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
+    """The smallest differences that larger studies would show, given the measured variances."""
+    found = [one for one in comparison.of_kind("difference") if one.detectable]
+    if comparison.scale != POINTS or not found:
+        return None
+    sizes = list(found[0].detectable)
+    rows = [[one.name, *(metrics.show(value, comparison.metric) for value in one.detectable.values())] for one in found]
+    return ["difference", *sizes], rows, len(sizes)
 
 
 def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[list[Digit], list[Digit], str]:
     """The test images that all arms misclassify most, those that they disagree on most, and why there are none."""
-    predictions = predictions_of(comparison)
+    answers = answers_of(comparison)
     tested_on = {(arm.data[0], arm.settings.get("dataset")) for arm in comparison.arms}
-    if not predictions:
+    if not answers:
         return [], [], "The runs stored no predictions (store_predictions=False)."
     if len({fingerprint for fingerprint, _ in tested_on}) > 1:
         return [], [], "The arms were tested on different images."
     fingerprint, name = min(tested_on, key=repr)
     images = dataset or datasets.at_hand(str(name))
-    fractions = metrics.misclassified_fraction(predictions)
+    fractions = metrics.misclassified_fraction(answers)
     if images is None or images.fingerprint != fingerprint or fractions.index.max() >= len(images.test_images):
         return [], [], f"The images of {name} are not available here; compare --dataset=NAME opens those of a data set."
     least, most = fractions.min(axis=1), fractions.max(axis=1)
     agreed = least[least >= 0.5].nlargest(MAX_DIGITS).index
     disputed = (most - least)[most > least].nlargest(MAX_DIGITS).index
-    together = pd.concat(predictions.values(), ignore_index=True)
-    misclassified = together[together.image.isin([*agreed, *disputed]) & (together.label != together.predicted)]
-    predicted = misclassified.groupby("image").predicted.agg(lambda found: found.mode().iloc[0])
+
+    def most_frequent(index: int) -> int:
+        """The most frequent wrong prediction."""
+        found = [one.predicted[:, one.images == index][one.wrong[:, one.images == index]] for one in answers.values()]
+        classes, counts = np.unique(np.concatenate(found), return_counts=True)
+        return int(classes[counts.argmax()])
 
     def digit(index: int) -> Digit:
         source, label = data_uri(images.test_images[index]), int(images.test_labels[index])
-        return Digit(index, source, label, int(predicted[index]), fractions.loc[index].to_dict())
+        return Digit(index, source, label, most_frequent(index), fractions.loc[index].to_dict())
 
     return [digit(index) for index in agreed], [digit(index) for index in disputed], ""
 

@@ -10,6 +10,7 @@ other. The truth, over infinitely many seeds and images, is a sum over the store
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,11 +31,6 @@ EFFECTS = np.array(
     [[-1, 1, 0, 0], [-1, 0, 1, 0], [-1, 0, 0, 1], [-0.5, -0.5, 0.5, 0.5], [-0.5, 0.5, -0.5, 0.5], [1, -1, -1, 1]]
 )
 """Weights of the arms in three differences from the first arm, two main effects and the interaction."""
-
-
-def normal(z: np.ndarray) -> np.ndarray:
-    """Standard normal seed effects."""
-    return z
 
 
 def lognormal(z: np.ndarray) -> np.ndarray:
@@ -61,15 +57,15 @@ class World:
 
     def effects(self, z: np.ndarray) -> np.ndarray:
         """Effects of seeds of size 1 from standard normal numbers."""
-        return lognormal(z) if self.skewed else normal(z)
+        return lognormal(z) if self.skewed else z
 
     def draw(self, rng: np.random.Generator, seeds: int, images: int) -> np.ndarray:
         """Whether answers are wrong, bool [arms, seeds, images]."""
         shared, own = rng.standard_normal((1, seeds, 1)), rng.standard_normal((len(self.logits), seeds, 1))
         moved = self.shared * self.effects(shared) + self.own * self.effects(own)
-        rates = scipy.special.expit((self.logits[:, None, :] + moved).astype(np.float32))
-        kinds = self.kinds[rng.integers(len(self.kinds), size=images)]
-        return rng.random((*moved.shape[:2], images), dtype=np.float32) < rates.take(kinds, axis=2)
+        kinds, places = np.unique(self.kinds[rng.integers(len(self.kinds), size=images)], return_inverse=True)
+        rates = scipy.special.expit((self.logits[:, None, kinds] + moved).astype(np.float32))
+        return rng.random((*moved.shape[:2], images), dtype=np.float32) < rates.take(places, axis=2)
 
     def truth(self) -> np.ndarray:
         """Mean errors of the arms over all seeds and images."""
@@ -81,6 +77,22 @@ class World:
         found: np.ndarray = np.einsum("akn,k,n->a", rates, shares, np.outer(weights, weights).ravel())
         return found
 
+    def equal_on_average(self) -> "World":
+        """Arms with the same true error: each image gives its probabilities to the arms in a random order."""
+        orders = np.array(list(itertools.permutations(range(len(self.logits)))))
+        kinds = np.concatenate([self.kinds + number * self.logits.shape[1] for number in range(len(orders))])
+        return dataclasses.replace(
+            self, logits=np.concatenate([self.logits[order] for order in orders], 1), kinds=kinds
+        )
+
+    def equal_on_images(self) -> "World":
+        """Arms with the same true error on every image: all have the probabilities of the first."""
+        return dataclasses.replace(self, logits=np.broadcast_to(self.logits[:1], self.logits.shape))
+
+    def worse(self, shift: float) -> "World":
+        """The world in which the logits of the second and the fourth arm are larger by `shift`."""
+        return dataclasses.replace(self, logits=self.logits + shift * np.array([[0], [1], [0], [1]]))
+
 
 def components(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Covariances between arms of the components of seeds, images and residuals, [arms, arms] each, by ANOVA."""
@@ -89,16 +101,18 @@ def components(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     of_seeds, of_images = centred.mean(axis=2), centred.mean(axis=1)
     rest = np.einsum("ksi,lsi->kl", centred, centred) - images * of_seeds @ of_seeds.T - seeds * of_images @ of_images.T
     rest /= (seeds - 1) * (images - 1)
-    return of_seeds @ of_seeds.T / (seeds - 1) - rest / images, of_images @ of_images.T / (images - 1) - rest / seeds, rest
+    return (
+        of_seeds @ of_seeds.T / (seeds - 1) - rest / images,
+        of_images @ of_images.T / (images - 1) - rest / seeds,
+        rest,
+    )
 
 
 @functools.cache
-def stored(name: str, arms: Sequence[str]) -> World:
+def of_run(name: str, arms: Sequence[str]) -> World:
     """The world of four arms of a stored run."""
-    table = folder.load(RESULTS / name).predictions
-    wrong = [(one.predicted != one.label).to_numpy().reshape(one.seed.nunique(), -1)
-             for one in (table[table.arm == arm].sort_values(["seed", "image"]) for arm in arms)]
-    tables = np.stack(wrong).astype(float)
+    answers = folder.load(RESULTS / name).answers
+    tables = np.stack([answers[arm].wrong for arm in arms]).astype(float)
     of_seeds, of_images, rest = components(tables)
     shares = tables.mean(axis=1)  # [arms, images]
     means = shares.mean(axis=1, keepdims=True)

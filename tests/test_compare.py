@@ -177,6 +177,7 @@ def test_networks_that_never_reach_an_error_count_as_their_epochs(tmp_path):
     title = "epochs to an error of 9 % (restricted to 2 epochs)"
     assert title in tables.summary(comparison)
     assert title.capitalize() in tables.arms_title(comparison.arms, comparison.metric)
+    assert title in tables.differences_title(comparison)
     overview = report.overview_cells(compare.compare_runs(comparison.runs))[1]
     assert ["epochs to an error of 2 % (restricted to 2 epochs)", "2.0", "2.0", "2.0"] in overview
 

@@ -20,11 +20,9 @@ from lenet_jax.errors import InputError
 from lenet_jax.run import folder as run_folder
 
 LOSS, ACTIVATION = ("mse", "cross_entropy"), ("sigmoid", "tanh")
-NOISE = np.random.default_rng(0).normal(0, 0.002, (4, 8))
-ERRORS = {
-    arm: mean + NOISE[index]
-    for index, (arm, mean) in enumerate(zip(itertools.product(LOSS, ACTIVATION), (0.1, 0.06, 0.096, 0.05), strict=True))
-}
+MEANS = dict(zip(itertools.product(LOSS, ACTIVATION), (0.14, 0.06, 0.136, 0.05), strict=True))
+NOISE = np.random.default_rng(0).normal(0, 0.012, (4, 8))
+ERRORS = {arm: mean + NOISE[index] for index, (arm, mean) in enumerate(MEANS.items())}
 FIRST, SECOND = "loss=mse,activation=tanh", "loss=mse,activation=sigmoid"
 """The arms of the first difference."""
 
@@ -32,7 +30,7 @@ FIRST, SECOND = "loss=mse,activation=tanh", "loss=mse,activation=sigmoid"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A factorial study of 8 seeds and 1,000 images, with predictions, nll and brier of each image."""
-    return run_folder.load(write_run(tmp_path_factory.mktemp("made") / "run", ERRORS, shared=0.7, scores=True))
+    return run_folder.load(write_run(tmp_path_factory.mktemp("made") / "run", ERRORS, shared=0.9, scores=True))
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +56,22 @@ def anova(frame):
     return [one / df for one, df in zip(sums, freedom, strict=True)], freedom
 
 
-def crossed_interval(frame, confidence=0.95):
-    """Interval over seeds and images of the mean of a frame: Satterthwaite's, of MS(seeds) + MS(images) - MS(rest)."""
-    squares, freedom = anova(frame)
-    variance = (squares[0] + squares[1] - squares[2]) / frame.size
-    df = variance**2 / sum((square / frame.size) ** 2 / df for square, df in zip(squares, freedom, strict=True))
-    reach = scipy.stats.t.ppf((1 + confidence) / 2, df) * math.sqrt(variance)
-    mean = frame.to_numpy().mean()
+def interval_over_both(frame, over="both"):
+    """Interval of the mean of a frame over seeds and images, or images alone, its standard error and degrees of freedom.
+
+    The variance is MS(seeds) + MS(images) - MS(rest), at least MS(rest), over seeds x images. That of MS(images) follows
+    from the fourth moment of the images' means, that of MS(seeds) from a normal distribution (Satterthwaite 1946).
+    """
+    squares, (free_seeds, _, _) = anova(frame)
+    of_seeds, of_images, rest = (square / frame.size for square in squares)
+    by_image = frame.mean(axis=0)
+    unsure = (scipy.stats.moment(by_image, 4) - scipy.stats.moment(by_image, 2) ** 2) / len(by_image) ** 3 / 2
+    variance = of_images
+    if over == "both":
+        variance = max(of_seeds + max(of_images - rest, 0), rest)
+        unsure += of_seeds**2 / free_seeds
+    df, mean = variance**2 / unsure, frame.to_numpy().mean()
+    reach = scipy.stats.t.ppf(0.975, df) * math.sqrt(variance)
     return (mean - reach, mean + reach), math.sqrt(variance), df
 
 
@@ -83,9 +90,9 @@ def differences_in(comparison):
 def test_intervals_over_both_seeds_and_images_are_each_their_formula(run, compared):
     frame = differences_of(run)
     of_seeds = scipy.stats.ttest_1samp(frame.mean(axis=1), 0).confidence_interval()
-    of_images = scipy.stats.ttest_1samp(frame.mean(axis=0), 0).confidence_interval()
-    both, se, df = crossed_interval(frame)
-    expected = {"both": both, "seeds": tuple(of_seeds), "images": tuple(of_images)}
+    of_images, _, _ = interval_over_both(frame, "images")
+    both, se, df = interval_over_both(frame)
+    expected = {"both": both, "seeds": tuple(of_seeds), "images": of_images}
     for over, ends in expected.items():
         found = differences_in(compared[over])[f"{FIRST} against {SECOND}"]
         assert found.estimate.interval() == pytest.approx(ends, rel=1e-9), over
@@ -108,13 +115,13 @@ def test_effects_have_the_formulas_of_their_weighted_sums(run, compared):
     }
     for kind, frame in expected.items():
         found = compared["both"].of_kind(kind)[0]
-        assert found.estimate.interval() == pytest.approx(crossed_interval(frame)[0], rel=1e-9)
+        assert found.estimate.interval() == pytest.approx(interval_over_both(frame)[0], rel=1e-9)
 
 
 def test_an_arms_interval_is_students_on_the_logit_scale(run, compared):
     """And both parts together are wider than either."""
     for arm, frame in zip(compared["both"].arms, table(run, *[arm.arm for arm in compared["both"].arms]), strict=True):
-        mean, (_, se, df) = frame.to_numpy().mean(), crossed_interval(frame)
+        mean, (_, se, df) = frame.to_numpy().mean(), interval_over_both(frame)
         ends = scipy.special.logit(mean) + scipy.stats.t.ppf([0.025, 0.975], df) * se / (mean * (1 - mean))
         assert arm.interval == pytest.approx(tuple(scipy.special.expit(ends)), rel=1e-9)
         assert arm.mean == pytest.approx(mean)
@@ -149,7 +156,7 @@ def test_one_run_without_predictions_is_enough_for_the_note(run, tmp_path):
     assert both.over == "both"
     (first,), (second,) = table(other, FIRST), table(new, FIRST)
     found = differences_in(both)[f"other: {FIRST} against new: {FIRST}"]
-    assert found.estimate.interval() == pytest.approx(crossed_interval(first - second)[0], rel=1e-9)
+    assert found.estimate.interval() == pytest.approx(interval_over_both(first - second)[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("metric", ["test_error_class_3", "test_nll", "test_brier"])
@@ -166,7 +173,7 @@ def test_other_metrics_of_images_have_both_parts(run, metric):
         for name in (FIRST, SECOND)
     )
     found = differences_in(comparison)[f"{FIRST} against {SECOND}"]
-    assert found.estimate.interval() == pytest.approx(crossed_interval(first - second)[0], rel=1e-4)
+    assert found.estimate.interval() == pytest.approx(interval_over_both(first - second)[0], rel=1e-4)
     assert comparison.arms[0].images == first.shape[1]
 
 
@@ -176,8 +183,10 @@ def test_one_network_an_arm_is_compared_over_images(tmp_path):
     comparison = compare.compare_runs([run], over="images")
     frame = differences_of(run)
     found = comparison.judgements[0]
-    assert found.estimate.interval() == pytest.approx(tuple(scipy.stats.ttest_1samp(frame.iloc[0], 0).confidence_interval()))
-    assert found.p == pytest.approx(scipy.stats.ttest_1samp(frame.iloc[0], 0).pvalue)
+    ends, se, df = interval_over_both(frame, "images")
+    assert found.estimate.interval() == pytest.approx(ends)
+    assert se == pytest.approx(scipy.stats.sem(frame.iloc[0]))
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(abs(found.mean) / se, df))
     assert len(comparison.judgements) == 3 + 3
     paired = compare.compare_runs([run])
     assert not paired.judgements
@@ -190,7 +199,7 @@ def test_columns_of_the_files_are_the_headline_and_its_parts(run, compared):
     comparison = compared["both"]
     found = tables.judgement_frame(comparison).set_index("name").loc[f"{FIRST} against {SECOND}"]
     frame = differences_of(run)
-    assert (found.ci95_low, found.ci95_high) == pytest.approx(crossed_interval(frame)[0], rel=1e-9)
+    assert (found.ci95_low, found.ci95_high) == pytest.approx(interval_over_both(frame)[0], rel=1e-9)
     of_seeds = scipy.stats.ttest_1samp(frame.mean(axis=1), 0).confidence_interval()
     assert (found.seeds_low, found.seeds_high) == pytest.approx(tuple(of_seeds))
     assert found.se_seeds == pytest.approx(scipy.stats.sem(frame.mean(axis=1)))
@@ -411,7 +420,7 @@ def test_a_scale_is_the_delta_method(run, scale):
     of, slope = SLOPES[scale]
     first, second = table(run, FIRST, SECOND)
     means = [frame.to_numpy().mean() for frame in (first, second)]
-    _, se, df = crossed_interval(slope(means[0]) * first - slope(means[1]) * second)
+    _, se, df = interval_over_both(slope(means[0]) * first - slope(means[1]) * second)
     center = of(means[0]) - of(means[1])
     comparison = compare.compare_runs([run], scale=scale, margin=math.log(1.2))
     found = comparison.judgements[0]

@@ -83,14 +83,15 @@ REVERSED = {"MSE on linear outputs, targets ±1, instead of cross-entropy", "Bat
 
 
 def effect(label, name, key):
-    """Value, interval over seeds and test images, that over seeds alone, seeds and data set of a row of the findings."""
+    """Value, interval over seeds and test images, that over seeds alone, seeds, and data set of a row of the table."""
     run = run_folder.load(STORED / name)
     ((source, _),) = run.provenance["fingerprints"].items()
     dataset = {"idx": "MNIST"}.get(source.partition(":")[0], source)
     rows = {arm.arm: arm for arm in arm_statistics([run])}
     if key is None or key in rows:
         arm = rows[key or next(iter(rows))]
-        assert (key or len(rows) == 1) and arm.over == "both"
+        assert key or len(rows) == 1
+        assert arm.over == "both"
         both, seeds = ([f"{100 * end:.2f}" for end in ends] for ends in (arm.interval, arm.ci95))
         return f"{100 * arm.mean:.2f}", " to ".join(both), " to ".join(seeds), str(arm.n), dataset
     runs = [run_folder.load(STORED / key), run] if (STORED / key).exists() else [run]

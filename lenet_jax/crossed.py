@@ -10,6 +10,7 @@ A difference, a main effect or an interaction of arms is a weighted sum of their
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 

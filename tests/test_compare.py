@@ -250,7 +250,9 @@ def test_the_summary_is_in_sentences(tmp_path):
     assert "Averaged over loss, activation tanh instead of sigmoid lowers it by " in text
     assert "not significant" not in text
     one = tables.summary(compare.compare_runs(load(write_run(tmp_path / "one", {("mse", "tanh"): [0.05, 0.07]}))))
-    assert one == "On mnist10k, the mean test error is 6.00 % (95 % interval over 2 seeds, on these images: 5.00 to 7.00)."
+    assert (
+        one == "On mnist10k, the mean test error is 6.00 % (95 % interval over 2 seeds, on these images: 5.00 to 7.00)."
+    )
 
 
 def test_the_table_says_percent_and_fits_80_columns(tmp_path):
@@ -270,7 +272,9 @@ def test_members_that_diverged_are_in_the_table_and_the_notes(tmp_path):
     tables.print_comparison(comparison, Console(file=printed))
     assert "diverged" in printed.getvalue()
     note, _ = [note for note in comparison.notes if " 2 diverged" in note]
-    assert note.startswith("of the 3 networks of loss=mse,activation=tanh, 2 diverged: its mean, differences and effects")
+    assert note.startswith(
+        "of the 3 networks of loss=mse,activation=tanh, 2 diverged: its mean, differences and effects"
+    )
     notes = compare.compare_runs(load(write_run(tmp_path / "all", diverged=3))).notes
     assert "all networks of loss=mse,activation=tanh diverged" in notes
 

@@ -52,15 +52,19 @@ def anova(frame):
     grand, of_seeds, of_images = frame.to_numpy().mean(), frame.mean(axis=1), frame.mean(axis=0)
     rest = frame.sub(of_seeds, axis=0).sub(of_images, axis=1) + grand
     freedom = seeds - 1, images - 1, (seeds - 1) * (images - 1)
-    sums = images * ((of_seeds - grand) ** 2).sum(), seeds * ((of_images - grand) ** 2).sum(), (rest**2).to_numpy().sum()
+    sums = (
+        images * ((of_seeds - grand) ** 2).sum(),
+        seeds * ((of_images - grand) ** 2).sum(),
+        (rest**2).to_numpy().sum(),
+    )
     return [one / df for one, df in zip(sums, freedom, strict=True)], freedom
 
 
 def interval_over_both(frame, over="both"):
-    """Interval of the mean of a frame over seeds and images, or images alone, its standard error and degrees of freedom.
+    """Interval of a frame's mean over seeds and images, or images alone; its standard error and degrees of freedom.
 
-    The variance is MS(seeds) + MS(images) - MS(rest), at least MS(rest), over seeds x images. That of MS(images) follows
-    from the fourth moment of the images' means, that of MS(seeds) from a normal distribution (Satterthwaite 1946).
+    The variance is MS(seeds) + MS(images) - MS(rest), at least MS(rest), over seeds x images. The variance of
+    MS(images) follows from the fourth moment of the images' means, that of MS(seeds) from a normal distribution.
     """
     squares, (free_seeds, _, _) = anova(frame)
     of_seeds, of_images, rest = (square / frame.size for square in squares)
@@ -105,6 +109,20 @@ def test_intervals_over_both_seeds_and_images_are_each_their_formula(run, compar
     assert found.estimate.se_images == pytest.approx(scipy.stats.sem(frame.mean(axis=0)))
 
 
+def test_variances_below_those_of_residuals_are_taken_as_equal_to_them():
+    """Every network errs on 30 images: seeds vary less than chance would have it, and images no more."""
+    rng = np.random.default_rng(0)
+    wrong = {name: rng.permuted(np.tile(np.arange(200) < 30, (6, 1)), axis=1) for name in "ab"}
+    scores = {name: Scores(np.arange(6), np.arange(200), values) for name, values in wrong.items()}
+    series = {name: pd.Series(values.mean(axis=1)) for name, values in wrong.items()}
+    (found,) = judge([Wanted("difference", "", "", {"a": 1.0, "b": -1.0}, tuple(range(6)))], series, scores)
+    frame = pd.DataFrame(wrong["a"].astype(float) - wrong["b"])
+    (of_seeds, _, rest), _ = anova(frame)
+    assert of_seeds < rest
+    assert found.estimate.se == pytest.approx(math.sqrt(rest / frame.size))
+    assert found.estimate.interval() == pytest.approx(interval_over_both(frame)[0])
+
+
 def test_effects_have_the_formulas_of_their_weighted_sums(run, compared):
     """The interaction of axes that go from the first to the second value."""
     names = [f"loss={loss},activation={activation}" for loss, activation in ERRORS]
@@ -140,7 +158,7 @@ def test_without_predictions_intervals_cover_these_images_only(tmp_path):
     frame = tables.frame(comparison.arms, "test_error")
     assert frame.ci95_low.tolist() == frame.seeds_low.tolist()
     assert frame.se_images.isna().all()
-    with pytest.raises(InputError, match="^over: 'images' needs answers to single images; '.*' stored no predictions"):
+    with pytest.raises(InputError, match=r"^over: 'images' needs answers to single images; '.*' stored no predictions"):
         compare.compare_runs([run], over="images")
 
 
@@ -183,10 +201,12 @@ def test_one_network_an_arm_is_compared_over_images(tmp_path):
     comparison = compare.compare_runs([run], over="images")
     frame = differences_of(run)
     found = comparison.judgements[0]
-    ends, se, df = interval_over_both(frame, "images")
-    assert found.estimate.interval() == pytest.approx(ends)
-    assert se == pytest.approx(scipy.stats.sem(frame.iloc[0]))
+    one, se = frame.iloc[0], scipy.stats.sem(frame.iloc[0])
+    df = se**4 / ((scipy.stats.moment(one, 4) - scipy.stats.moment(one, 2) ** 2) / len(one) ** 3 / 2)
+    ends = one.mean() + scipy.stats.t.ppf([0.025, 0.975], df) * se
+    assert found.estimate.interval() == pytest.approx(tuple(ends))
     assert found.p == pytest.approx(2 * scipy.stats.t.sf(abs(found.mean) / se, df))
+    assert np.isnan(found.estimate.se_seeds)
     assert len(comparison.judgements) == 3 + 3
     paired = compare.compare_runs([run])
     assert not paired.judgements
@@ -240,7 +260,9 @@ def test_p_over_seeds_is_an_enumeration_of_all_flips():
     values = {"a": noise[0], "b": noise[1] + 0.9, "c": noise[2] + 0.3}
     series = {name: pd.Series(row) for name, row in values.items()}
     pairs = [("b", "a"), ("c", "a"), ("b", "c")]
-    wanted = [Wanted("difference", f"{one}{other}", "", {one: 1.0, other: -1.0}, tuple(range(8))) for one, other in pairs]
+    wanted = [
+        Wanted("difference", f"{one}{other}", "", {one: 1.0, other: -1.0}, tuple(range(8))) for one, other in pairs
+    ]
     found = judge(wanted, series, {}, "seeds")
     expected = step_down(np.array([values[one] - values[other] for one, other in pairs]))
     assert [one.p_corrected for one in found] == pytest.approx(expected.tolist())
@@ -372,10 +394,30 @@ BAD_MARGINS = [
     ("", "test_error", "points", "margin: ''; allowed is a number above 0 (points)"),
     ("nan", "test_nll", "points", "margin: 'nan'; allowed is a number above 0"),
     ("1e999", "test_nll", "points", "margin: '1e999'; allowed is a number above 0"),
-    ("0.1 s", "test_error", "points", "margin: '0.1 s' has the unit 's'; allowed for test_error on this scale: 'points'"),
-    ("0.1 %", "test_error", "points", "margin: '0.1 %' has the unit '%'; allowed for test_error on this scale: 'points'"),
-    ("0.1 points", "seconds", "points", "margin: '0.1 points' has the unit 'points'; allowed for seconds on this scale: 's'"),
-    ("0.1 points", "test_nll", "points", "margin: '0.1 points' has the unit 'points'; allowed for test_nll on this scale: no"),
+    (
+        "0.1 s",
+        "test_error",
+        "points",
+        "margin: '0.1 s' has the unit 's'; allowed for test_error on this scale: 'points'",
+    ),
+    (
+        "0.1 %",
+        "test_error",
+        "points",
+        "margin: '0.1 %' has the unit '%'; allowed for test_error on this scale: 'points'",
+    ),
+    (
+        "0.1 points",
+        "seconds",
+        "points",
+        "margin: '0.1 points' has the unit 'points'; allowed for seconds on this scale: 's'",
+    ),
+    (
+        "0.1 points",
+        "test_nll",
+        "points",
+        "margin: '0.1 points' has the unit 'points'; allowed for test_nll on this scale: no",
+    ),
     ("0.9", "test_error", "ratio", "margin: '0.9'; allowed is a number above 1"),
     ("1.1 points", "test_error", "ratio", "margin: '1.1 points' has the unit 'points'; allowed for test_error on this"),
 ]
@@ -390,7 +432,14 @@ def test_a_bad_margin_is_refused(text, metric, scale, said):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--margin=-1"], ["--margin=0.1 s"], ["--margin=nan"], ["--over=all"], ["--scale=percent"], ["--margin=1", "--scale=ratio"]],
+    [
+        ["--margin=-1"],
+        ["--margin=0.1 s"],
+        ["--margin=nan"],
+        ["--over=all"],
+        ["--scale=percent"],
+        ["--margin=1", "--scale=ratio"],
+    ],
 )
 def test_bad_flags_end_with_one_line_and_nothing_written(run, tmp_path, capsys, arguments):
     before = sorted(run.folder.rglob("*"))
@@ -450,11 +499,16 @@ def test_a_scales_standard_error_is_that_of_simulated_studies(scale):
     of_arms = []
     for mean, std in zip(means, spread, strict=True):
         of_seeds = rng.normal(0, std, (studies, seeds, 1))
-        of_images, noise = rng.normal(0, 0.2, (studies, images)), rng.normal(0, 0.3 / math.sqrt(seeds), (studies, images))
+        of_images, noise = (
+            rng.normal(0, 0.2, (studies, images)),
+            rng.normal(0, 0.3 / math.sqrt(seeds), (studies, images)),
+        )
         of_arms.append(mean + of_seeds.mean(axis=(1, 2)) + (shared[:, 0] + of_images + noise).mean(axis=1))
         if not made:
             first = mean + of_seeds[0] + shared[0] + of_images[0] + rng.normal(0, 0.3, (seeds, images))
-        made.append(first if not made else mean + of_seeds[0] + shared[0] + of_images[0] + rng.normal(0, 0.3, (seeds, images)))
+        made.append(
+            first if not made else mean + of_seeds[0] + shared[0] + of_images[0] + rng.normal(0, 0.3, (seeds, images))
+        )
     measured = np.std(of(of_arms[0]) - of(of_arms[1]))
     tables_of = dict(zip("ab", made, strict=True))
     scores = {name: Scores(np.arange(seeds), np.arange(images), values) for name, values in tables_of.items()}
@@ -468,8 +522,8 @@ def test_an_arm_without_errors_has_no_ratio(tmp_path):
     errors = {("mse", "tanh"): [0.05, 0.06, 0.07], ("cross_entropy", "tanh"): [0.0, 0.0, 0.0]}
     run = run_folder.load(write_run(tmp_path / "run", errors, shared=0.7))
     for scale, allowed in (("ratio", "means above 0"), ("logit", "errors between 0 and 1")):
-        said = f"^scale: '{scale}' needs {allowed}, but loss=cross_entropy,activation=tanh has the mean 0; use --scale=points"
-        with pytest.raises(InputError, match=said):
+        said = f"scale: '{scale}' needs {allowed}, but loss=cross_entropy,activation=tanh has the mean 0; use "
+        with pytest.raises(InputError, match=f"^{said}"):
             compare.compare_runs([run], scale=scale)
     arm = compare.compare_runs([run]).arms[1]
     low, high = scipy.stats.binomtest(0, 1000).proportion_ci(0.95)  # Clopper and Pearson's
@@ -488,7 +542,9 @@ def test_networks_that_failed_are_counted_and_told(tmp_path):
     assert [line[header.index("failed")] for line in lines] == ["2", "0"]
     assert [line[header.index("median")] for line in lines] == ["7.00", "6.00"]
     (note,) = [note for note in comparison.notes if "failed" in note]
-    assert note.startswith("of the 5 networks of loss=mse,activation=tanh, 2 failed (test error above 50 % of a guess's)")
+    assert note.startswith(
+        "of the 5 networks of loss=mse,activation=tanh, 2 failed (test error above 50 % of a guess's)"
+    )
     assert note.endswith("the median is 7.00 %")
     assert tables.frame(comparison.arms, "test_error").failed.tolist() == [2, 0]
     fine = compare.compare_runs([run_folder.load(write_run(tmp_path / "fine", shared=0.7))])
@@ -513,25 +569,21 @@ def variances(frame):
 
 
 def test_needed_numbers_have_80_percent_power_in_the_variance_formula(run):
-    difference = 0.006
+    difference = 0.025
     comparison = compare.compare_runs([run], difference=difference)
     found, level = comparison.judgements[0], 0.05 / len(comparison.judgements)
     parts = variances(differences_of(run))
     seeds, images, both = found.needed
-    assert images is not None
-    assert both is not None
-    pairs = [(8, images), both, *([(seeds, 1000)] if seeds else [])]
-    for pair in pairs:
-        assert power_of(parts, *pair, difference, level) == pytest.approx(0.8, abs=0.02)
+    for pair in ((8, images), (seeds, 1000), both):
         assert power_of(parts, *pair, difference, level) >= 0.8 - 1e-9
-    assert power_of(parts, 8, images - 1, difference, level) < 0.8
-    if seeds is None:  # with all seeds in the world, the images do not suffice
-        assert power_of(parts, 100 * 8, 1000, difference, level) < 0.8
+    for pair in ((8, images - 1), (seeds - 1, 1000), (both[0] - 1, both[1] - 100)):
+        assert power_of(parts, *pair, difference, level) < 0.8
+    assert both[0] / both[1] == pytest.approx(8 / 1000, rel=1 / both[0])  # both grow alike, to whole seeds
 
 
 def test_more_seeds_do_not_help_where_images_vary(tmp_path):
     """Both arms' networks agree among each other, and differ by single images."""
-    errors = {("mse", "tanh"): np.full(6, 0.06), ("cross_entropy", "tanh"): np.full(6, 0.058)}
+    errors = {("mse", "tanh"): np.full(6, 0.06), ("cross_entropy", "tanh"): np.full(6, 0.045)}
     run = run_folder.load(write_run(tmp_path / "run", errors, shared=0.3))
     rows = run.answers
     for one in rows.values():  # all seeds answer as the first
@@ -552,8 +604,8 @@ def test_more_images_do_not_help_where_seeds_vary():
     (found,) = judge(wanted, series, scores, difference=0.03)
     assert found.needed.images is None
     assert found.needed.seeds > 6
-    frame = pd.DataFrame(values["a"] - values["b"])
-    assert power_of(variances(frame), found.needed.seeds, 500, 0.03, 0.05) == pytest.approx(0.8, abs=0.03)
+    parts, seeds = variances(pd.DataFrame(values["a"] - values["b"])), found.needed.seeds
+    assert power_of(parts, seeds - 1, 500, 0.03, 0.05) < 0.8 <= power_of(parts, seeds, 500, 0.03, 0.05)
 
 
 def test_four_seeds_advise_nothing(tmp_path):
@@ -576,7 +628,7 @@ def test_detectable_differences_are_shown_by_80_percent(run, compared):
 # Symmetry.
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(2, 30), st.sampled_from(["points", "ratio", "logit"]))
 def test_swapping_two_arms_mirrors_everything(seed, seeds, images, scale):
     rng = np.random.default_rng(seed)
@@ -585,29 +637,22 @@ def test_swapping_two_arms_mirrors_everything(seed, seeds, images, scale):
         wrong[0, :2] = [True, False]  # some errors, and not only errors
     scores = {name: Scores(np.arange(seeds), np.arange(images), wrong) for name, wrong in made.items()}
     series = {name: pd.Series(wrong.mean(axis=1)) for name, wrong in made.items()}
+    wanted = [[Wanted("difference", "", "", {a: 1.0, b: -1.0}, tuple(range(seeds)))] for a, b in ("ab", "ba")]
     for over in ("both", "seeds", "images"):
-        there, back = (
-            judge([Wanted("difference", "", "", {one: 1.0, other: -1.0}, tuple(range(seeds)))], *(series, scores))[0]
-            if over == "both" and scale == "points"
-            else judge(
-                [Wanted("difference", "", "", {one: 1.0, other: -1.0}, tuple(range(seeds)))],
-                series,
-                scores,
-                over,
-                scale,
-                0.05,
-            )[0]
-            for one, other in ("ab", "ba")
-        )
+        (there,), (back,) = (judge(one, series, scores, over, scale, 0.05) for one in wanted)
         assert back.mean == pytest.approx(-there.mean, abs=1e-12)
         assert back.estimate.se == pytest.approx(there.estimate.se, abs=1e-12)
-        assert back.estimate.interval() == pytest.approx(tuple(-end for end in there.estimate.interval()[::-1]), abs=1e-9)
+        assert back.estimate.interval() == pytest.approx(
+            tuple(-end for end in there.estimate.interval()[::-1]), abs=1e-9
+        )
         assert back.seeds_interval == pytest.approx(tuple(-end for end in there.seeds_interval[::-1]), abs=1e-9)
-        assert (back.p, back.p_corrected) == pytest.approx((there.p, there.p_corrected), abs=1e-9)
+        assert back.p == pytest.approx(there.p, abs=1e-9)
+        chance = 0 if over == "seeds" else 5 * math.sqrt(there.p_corrected * (1 - there.p_corrected) / 5000)
+        assert back.p_corrected == pytest.approx(there.p_corrected, abs=1e-9 + chance)  # random, over images
         assert back.chances == pytest.approx(there.chances[::-1], abs=1e-9)
         assert back.equivalent == there.equivalent
         assert back.improvement[0] == pytest.approx(1 - there.improvement[0])
         assert back.improvement[1:] == pytest.approx([1 - end for end in there.improvement[:0:-1]], abs=1e-6)
-        if there.significant:
+        if there.significant and back.significant:
             assert {back.verdict(True), there.verdict(True)} in ({"better", "worse"}, {"equivalent"})
         assert back.needed == there.needed

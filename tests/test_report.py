@@ -1,6 +1,7 @@
 """Tests of a comparison's files, the page among them in a real browser."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -367,6 +368,38 @@ def test_a_screen_reader_finds_its_way(page):
 def test_the_page_fits_a_phone(page):
     page.set_viewport_size({"width": 375, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def right_edges(page, section):
+    """Column of a section's first table -> its right edge in pixels; checks that columns don't overlap."""
+    rows = f"[...document.querySelectorAll('section[aria-labelledby={section}] .scroll')][0].querySelectorAll('tr')"
+    box = "[...row.children].map(cell => [cell.getBoundingClientRect().left, cell.getBoundingClientRect().right])"
+    boxes = page.evaluate(f"[...{rows}].map(row => {box})")
+    assert all(left >= right for row in boxes for (_, right), (left, _) in itertools.pairwise(row))
+    names = page.evaluate(f"[...{rows}[0].children].map(cell => cell.textContent)")
+    return {name: max(row[index][1] for row in boxes) for index, name in enumerate(names)}
+
+
+def test_verdicts_and_both_intervals_are_seen_on_a_phone_without_scrolling(page):
+    """The other columns are reached by scrolling the table, not the page."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    edges = right_edges(page, "tests")
+    assert max(edges[name] for name in ("verdict", "mean", "95 % CI", "these images")) <= 390
+    assert edges["n"] > 390
+    region = page.locator("section[aria-labelledby=tests] .scroll").first
+    region.evaluate("region => region.scrollLeft = region.scrollWidth")
+    assert right_edges(page, "tests")["n"] <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_printed_page_holds_whole_tables(page):
+    """On A4 with Chromium's margins, which shrinks what is a little wider; nothing is hidden in a region that scrolls."""
+    page.set_viewport_size({"width": 720, "height": 1000})
+    page.emulate_media(media="print")
+    for section in ("arms", "tests"):
+        assert max(right_edges(page, section).values()) <= 1.2 * 720
+    hidden = "[...document.querySelectorAll('.scroll')].filter(one => getComputedStyle(one).overflowX != 'visible')"
+    assert page.evaluate(f"{hidden}.length") == 0
 
 
 def big_run(folder, arms=50, seeds=100, epochs=50):

@@ -83,7 +83,7 @@ REVERSED = {"MSE on linear outputs, targets ±1, instead of cross-entropy", "Bat
 
 
 def effect(label, name, key):
-    """Value, interval over seeds and test images, that over seeds alone, seeds and data set of a row of the findings."""
+    """Value, interval over seeds and test images, that over seeds alone, seeds, and data set of a row of the table."""
     run = run_folder.load(STORED / name)
     ((source, _),) = run.provenance["fingerprints"].items()
     dataset = {"idx": "MNIST"}.get(source.partition(":")[0], source)

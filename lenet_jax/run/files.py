@@ -213,7 +213,7 @@ def memory_of(file: pa.parquet.ParquetFile) -> int:
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
     stated = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
     widths = [8 if is_text(kind) else -(-kind.bit_width // 8) for kind in file.schema_arrow.types]
-    return max(stated, about.num_rows * sum(widths))
+    return max(int(stated), about.num_rows * sum(widths))
 
 
 def check_memory(needed: int, allowed: int) -> None:
@@ -228,7 +228,7 @@ def read_table(path: Path, categories: bool = False) -> pd.DataFrame:
         table = file.read(use_threads=False)
         if categories:
             coded: pd.DataFrame = table.unify_dictionaries().to_pandas(split_blocks=True)
-            texts = {name: column for name, column in coded.items() if column.dtype == "category"}
+            texts = {str(name): column for name, column in coded.items() if column.dtype == "category"}
             return coded.assign(
                 **{name: text.cat.set_categories(sorted(text.cat.categories)) for name, text in texts.items()}
             )

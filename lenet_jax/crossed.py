@@ -138,7 +138,7 @@ class Layout:
           >>> wrong = np.array([[1, 0, 0, 0, 1, 0], [1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]], bool)
           >>> estimate = Layout.of([wrong]).estimates()[0]
           >>> print(f"{estimate.mean:.3f}; {estimate.se_seeds:.3f}, {estimate.se_images:.3f}, {estimate.se:.3f}")
-          0.278; 0.082, 0.159, 0.159
+          0.389; 0.147, 0.159, 0.200
         """
         seeds, images = self.shape
         over = over if seeds > 1 else "images"

@@ -192,16 +192,28 @@ def sign_flip_test(values: np.ndarray) -> np.ndarray:
     count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
     scaled = np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0)
-    exact = 2**count <= RESAMPLES + 1
     # Rounded: sums that are equal in theory must be equal, or permutations as extreme as the observed one are lost.
     observed = np.round(scaled.sum(axis=-1) * 2**30)[..., None]
-    drawn = above = below = 0 if exact else 1  # the observed signs count as one random permutation
-    for signs in [np.array(list(itertools.product((-1.0, 1.0), repeat=count)))] if exact else random_signs(count):
-        sums = np.round(scaled @ signs.T * 2**30)
+    drawn = above = below = int(not is_exact(count))  # the observed signs count as one random permutation
+    for flips in signs(count):
+        sums = np.round(scaled @ flips.T * 2**30)
         above, below = above + (sums >= observed).sum(axis=-1), below + (sums <= observed).sum(axis=-1)
-        drawn += len(signs)
+        drawn += len(flips)
     p: np.ndarray = np.minimum(2 * np.minimum(above, below) / drawn, 1.0)
     return p
+
+
+def is_exact(count: int) -> bool:
+    """Whether all signs of this number of seeds are enumerated."""
+    return bool(2**count <= RESAMPLES + 1)
+
+
+def signs(count: int) -> Iterator[np.ndarray]:
+    """Blocks of rows of `count` signs: all that there are, or `random_signs`."""
+    if is_exact(count):
+        yield np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
+        return
+    yield from random_signs(count)
 
 
 def random_signs(count: int) -> Iterator[np.ndarray]:

@@ -1,0 +1,163 @@
+"""Statistics over seeds and test images: all networks of an arm answer the same images, so both are sampled, crossed.
+
+The value of seed s on image i is a two-way layout without replication, y_si = mean + a_s + b_i + e_si, with random
+effects of seeds and images (Searle, Casella and McCulloch 1992, ch. 4). The mean of a table has the variance
+
+    var(a) / seeds + var(b) / images + var(e) / (seeds images)
+
+Its parts are estimated by analysis of variance, and its degrees of freedom by Satterthwaite's approximation (1946).
+A difference, a main effect or an interaction of arms is a weighted sum of their tables, which is such a table again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+from lenet_jax.stats import ALPHA, CONFIDENCE
+
+OVER = ("both", "seeds", "images")
+"""What an interval covers: new seeds and new test images; new seeds on these images; these networks on new images."""
+
+BLOCK_VALUES = 2**22
+"""Values of tables that are converted to floating point at a time: 32 MB."""
+
+
+class Estimate(NamedTuple):
+    """The estimate of a mean, with its uncertainty.
+
+    Attributes:
+      se, df: standard error and its degrees of freedom; (estimate - truth) / se has Student's distribution.
+      se_seeds: standard error over new seeds on the same images; NaN with a single seed.
+      se_images: standard error of the same networks over new images; NaN where answers to single images are unknown.
+    """
+
+    mean: float
+    se: float
+    df: float
+    se_seeds: float
+    se_images: float
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Student's interval of the mean."""
+        reach = self.se * float(scipy.stats.t.ppf((1 + confidence) / 2, self.df))
+        return self.mean - reach, self.mean + reach
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of the t-test for a mean of 0; 1 where nothing varies around 0, 0 elsewhere."""
+        if not self.se > 0:
+            return float(self.mean == 0)
+        return float(2 * scipy.stats.t.sf(abs(self.mean) / self.se, self.df))
+
+    def chances(self, margin: float) -> tuple[float, float, float]:
+        """Probabilities that the truth is below -margin, between, and above margin, if all values were equally likely.
+
+        The posterior of a flat prior: the regions of practical equivalence of Benavoli et al. (2017).
+        """
+        if not self.se > 0:
+            below, above = float(self.mean < -margin), float(self.mean > margin)
+        else:
+            below = float(scipy.stats.t.cdf((-margin - self.mean) / self.se, self.df))
+            above = float(scipy.stats.t.sf((margin - self.mean) / self.se, self.df))
+        return below, 1 - below - above, above
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Tables [seeds, images] of several arms, reduced to what their means, variances and covariances follow from.
+
+    Attributes:
+      seeds: means over images, [arms, seeds].
+      images: means over seeds, [arms, images].
+      products: means over the table of the product of two arms, [arms, arms].
+    """
+
+    seeds: np.ndarray
+    images: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def of(cls, tables: Sequence[np.ndarray]) -> "Layout":
+        """The layout of tables [seeds, images] of truth values or numbers, with the same seeds and images."""
+        count, size = len(tables), tables[0].size
+        products, step = np.zeros((count, count)), max(1, BLOCK_VALUES // count)
+        flat = [table.reshape(-1) for table in tables]
+        for start in range(0, size, step):
+            block = np.stack([table[start : start + step] for table in flat]).astype(float)
+            products += block @ block.T
+        seeds, images = (np.stack([table.mean(axis=axis, dtype=float) for table in tables]) for axis in (1, 0))
+        return cls(seeds, images, products / size)
+
+    def contrast(self, weights: np.ndarray) -> "Layout":
+        """The layout of weighted sums of the arms: differences and effects; `weights` is [contrasts, arms]."""
+        return Layout(weights @ self.seeds, weights @ self.images, weights @ self.products @ weights.T)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of seeds and of images."""
+        return self.seeds.shape[1], self.images.shape[1]
+
+    def variances(self) -> np.ndarray:
+        """Variances of seeds, images and residuals as in the module's formula, [arms, 3], none negative.
+
+        With a single seed, that of seeds is NaN, and that of images includes the residuals.
+        """
+        seeds, images = self.shape
+        means = self.seeds.mean(axis=1)
+        of_seeds, of_images = (np.square(one - means[:, None]).sum(axis=1) for one in (self.seeds, self.images))
+        if seeds == 1:
+            none = np.full(len(means), np.nan)
+            return np.stack([none, of_images / (images - 1), 0 * none], axis=1)
+        total = seeds * images * (np.diagonal(self.products) - means**2)
+        residual = total - images * of_seeds - seeds * of_images
+        residual = np.maximum(residual, 0.0) / ((seeds - 1) * (images - 1))
+        within_seeds = of_seeds / (seeds - 1) - residual / images
+        within_images = of_images / (images - 1) - residual / seeds
+        return np.stack([np.maximum(within_seeds, 0.0), np.maximum(within_images, 0.0), residual], axis=1)
+
+    def estimates(self, over: str = "both") -> list[Estimate]:
+        """The estimate of each arm's mean over what `OVER` says; over images where there is a single seed.
+
+        Examples:
+          >>> wrong = np.array([[1, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]], bool)
+          >>> estimate = Layout.of([wrong]).estimates()[0]
+          >>> print(f"{estimate.mean:.3f}; {estimate.se_seeds:.3f}, {estimate.se_images:.3f}, {estimate.se:.3f}")
+          0.278; 0.082, 0.159, 0.159
+        """
+        seeds, images = self.shape
+        found = []
+        for mean, variances in zip(self.seeds.mean(axis=1), self.variances(), strict=True):
+            of_seeds, of_images, rest = variances / (seeds, images, seeds * images)
+            se_seeds, se_images = math.sqrt(of_seeds + rest), math.sqrt(of_images + rest)
+            if over == "seeds" and seeds > 1:
+                se, df = se_seeds, seeds - 1.0
+            elif over == "images" or seeds == 1:
+                se, df = se_images, images - 1.0
+            else:
+                se = math.sqrt(of_seeds + of_images + rest)
+                # Satterthwaite 1946: the variance is MS(seeds) + MS(images) - MS(residual), over seeds x images.
+                squares = se_seeds**4 / (seeds - 1) + se_images**4 / (images - 1)
+                squares += rest**2 / ((seeds - 1) * (images - 1))
+                df = float(se**4 / squares) if squares else seeds - 1.0
+            found.append(Estimate(float(mean), se, df, se_seeds, se_images))
+        return found
+
+
+def error_interval(estimate: Estimate, images: int) -> tuple[float, float]:
+    """95 % interval of an error rate, from 0 to 1: Student's on the logit scale, on which few errors are less skewed.
+
+    Where all answers are right, or all wrong, the exact interval of a proportion of independent images (Clopper and
+    Pearson 1934): seeds err on the same images, so that more seeds say nothing of an image that all get right.
+    """
+    mean, logit = estimate.mean, scipy.special.logit
+    if mean in (0.0, 1.0):
+        reach = 1 - (ALPHA / 2) ** (1 / images)
+        return max(mean - reach, 0.0), min(mean + reach, 1.0)
+    scaled = estimate._replace(mean=float(logit(mean)), se=estimate.se / (mean * (1 - mean)))
+    low, high = (float(scipy.special.expit(end)) for end in scaled.interval())
+    return low, high

@@ -239,7 +239,53 @@ def classify_command(argv: list[str]) -> None:
             print(f"{shortened(file, MAX_VALUE)} may be misread: {'; '.join(notes)}")
 
 
-COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}
+def evaluate_command(argv: list[str]) -> None:
+    """`lenet-jax evaluate`."""
+    values = flags.FlagValues()
+    string, _, _, _ = arguments.definers(values)
+    string("dataset", None, "data set whose test images the networks are evaluated on")
+    string("data-dir", "", "folder of downloads and of TFDS's data sets")
+    corruption = "corruption with its severities, such as rotation:0,10,20,30; several: repeat the flag"
+    flags.DEFINE_multi_string("corruption", [], corruption, flag_values=values)
+    string("experiment", None, "experiment file that defines parts of the networks; it is executed")
+    rest = parse("evaluate", values, arguments.joined(argv))
+    if len(rest) != 1 or not values.dataset:
+        raise InputError("evaluate: expected a run and a data set; write lenet-jax evaluate RUN --dataset=NAME")
+
+    from rich.console import Console
+
+    from lenet_jax import population
+    from lenet_jax.analysis import compare, evaluations, networks, robustness, tables
+    from lenet_jax.data import corruptions
+    from lenet_jax.run import plan
+
+    corrupted = corruptions.parse(";".join(values.corruption)) if values.corruption else {"": [0.0]}
+    population.configure()
+    run = networks.load_run(rest[0], values.experiment and expanded(values.experiment, "experiment"))
+    dataset = plan.load(values.dataset, values["data-dir"].value)
+    pairs = [(name, severity) for name, severities in corrupted.items() for severity in severities]
+    command = shlex.join(["lenet-jax", "evaluate", *argv])
+    found: dict[str, dict[float, Any]] = {name: {} for name in corrupted}
+    for (name, severity), result in zip(pairs, evaluations.evaluate(run, dataset, pairs, command), strict=True):
+        found[name][severity] = compare.arm_statistics([result])
+    if not values.corruption:
+        Console().print(tables.table(found[""][0.0], "test_error", Console()), crop=False)
+    else:
+        for name, of_severities in found.items():
+            title = f"{name}: {tables.arms_title('test_error')}"
+            Console().print(tables.text_table(title, robustness.cells(of_severities), Console()), crop=False)
+        written = robustness.write(found, dataset, run.folder / evaluations.EVALUATIONS, command)
+        print("written:", *(printable(str(file)) for file in written if file.suffix in (".md", ".csv")), sep="\n  ")
+    again = shlex.join(["lenet-jax", "compare", str(run.folder), f"--on={result.summary['dataset']['name']}"])
+    print(printable(f"next:       {again}"))
+
+
+COMMANDS = {
+    "run": run_command,
+    "compare": compare_command,
+    "evaluate": evaluate_command,
+    "classify": classify_command,
+}
 
 
 def classification(names: Sequence[str], found: "Classification", title: str, probabilities: bool) -> "Table":

@@ -1,0 +1,82 @@
+"""Error against the severity of corruptions: a table, a figure for each corruption, and examples of the digits."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lenet_jax.analysis import figures, metrics, tables
+from lenet_jax.analysis.compare import ArmStatistics
+from lenet_jax.analysis.report import label_lines
+from lenet_jax.data import corruptions, preprocess
+from lenet_jax.data.datasets import Dataset
+from lenet_jax.output import escaped
+from lenet_jax.run import files
+from lenet_jax.run.folder import folder_name, format_value
+
+Curves = Mapping[str, Mapping[float, Sequence[ArmStatistics]]]
+"""Corruption -> severity, rising -> statistics of the test error of each arm, in the same order."""
+
+METRIC = "test_error"
+
+
+def cells(of_severities: Mapping[float, Sequence[ArmStatistics]]) -> tables.Cells:
+    """Errors in percent: one row for each severity, one column for each arm, with its 95 % interval."""
+    arms = [row.label for row in next(iter(of_severities.values()))]
+    lines = []
+    for severity, rows in of_severities.items():
+        shown = [metrics.show(row.mean, METRIC) for row in rows]
+        ends = [" - ".join(metrics.show(end, METRIC) for end in row.ci95) if row.ci95 else "-" for row in rows]
+        lines.append([format_value(severity), *(f"{mean} ({end})" for mean, end in zip(shown, ends, strict=True))])
+    return ["severity", *arms], lines, len(arms)
+
+
+def curves(of_severities: Mapping[float, Sequence[ArmStatistics]], name: str, axes: Axes) -> Axes:
+    """Each arm's mean test error and its 95 % interval against the severity of a corruption."""
+    for index, rows in enumerate(zip(*of_severities.values(), strict=True)):
+        means = np.array([np.nan if row.mean is None else row.mean for row in rows])
+        low, high = np.array([row.ci95 or (mean, mean) for row, mean in zip(rows, means, strict=True)]).T
+        severities, drawn = list(of_severities), figures.style(index)
+        label = figures.drawable(label_lines(rows[0].label))
+        axes.plot(severities, means, marker="o", markersize=4, label=label, **drawn)
+        axes.fill_between(severities, low, high, color=drawn["color"], alpha=0.2, linewidth=0)
+    axes.set_ylim(bottom=0)
+    xlabel = f"{name}: {corruptions.CORRUPTIONS[name].severity}"
+    return figures.finish(axes, "Test error: mean and 95 % interval", xlabel, figures.value_axis(axes.yaxis, METRIC))
+
+
+def write(found: Curves, dataset: Dataset, folder: Path, command: str = "") -> list[Path]:
+    """Writes ``DATASET-robustness.md`` and ``.csv``, figures and examples into a folder; returns the files."""
+    columns = max(map(len, found.values()))
+    examples, captions = [], []
+    for name, of_severities in found.items():
+        for severity in [*of_severities, *[None] * (columns - len(of_severities))]:
+            image = preprocess.pad(dataset.test_images[:1], "background")
+            examples.append(image[0] * 0 if severity is None else corruptions.corrupt(image, name, severity)[0])
+            captions.append("" if severity is None else f"{name}\n{format_value(severity)}")
+    drawn = {"examples": figures.digits(examples, captions, columns)}
+    for name, of_severities in found.items():
+        labels = [label_lines(row.label) for row in next(iter(of_severities.values()))]
+        drawn[name] = figures.figure(functools.partial(curves, of_severities, name), labels)
+    start = f"{folder_name(dataset.name)}"
+    contents = {
+        f"{start}-{name}.{kind}": figures.rendered(drawn[name], kind) for name in drawn for kind in ("png", "svg")
+    }
+    table = pd.concat(
+        tables.frame(rows, METRIC).assign(corruption=name, severity=severity)
+        for name, of_severities in found.items()
+        for severity, rows in of_severities.items()
+    )
+    page = [f"# Robustness on {escaped(dataset.name)}", f"    {command}", f"{tables.arms_title(METRIC)}."]
+    page += [f"![One test digit by severity]({start}-examples.svg)"]
+    for name, of_severities in found.items():
+        page += [f"## {name.capitalize()}", f"Severity: {corruptions.CORRUPTIONS[name].severity}."]
+        page += [f"![Error against {name}]({start}-{name}.svg)", tables.markdown_table(*cells(of_severities))]
+    contents |= {f"{start}-robustness.csv": table.to_csv(index=False).encode()}
+    contents |= {f"{start}-robustness.md": "\n\n".join(page).encode(errors="backslashreplace")}
+    for name, content in contents.items():
+        files.replace_file(folder / name, functools.partial(Path.write_bytes, data=content))
+    return [folder / name for name in contents]

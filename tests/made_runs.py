@@ -10,6 +10,7 @@ import pandas as pd
 from lenet_jax import stats
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run.answers import Answers
 
 ERRORS = {("mse", "tanh"): [0.05, 0.07, 0.06], ("cross_entropy", "tanh"): [0.03, 0.03, 0.06]}
 AXES = ("loss", "activation")
@@ -77,6 +78,14 @@ def write_run(
         folder / run_folder.PROVENANCE, {"versions": versions or {}, "command": "lenet-jax run --config=x.py"}
     )
     return folder
+
+
+def answers(predicted, labels=1, margin=1.0):
+    """Answers of networks with the classes that they predict, [seeds, images]."""
+    predicted = np.array(predicted, np.int16)
+    seeds, images = map(np.arange, predicted.shape)
+    labels = np.broadcast_to(np.array(labels, np.int16), len(images))
+    return Answers(seeds, images, labels, predicted, np.broadcast_to(np.array(margin, np.float32), predicted.shape))
 
 
 def predictions(margins, wrong, seed=0, arm="loss=mse,activation=tanh"):

@@ -30,7 +30,7 @@ LONGEST = 400
 
 COMMANDS = {"cli", "arguments"}
 
-BRIDGE = {"run.folder", "run.files", "run.tuning"}
+BRIDGE = {"run.folder", "run.files", "run.answers", "run.tuning"}
 """What analysis reads a run by: the run folder, and the pure functions that draw tuning curves."""
 
 BEYOND = {

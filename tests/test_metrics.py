@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import predictions, write_run
+from made_runs import answers, predictions, write_run
 
 from lenet_jax.analysis import compare, metrics
 from lenet_jax.errors import InputError
@@ -166,16 +166,15 @@ def test_curves_have_a_column_a_seed(run):
 
 
 def test_confusion_is_a_share_of_the_class():
-    table = pd.DataFrame({"label": [0, 0, 0, 0, 1, 1], "predicted": [0, 0, 0, 1, 1, -1]})
-    found = metrics.confusion(table)
+    found = metrics.confusion(answers([[0, 0, 1], [0, 1, -1]], [0, 0, 1]))
     assert found.loc[0].to_dict() == {-1: 0.0, 0: 0.75, 1: 0.25}
     assert found.loc[1].to_dict() == {-1: 0.5, 0: 0.0, 1: 0.5}
+    assert metrics.confusion(answers([[2, 2]], [2, 4])).to_dict() == {2: {2: 1.0, 4: 1.0}, 4: {2: 0.0, 4: 0.0}}
 
 
 def test_the_fraction_of_networks_that_misclassify_an_image():
-    first = pd.concat([predictions([1, 1], [1, 0], seed) for seed in (0, 1)])
-    second = pd.concat([predictions([1, 1], [seed, 0], seed) for seed in (0, 1)])
-    found = metrics.misclassified_fraction({"first": first, "second": second})
+    both = {"first": answers([[2, 1], [2, 1]]), "second": answers([[1, 1], [2, 1]])}
+    found = metrics.misclassified_fraction(both)
     np.testing.assert_allclose(found, [[1.0, 0.5], [0.0, 0.0]])
     assert list(found) == ["first", "second"]
 
@@ -183,7 +182,7 @@ def test_the_fraction_of_networks_that_misclassify_an_image():
 def test_the_least_sure_are_rejected_first():
     """Of 100 images the two least sure are wrong, and the surest."""
     margins, wrong = np.arange(100) / 100, np.isin(np.arange(100), [0, 1, 99])
-    curve = metrics.reject_curve(pd.concat([predictions(margins, wrong), predictions(margins, ~wrong, seed=1)]))
+    curve = metrics.reject_curve(answers([1 + wrong, 2 - wrong], margin=margins))
     assert list(curve.columns) == [0, 1]
     expected = {0.0: 0.03, 0.01: 2 / 99, 0.019: 2 / 99, 0.02: 1 / 98, 0.1: 1 / 90}
     for share, error in expected.items():

@@ -254,9 +254,8 @@ def rejects(runs: Path, axes: Axes) -> Axes:
     """Error on the remaining digits against the fraction rejected."""
     drawn = {}
     for name in ("lenet5_1998", "lenet5_1998_distorted"):
-        run = folder.load(runs / name)
-        assert run.predictions is not None
-        drawn[name] = metrics.reject_curve(run.predictions)
+        (answers,) = folder.load(runs / name).answers.values()
+        drawn[name] = metrics.reject_curve(answers)
     axes = analysis_figures.reject_curves(drawn, axes)
     axes.plot(*LENET4_REJECTS, "D", label="paper, LeNet-4", **PAPER_STYLE)
     axes.legend()

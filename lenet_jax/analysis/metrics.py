@@ -9,12 +9,15 @@ tuning, compilation and evaluation, and the speed of its last training).
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Int
 
 from lenet_jax import stats
 from lenet_jax.errors import InputError
+from lenet_jax.run.answers import Answers
 from lenet_jax.run.folder import Run
 
 OF_ARM = ("seconds", "samples_per_second")
@@ -26,12 +29,20 @@ CURVES = ("test_error", "validation_error")
 """Metrics that ``epochs_to_ERROR`` is read from: the first one with a curve."""
 
 
+class Scores(NamedTuple):
+    """A metric of each network (`seeds`) on each test image (indices in the test set); both rise."""
+
+    seeds: Int[np.ndarray, " seeds"]
+    images: Int[np.ndarray, " images"]
+    values: Bool[np.ndarray, "seeds images"] | Float[np.ndarray, "seeds images"]
+
+
 def names(run: Run) -> list[str]:
     """Names of the metrics of a run; ``epochs_to_0.02`` stands for any error."""
     pairs = run.metrics[["split", "metric"]].drop_duplicates().sort_values(["split", "metric"])
     found = [f"{split}_{metric}" for split, metric in pairs.itertuples(index=False)]
-    if run.predictions is not None:
-        found += [f"{CLASS_ERROR}{label}" for label in sorted(run.predictions.label.unique())]
+    labels = [one.labels for one in run.answers.values()]
+    found += [f"{CLASS_ERROR}{label}" for label in np.unique(np.concatenate(labels))] if labels else []
     if any(has_curve(run, error) for error in CURVES):
         found.append(f"{EPOCHS_TO}0.02")
     return [*found, *OF_ARM]
@@ -154,13 +165,13 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
         curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
         values = curve.groupby(["arm", "seed"]).value.min()
     elif metric.startswith(CLASS_ERROR):
-        if run.predictions is None:
+        if not run.answers:
             folder = str(run.folder)
             raise InputError(f"metric: {metric!r} needs predictions, but {folder!r} has store_predictions=False")
-        of_class = run.predictions[run.predictions.label.astype(str) == metric.removeprefix(CLASS_ERROR)]
-        if of_class.empty:
+        of_images = per_image(run, metric)
+        if not of_images:
             raise InputError(f"metric: {metric!r} is not one of {', '.join(names(run))} (run {str(run.folder)!r})")
-        values = (of_class.label != of_class.predicted).groupby([of_class.arm, of_class.seed]).mean()
+        return {arm: pd.Series(one.values.mean(axis=1), one.seeds) for arm, one in of_images.items()}
     else:
         values = rows(at_end(run), metric).groupby(["arm", "seed"]).value.first(skipna=False)
         if is_percent(metric):
@@ -175,33 +186,53 @@ def curves(run: Run, metric: str) -> dict[str, pd.DataFrame]:
     return {str(arm): table.pivot(index="epoch", columns="seed", values="value") for arm, table in tables}
 
 
-def reject_curve(predictions: pd.DataFrame) -> pd.DataFrame:
+def per_image(run: Run, metric: str) -> dict[str, Scores]:
+    """Each arm's scores, whose means over images are those of `by_arm`; arms without scores are left out.
+
+    Stored are those of ``test_error``, ``test_error_class_K``, and, unless the run is older, ``test_nll`` and
+    ``test_brier``, with 12 significant bits.
+    """
+    found = {}
+    for arm, one in run.answers.items():
+        if metric in ("test_error", "test_nll", "test_brier"):
+            values = {"test_error": one.wrong, "test_nll": one.nll, "test_brier": one.brier}[metric]
+            if values is not None:
+                found[arm] = Scores(one.seeds, one.images, values)
+        elif metric.startswith(CLASS_ERROR):
+            shown = one.labels.astype(str) == metric.removeprefix(CLASS_ERROR)
+            if shown.any():
+                found[arm] = Scores(one.seeds, one.images[shown], one.wrong[:, shown])
+    return found
+
+
+def reject_curve(answers: Answers) -> pd.DataFrame:
     """Error on the remaining images when those with the smallest margins are rejected (LeCun et al. 1998, sec. III.C).
 
-    Takes an arm's predictions (see `folder.Run`). One row per rejected fraction of all images, from 0 to 0.1 (the
-    index); one column per seed.
+    One row per rejected fraction of all images, from 0 to 0.1 (the index); one column per seed.
     """
     fractions = np.linspace(0, 0.1, 101)
-    columns = {}
-    for seed, of_seed in predictions.groupby("seed"):
-        largest_first = of_seed.sort_values(["margin", "image"], ascending=False, kind="stable")
-        misclassified = (largest_first.label != largest_first.predicted).to_numpy()
-        remaining = len(misclassified) - np.floor(fractions * len(misclassified)).astype(int)
-        columns[seed] = np.cumsum(misclassified)[remaining - 1] / remaining
-    return pd.DataFrame(columns, index=pd.Index(fractions, name="rejected"))
+    unsure = np.where(np.isnan(answers.margin), -np.inf, answers.margin)
+    largest_first = np.argsort(unsure, axis=1, kind="stable")[:, ::-1]
+    errors = np.cumsum(np.take_along_axis(answers.wrong, largest_first, axis=1), axis=1)
+    count = len(answers.images)
+    remaining = count - np.floor(fractions * count).astype(int)
+    curve = errors[:, remaining - 1] / remaining
+    return pd.DataFrame(curve.T, index=pd.Index(fractions, name="rejected"), columns=answers.seeds)
 
 
-def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
+def confusion(answers: Answers) -> pd.DataFrame:
     """Fraction of each class (rows) that is predicted as each class (columns), mean over an arm's seeds.
 
     Column -1 holds outputs that were not finite; it is left out if there are none.
     """
-    counts = pd.crosstab(predictions.label, predictions.predicted, normalize="index")
-    classes = counts.index.union(counts.columns)
-    return counts.reindex(index=classes[classes >= 0], columns=classes, fill_value=0.0)
+    classes = np.arange(-1, 1 + max(answers.labels.max(), answers.predicted.max()))
+    pairs = (1 + answers.labels.astype(np.int32)) * len(classes) + (1 + answers.predicted)
+    counts = np.bincount(pairs.ravel(), minlength=len(classes) ** 2).reshape(2 * [len(classes)])
+    seen = counts.any(axis=0) | counts.any(axis=1)
+    shares = pd.DataFrame(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), classes, classes)
+    return shares.loc[seen & (classes >= 0), seen]
 
 
-def misclassified_fraction(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Fraction of networks that misclassify each test image: one row per image, one column per arm's predictions."""
-    fractions = {arm: (table.label != table.predicted).groupby(table.image).mean() for arm, table in tables.items()}
-    return pd.concat(fractions, axis=1)
+def misclassified_fraction(answers: Mapping[str, Answers]) -> pd.DataFrame:
+    """Fraction of networks that misclassify each test image: one row per image, one column per arm."""
+    return pd.DataFrame({arm: pd.Series(one.wrong.mean(axis=0), one.images) for arm, one in answers.items()})

@@ -25,6 +25,7 @@ from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError
 from lenet_jax.output import escaped
 from lenet_jax.run import files, tuning
+from lenet_jax.run.answers import Answers
 from lenet_jax.run.folder import MAX_FOLDER_BYTES, Run, folder_name
 
 MAX_FOREST_ROWS = 60
@@ -153,15 +154,15 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
             f"The {metrics.title(curve_metric)} {when} each epoch: {MEAN_CAPTION}{every_seed}.",
         )
     found |= tuning_figures(comparison)
-    predictions = predictions_of(comparison)
-    if 0 < len(predictions) <= figures.MAX_DETAILED_ARMS:
-        matrices = {label_lines(name): metrics.confusion(table) for name, table in predictions.items()}
+    answers = answers_of(comparison)
+    if 0 < len(answers) <= figures.MAX_DETAILED_ARMS:
+        matrices = {label_lines(name): metrics.confusion(one) for name, one in answers.items()}
         found["confusion"] = ReportFigure(
             figures.confusions(matrices),
             "Confusions",
             "Percentage of each class (row) that is predicted as each class (column), mean over seeds.",
         )
-        rejects = {label_lines(name): metrics.reject_curve(table) for name, table in predictions.items()}
+        rejects = {label_lines(name): metrics.reject_curve(one) for name, one in answers.items()}
         found["reject_curves"] = ReportFigure(
             figures.figure(lambda axes: figures.reject_curves(rejects, axes), rejects),
             "Reject curves",
@@ -193,10 +194,9 @@ def by_label(comparison: Comparison, of_runs: Sequence[Mapping[Any, Any]]) -> di
     return {compare.label(name, arm): value for name, of_run in names for arm, value in of_run.items()}
 
 
-def predictions_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Predictions by arm, of the runs that stored them."""
-    stored = [() if run.predictions is None else run.predictions.groupby("arm", sort=False) for run in comparison.runs]
-    return by_label(comparison, [dict(iter(of_arms)) for of_arms in stored])
+def answers_of(comparison: Comparison) -> dict[str, Answers]:
+    """Answers by arm, of the runs that stored them."""
+    return by_label(comparison, [run.answers for run in comparison.runs])
 
 
 def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
@@ -234,7 +234,7 @@ def html(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     agreed, disputed, missing = digits_of(comparison, dataset)
-    predictions = predictions_of(comparison)
+    answers = answers_of(comparison)
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
         version=__version__,
@@ -257,7 +257,7 @@ def html(
         agreed=agreed,
         disputed=disputed,
         missing=missing,
-        without=sum(arm.label not in predictions for arm in comparison.arms),
+        without=sum(arm.label not in answers for arm in comparison.arms),
         runs=comparison.runs,
         as_json=functools.partial(json.dumps, indent=2),
     )
@@ -296,8 +296,8 @@ def class_cells(comparison: Comparison) -> tables.Cells | None:
     """Test error by class, mean over seeds: one row per arm."""
     rows: list[list[str]] = []
     labels: list[Any] = []
-    for name, table in predictions_of(comparison).items():
-        errors = (table.label != table.predicted).groupby(table.label).mean()
+    for name, one in answers_of(comparison).items():
+        errors = pd.Series(one.wrong.mean(axis=0)).groupby(one.labels).mean()
         labels = labels or list(errors.index)
         rows.append([name, *(metrics.show(float(errors.get(label, np.nan)), "test_error") for label in labels)])
     return (["arm", *(f"class {label}" for label in labels)], rows, len(labels)) if rows else None
@@ -317,27 +317,30 @@ def power_cells(comparison: Comparison) -> tables.Cells | None:
 
 def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[list[Digit], list[Digit], str]:
     """The test images that all arms misclassify most, those that they disagree on most, and why there are none."""
-    predictions = predictions_of(comparison)
+    answers = answers_of(comparison)
     tested_on = {(arm.data[0], arm.settings.get("dataset")) for arm in comparison.arms}
-    if not predictions:
+    if not answers:
         return [], [], "The runs stored no predictions (store_predictions=False)."
     if len({fingerprint for fingerprint, _ in tested_on}) > 1:
         return [], [], "The arms were tested on different images."
     fingerprint, name = min(tested_on, key=repr)
     images = dataset or datasets.at_hand(str(name))
-    fractions = metrics.misclassified_fraction(predictions)
+    fractions = metrics.misclassified_fraction(answers)
     if images is None or images.fingerprint != fingerprint or fractions.index.max() >= len(images.test_images):
         return [], [], f"The images of {name} are not available here; compare --dataset=NAME opens those of a data set."
     least, most = fractions.min(axis=1), fractions.max(axis=1)
     agreed = least[least >= 0.5].nlargest(MAX_DIGITS).index
     disputed = (most - least)[most > least].nlargest(MAX_DIGITS).index
-    together = pd.concat(predictions.values(), ignore_index=True)
-    misclassified = together[together.image.isin([*agreed, *disputed]) & (together.label != together.predicted)]
-    predicted = misclassified.groupby("image").predicted.agg(lambda found: found.mode().iloc[0])
+
+    def most_frequent(index: int) -> int:
+        """The most frequent wrong prediction."""
+        found = [one.predicted[:, one.images == index][one.wrong[:, one.images == index]] for one in answers.values()]
+        classes, counts = np.unique(np.concatenate(found), return_counts=True)
+        return int(classes[counts.argmax()])
 
     def digit(index: int) -> Digit:
         source, label = data_uri(images.test_images[index]), int(images.test_labels[index])
-        return Digit(index, source, label, int(predicted[index]), fractions.loc[index].to_dict())
+        return Digit(index, source, label, most_frequent(index), fractions.loc[index].to_dict())
 
     return [digit(index) for index in agreed], [digit(index) for index in disputed], ""
 

@@ -158,8 +158,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Reads a table of text, numbers and truth values from Parquet.
+@contextlib.contextmanager
+def open_table(path: Path) -> Iterator[tuple[pa.parquet.ParquetFile, int]]:
+    """Opens a Parquet table of text, which is read as codes, numbers and truth values.
+
+    With it comes the number of bytes that it may take in memory beyond those of its codes and numbers.
 
     Raises:
       InputError: the file is missing or corrupt, has other columns, or would take far more memory than it is large.
@@ -168,39 +171,62 @@ def read_table(path: Path) -> pd.DataFrame:
         with open_file(path) as stream:
             status = os.fstat(stream.fileno())
             held = min(status.st_size, 512 * status.st_blocks or status.st_size)  # less than its size if it has holes
-            return decode(stream, max(MAX_SMALL_TABLE, MAX_TABLE_RATIO * held))
+            spare = max(MAX_SMALL_TABLE, MAX_TABLE_RATIO * held)
+            with pa.parquet.ParquetFile(stream) as file:
+                text = check_columns(file.schema_arrow)
+                check_memory(memory_of(file), spare)
+                spare -= memory_of(file)
+            # Codes of many rows take little memory, but a small file can repeat a long text a million times.
+            stream.seek(0)
+            with pa.parquet.ParquetFile(stream, read_dictionary=text, page_checksum_verification=True) as file:
+                yield file, spare
     except InputError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"run: {str(path)!r} can't be read as Parquet ({one_line(error)})") from error
 
 
-def decode(stream: BufferedReader, allowed: int) -> pd.DataFrame:
-    """A table of at most `allowed` bytes in memory; raises ValueError if it is larger, or has unexpected columns."""
-    with pa.parquet.ParquetFile(stream) as file:
-        about, schema = file.metadata, file.schema_arrow
-    columns = dict(zip(schema.names, schema.types, strict=True))
-    text = [name for name, kind in columns.items() if kind in (pa.string(), pa.large_string())]
-    for name, kind in columns.items():
-        plain = name in text or (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind))
+def check_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold text; raises ValueError if one holds anything but text, numbers or truth values."""
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        plain = is_text(kind) or (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind))
         if not plain or schema.names.count(name) > 1:
             raise ValueError(f"column {name!r} holds {kind}; allowed is text, a number or a truth value, once")
+    return [field.name for field in schema if is_text(field.type)]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column's type is text."""
+    return kind in (pa.string(), pa.large_string())
+
+
+def memory_of(file: pa.parquet.ParquetFile) -> int:
+    """Bytes of a table's numbers, and of the codes of its text, in memory."""
+    about = file.metadata
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
-    needed = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
-    widths = [8 if name in text else -(-kind.bit_width // 8) for name, kind in columns.items()]
-    needed = max(needed, about.num_rows * sum(widths))
-    if needed <= allowed:
-        # Text as codes, whose number of rows takes little memory: a small file can repeat a long text a million times.
-        stream.seek(0)
-        with pa.parquet.ParquetFile(stream, read_dictionary=text, page_checksum_verification=True) as file:
-            table = file.read(use_threads=False)
-        for chunk in (chunk for name in text for chunk in table[name].chunks):
-            needed += len(chunk) * (pa.compute.max(pa.compute.binary_length(chunk.dictionary)).as_py() or 0)
+    stated = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
+    widths = [8 if is_text(kind) else -(-kind.bit_width // 8) for kind in file.schema_arrow.types]
+    return max(stated, about.num_rows * sum(widths))
+
+
+def check_memory(needed: int, allowed: int) -> None:
+    """Raises ValueError if a table takes too many bytes of memory."""
     if needed > allowed:
         raise ValueError(f"it takes {needed} bytes of memory; {allowed} are accepted from a file of its size")
-    types = [(name, pa.large_string() if name in text else kind) for name, kind in columns.items()]
-    decoded: pd.DataFrame = table.cast(pa.schema(types)).to_pandas()
-    return decoded
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a table; for errors see `open_table`."""
+    with open_table(path) as (file, spare):
+        table = file.read(use_threads=False)
+        text = {name: pa.large_string() for name in table.column_names if pa.types.is_dictionary(table[name].type)}
+        chunks = [chunk for name in text for chunk in table[name].chunks]
+        lengths = [pa.compute.max(pa.compute.binary_length(chunk.dictionary)).as_py() or 0 for chunk in chunks]
+        grown = sum(len(chunk) * length for chunk, length in zip(chunks, lengths, strict=True))
+        check_memory(grown, spare)
+        fields = [(field.name, text.get(field.name, field.type)) for field in table.schema]
+        decoded: pd.DataFrame = table.cast(pa.schema(fields)).to_pandas()
+        return decoded
 
 
 def size_of(folder: Path) -> int:

@@ -24,7 +24,8 @@ import pandas as pd
 from lenet_jax import stats
 from lenet_jax.errors import InputError, StorageError, short_repr
 from lenet_jax.paths import expanded
-from lenet_jax.run import files, schema, tuning
+from lenet_jax.run import answers, files, schema, tuning
+from lenet_jax.run.answers import Answers
 from lenet_jax.run.schema import Scalar
 
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
@@ -114,9 +115,7 @@ class Run:
       config, provenance, summary: the JSON files; see `arms` for the rows of the summary.
       metrics: one row a value, with the columns arm, seed, epoch, split, metric, value, one for each sweep axis and one
         for each tuned hyperparameter. Split ``running`` is the training set during an epoch, ``train`` after it.
-      predictions: one row for each network and test image, with the columns arm, seed, image (its index in the test
-        set), label, predicted (-1 if outputs were not finite), margin (of the best score over the second best), and one
-        for each sweep axis. None if ``store_predictions=False``.
+      answers: of each arm's networks for every test image, by arm; empty if ``store_predictions=False``.
       tuning: as metrics, of the networks that hyperparameters were chosen by, with a column for each tuned one and no
         test split. None without tuning.
     """
@@ -126,13 +125,22 @@ class Run:
     provenance: dict[str, Any]
     summary: dict[str, Any]
     metrics: pd.DataFrame
-    predictions: pd.DataFrame | None
+    answers: Mapping[str, Answers]
     tuning: pd.DataFrame | None
 
     @functools.cached_property
     def arms(self) -> tuple[ArmSummary, ...]:
         """The rows of the summary, in the order of the config."""
         return tuple(ArmSummary.from_json(row) for row in self.summary["arms"])
+
+    @functools.cached_property
+    def predictions(self) -> pd.DataFrame | None:
+        """The answers as a table, made on first use; None without answers.
+
+        One row for each network and test image, with the columns arm, one for each sweep axis, seed, image (its index
+        in the test set), label, predicted, margin, nll and brier; see `answers.Answers`.
+        """
+        return answers.frame(self.answers, {arm.name: arm.axes for arm in self.arms}) if self.answers else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, arms={len(self.arms)})"
@@ -274,15 +282,17 @@ def load(folder: str | Path) -> Run:
         raise InputError(f"{field} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
     metrics = files.read_table(folder / METRICS)
-    predictions, tried = (
-        files.read_table(folder / name) if os.path.lexists(folder / name) else None for name in (PREDICTIONS, TUNING)
-    )
-    run = Run(folder, config, provenance, summary, metrics, predictions, tried)
+    tried = files.read_table(folder / TUNING) if os.path.lexists(folder / TUNING) else None
+    run = Run(folder, config, provenance, summary, metrics, {}, tried)
     try:
         check_contents(run)
     except InputError as error:
         raise InputError(f"{field} is damaged: {error}") from error
-    return run
+    if not os.path.lexists(folder / PREDICTIONS):
+        return run
+    seeds = {arm.name: arm.seeds for arm in run.arms}
+    found = answers.read(folder / PREDICTIONS, seeds, f"{field} is damaged: {PREDICTIONS}")
+    return dataclasses.replace(run, answers=found)
 
 
 def check_contents(run: Run) -> None:
@@ -297,8 +307,6 @@ def check_contents(run: Run) -> None:
     schema.check_table(run.metrics, schema.METRIC_COLUMNS, (), seeds, METRICS)
     if absent := set(seeds) - set(run.metrics.arm.unique()):
         raise InputError(f"{METRICS}: arm {min(absent)!r} is missing")
-    if run.predictions is not None:
-        schema.check_table(run.predictions, schema.PREDICTION_COLUMNS, (), seeds, PREDICTIONS)
     if run.tuning is not None:
         tuned = [*dict.fromkeys(name for arm in run.arms for name in arm.chosen)]
         schema.check_table(run.tuning, schema.METRIC_COLUMNS, tuned, dict.fromkeys(seeds, 0), TUNING)

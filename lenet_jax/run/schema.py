@@ -10,6 +10,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -37,7 +38,10 @@ METRIC_COLUMNS = IDENTITY | {"epoch": NUMBERS, "split": TEXT, "metric": TEXT, "v
 PREDICTION_COLUMNS = IDENTITY | {"image": INTEGERS, "label": INTEGERS, "predicted": INTEGERS, "margin": NUMBERS}
 """Column -> type. Others may follow."""
 
-MEASURED = {"value", "label", "predicted", "margin"}
+SCORE_COLUMNS = ("nll", "brier")
+"""Columns of predictions that older runs lack: numbers, missing where outputs aren't probabilities."""
+
+MEASURED = {"value", "label", "predicted", "margin", *SCORE_COLUMNS}
 """Columns that don't identify a row."""
 
 RANGES = {"seed": 2**33, "epoch": 2**31, "image": 2**31, "label": MAX_CLASSES, "predicted": MAX_CLASSES}
@@ -105,6 +109,13 @@ def check_name(name: Any, where: str) -> None:
         raise InputError(f"{where}: expected a line of up to {MAX_NAME} printable characters, got {short_repr(name)}")
 
 
+def check_range(column: str, values: pd.Series | np.ndarray, where: str) -> None:
+    """Raises InputError if values of a column are outside its range, or missing."""
+    low, high = -(column == "predicted"), RANGES.get(column, 0) - 1
+    if column in RANGES and not ((values >= low) & (values <= high)).all():
+        raise InputError(f"{where}: column {column!r} has other values than {low} to {high}")
+
+
 def check_table(
     table: pd.DataFrame, columns: Mapping[str, str], tuned: Collection[str], seeds: Mapping[str, int], where: str
 ) -> None:
@@ -113,13 +124,11 @@ def check_table(
     `tuned` are more columns that identify a row, of numbers.
     """
     for column, wanted in {**columns, **dict.fromkeys(tuned, NUMBERS)}.items():
-        kind = str(table[column].dtype) if column in table else "nothing"
+        kind = str(table[column].dtype).replace("category", "str") if column in table else "nothing"
         found = {"str": TEXT, "int": INTEGERS, "uin": INTEGERS, "flo": NUMBERS}.get(kind[:3], kind)
         if found != wanted and (found, wanted) != (INTEGERS, NUMBERS):
             raise InputError(f"{where}: column {column!r} has {kind}; expected {wanted}")
-        low, high = -(column == "predicted"), RANGES.get(column, 0) - 1
-        if column in RANGES and not table[column].between(low, high).all():
-            raise InputError(f"{where}: column {column!r} has other values than {low} to {high}")
+        check_range(column, table[column], where)
         for name in table[column].unique() if wanted == TEXT else ():
             check_name(name, f"{where}: column {column!r}")
     keys = [column for column in (*columns, *tuned) if column not in MEASURED]

@@ -184,6 +184,7 @@ def compare_command(argv: list[str]) -> None:
     first = "the first arm, or with several runs each arm's counterpart in the first run"
     string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
     string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
+    string("on", "", "evaluations, such as qmnist, as the test set: `lenet-jax evaluate` makes them; several: A,B")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
     folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
@@ -198,12 +199,19 @@ def compare_command(argv: list[str]) -> None:
 
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
-    comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
-    out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric)
-    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
-    tables.print_comparison(comparison, Console())
-    others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
-    print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
+    compared = {"": runs}
+    if values.on:
+        from lenet_jax.analysis import evaluations
+
+        compared = {name: [evaluations.on(run, name) for run in runs] for name in values.on.split(",")}
+    for name, runs in compared.items():
+        comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
+        out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric, name)
+        out = out / run_folder.folder_name(name) if values.out and len(compared) > 1 else out
+        files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
+        tables.print_comparison(comparison, Console())
+        others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
+        print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 
 
 def classify_command(argv: list[str]) -> None:
@@ -262,7 +270,7 @@ def evaluate_command(argv: list[str]) -> None:
     corrupted = corruptions.parse(";".join(values.corruption)) if values.corruption else {"": [0.0]}
     population.configure()
     run = networks.load_run(rest[0], values.experiment and expanded(values.experiment, "experiment"))
-    dataset = plan.load(values.dataset, values["data-dir"].value)
+    dataset = plan.load(values.dataset, values["data-dir"].value or "")
     pairs = [(name, severity) for name, severities in corrupted.items() for severity in severities]
     command = shlex.join(["lenet-jax", "evaluate", *argv])
     found: dict[str, dict[float, Any]] = {name: {} for name in corrupted}

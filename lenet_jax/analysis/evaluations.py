@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import rich.markup
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from lenet_jax import evaluate as evaluation
 from lenet_jax import jax_settings, population, stats
@@ -106,15 +107,11 @@ def evaluate(
 def digest_of(run: TrainedRun, arm: str) -> str:
     """SHA-256 of the parameters of an arm's networks."""
     try:
-        params = run.params(arm)
+        leaves = jax.tree.leaves(run.params(arm))
     except InputError as error:
         again = f"--config=experiments/stored.py:{run.folder} --workdir=NEW"
-        raise InputError(error if again in str(error) else f"{error}; train the run again with {again}") from error
-    digest = hashlib.sha256()
-    for name, leaf in population.leaves_of(params):
-        digest.update(f"{name} {leaf.dtype} {leaf.shape};".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
+        raise InputError(str(error) if again in str(error) else f"{error}; train it again with {again}") from error
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "mesh"))
@@ -128,38 +125,46 @@ def predict(params: Params, images: Images, indices: np.ndarray, recipe: Recipe,
 @jax_settings.fixed()
 def answers_of(run: TrainedRun, dataset: Dataset, about: About) -> dict[str, Answers]:
     """What all networks of a run answer for test images, corrupted or not; a terminal shows the progress."""
-    mesh = population.mesh_of(jax.devices())
-    labels = dataset.test_labels.astype(np.int32)
+    mesh, labels = population.mesh_of(jax.devices()), dataset.test_labels.astype(np.int32)
     indices = np.arange(len(labels), dtype=np.int32)
-    recorded = {arm.name: run.recorded(arm.name) for arm in run.arms}
-    pixels = {
-        padding: jnp.asarray(shown(preprocess.pad(dataset.test_images, padding), about))
-        for padding in {settings["padding"] for settings, _, _ in recorded.values()}
-    }
-    jobs = [(arm, start) for arm in run.arms for start in range(0, arm.seeds, mesh.size)]
-    parts: dict[str, list[Predictions]] = {arm.name: [] for arm in run.arms}
-    console = Console(file=unfailing(sys.stderr))
-    for arm, start in track(jobs, printable(about.name), console=console, disable=not console.is_terminal):
-        settings, scaling, _ = recorded[arm.name]
-        scales = [jnp.float32(scaling[name]) for name in ("scale", "shift")]
-        images = Images(pixels[settings["padding"]], jnp.asarray(labels), *scales)
-        members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many
-        params = jax.tree.map(operator.itemgetter(members), run.params(arm.name))
-        # Of a recipe, predictions depend on the architecture alone.
-        recipe = Recipe(run.architecture(arm.name), Loss(), "sgd", "constant", batch_size=1, epochs=1, train_size=1)
-        parts[arm.name].append(jax.device_get(predict(params, images, indices, recipe, mesh)))
+    pixels: dict[str, np.ndarray] = {}
     found = {}
-    for arm in run.arms:
-        merged = jax.tree.map(lambda *leaves, seeds=arm.seeds: np.concatenate(leaves)[:seeds], *parts[arm.name])
-        seeds, images = np.array(run.seeds(arm.name)), indices.astype(np.int64)
-        predicted = merged.predicted.astype(np.int16)
-        found[arm.name] = Answers(seeds, images, labels.astype(np.int16), predicted, merged.margin)
+    console = Console(file=unfailing(sys.stderr))
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(rich.markup.escape(printable(about.name)), total=sum(arm.seeds for arm in run.arms))
+        for arm in run.arms:
+            settings, scaling, _ = run.recorded(arm.name)
+            if (padding := settings["padding"]) not in pixels:
+                padded = preprocess.pad(dataset.test_images, padding)
+                corrupted = corruptions.corrupt(padded, about.corruption, about.severity) if about.severity else padded
+                pixels[padding] = corrupted
+            arrays = [pixels[padding], labels, np.float32(scaling["scale"]), np.float32(scaling["shift"])]
+            images = Images(*map(jnp.asarray, arrays))
+            # Of a recipe, predictions depend on the architecture alone.
+            recipe = Recipe(run.architecture(arm.name), Loss(), "sgd", "constant", batch_size=1, epochs=1, train_size=1)
+            parts = []
+            for start in range(0, arm.seeds, mesh.size):
+                members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many
+                params = jax.tree.map(operator.itemgetter(members), run.params(arm.name))
+                parts.append(jax.device_get(predict(params, images, indices, recipe, mesh)))
+                bar.advance(task, mesh.size)
+            merged = jax.tree.map(lambda *leaves, seeds=arm.seeds: np.concatenate(leaves)[:seeds], *parts)
+            found[arm.name] = answered(merged, labels, run.seeds(arm.name))
     return found
 
 
-def shown(images: np.ndarray, about: About) -> np.ndarray:
-    """The images that an evaluation shows to networks, from padded ones."""
-    return corruptions.corrupt(images, about.corruption, about.severity) if about.severity else images
+def answered(predictions: Predictions, labels: np.ndarray, seeds: Sequence[int]) -> Answers:
+    """TEMP."""
+    names = [f.name for f in dataclasses.fields(predictions)]
+    scores = {n: answers.rounded(getattr(predictions, n)) for n in ("nll", "brier") if n in names}
+    return Answers(
+        np.array(seeds),
+        np.arange(len(labels)),
+        labels.astype(np.int16),
+        predictions.predicted.astype(np.int16),
+        predictions.margin,
+        **scores,
+    )
 
 
 def path_of(run: Run, name: str) -> Path:
@@ -182,7 +187,9 @@ def write(run: Run, about: About, table: pd.DataFrame, command: str) -> None:
     for old in (path.with_suffix(".json"), path):
         for partial in files.partials_of(old):
             partial.unlink(missing_ok=True)
-    files.write_table(path, table.astype({"arm": str, **{c: str for c in table if str(table[c].dtype) == "category"}}))  # TEMP
+    files.write_table(
+        path, table.astype({"arm": str, **{c: str for c in table if str(table[c].dtype) == "category"}})
+    )  # TEMP
     about = dataclasses.replace(about, sha256=files.digest_of(path))
     files.write_json(path.with_suffix(".json"), dataclasses.asdict(about) | describe_environment(command))
 
@@ -237,7 +244,7 @@ def on(run: Run, name: str) -> Run:
     first, *others = found.values()
     if not all(np.array_equal(one.images, first.images) and np.array_equal(one.labels, first.labels) for one in others):
         raise InputError(f"{damaged}: its arms have different images or labels")
-    data = {"name": about.name, "fingerprint": about.images, "test": len(first.images)}
+    data: dict[str, str | int] = {"name": about.name, "fingerprint": about.images, "test": len(first.images)}
     arms = []
     for arm in run.arms:
         errors = stats.summarize(stats.round_errors(found[arm.name].wrong.mean(axis=1)))
@@ -265,5 +272,5 @@ def metrics_on(metrics: pd.DataFrame, found: Mapping[str, Answers]) -> pd.DataFr
     tested = metrics.split == "test"
     last = metrics[tested & (metrics.epoch == metrics.groupby("arm").epoch.transform("max"))]
     keys = list(zip(last.arm, last.metric, last.seed, strict=True))
-    measured = last.assign(value=[values.get(key) for key in keys])[[key in values for key in keys]]
+    measured = last.assign(value=[values.get(key, np.nan) for key in keys])[[key in values for key in keys]]
     return pd.concat([metrics[~tested], measured], ignore_index=True)

@@ -89,8 +89,10 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
     return [out / name for name in contents]
 
 
-def default_folder(runs: Sequence[Run], metric: str) -> Path:
+def default_folder(runs: Sequence[Run], metric: str, on: str = "") -> Path:
     """The folder that a comparison is written into by default: of a single run, or beside the first of several.
+
+    `on` is the evaluation that the runs are compared on.
 
     Raises:
       InputError: it is a link, which may lead anywhere; `--out` names such a folder.
@@ -99,6 +101,7 @@ def default_folder(runs: Sequence[Run], metric: str) -> Path:
     short = name if len(name.encode(errors="replace")) <= MAX_FOLDER_BYTES else folder_name(name)
     found = [folder / "plots" if len(runs) == 1 else folder.parent / short]
     found += [found[0] / folder_name(metric)] if metric != "test_error" else []
+    found += [found[-1] / folder_name(f"on-{on}")] if on else []
     if links := [path for path in found if path.is_symlink()]:
         raise InputError(f"out: {str(links[0])!r} is a link; name the folder that it leads to as --out")
     return found[-1]

@@ -22,16 +22,18 @@ Curves = Mapping[str, Mapping[float, Sequence[ArmStatistics]]]
 
 METRIC = "test_error"
 
+EXAMPLE = 2
+"""The class of the digit that shows what severities are; a 0, 1 or 8 would look the same upside down."""
+
 
 def cells(of_severities: Mapping[float, Sequence[ArmStatistics]]) -> tables.Cells:
-    """Errors in percent: one row for each severity, one column for each arm, with its 95 % interval."""
-    arms = [row.label for row in next(iter(of_severities.values()))]
+    """Errors in percent: one row for each arm, one column for each severity, with the 95 % interval."""
     lines = []
-    for severity, rows in of_severities.items():
+    for rows in zip(*of_severities.values(), strict=True):
         shown = [metrics.show(row.mean, METRIC) for row in rows]
         ends = [" - ".join(metrics.show(end, METRIC) for end in row.ci95) if row.ci95 else "-" for row in rows]
-        lines.append([format_value(severity), *(f"{mean} ({end})" for mean, end in zip(shown, ends, strict=True))])
-    return ["severity", *arms], lines, len(arms)
+        lines.append([rows[0].label, *(f"{mean} ({end})" for mean, end in zip(shown, ends, strict=True))])
+    return ["arm", *map(format_value, of_severities)], lines, len(of_severities)
 
 
 def curves(of_severities: Mapping[float, Sequence[ArmStatistics]], name: str, axes: Axes) -> Axes:
@@ -50,14 +52,14 @@ def curves(of_severities: Mapping[float, Sequence[ArmStatistics]], name: str, ax
 
 def write(found: Curves, dataset: Dataset, folder: Path, command: str = "") -> list[Path]:
     """Writes ``DATASET-robustness.md`` and ``.csv``, figures and examples into a folder; returns the files."""
-    columns = max(map(len, found.values()))
+    columns = 1 + max(map(len, found.values()))
+    digit = preprocess.pad(dataset.test_images[[np.argmax(dataset.test_labels == EXAMPLE)]], "background")
     examples, captions = [], []
     for name, of_severities in found.items():
-        for severity in [*of_severities, *[None] * (columns - len(of_severities))]:
-            image = preprocess.pad(dataset.test_images[:1], "background")
-            examples.append(image[0] * 0 if severity is None else corruptions.corrupt(image, name, severity)[0])
-            captions.append("" if severity is None else f"{name}\n{format_value(severity)}")
-    drawn = {"examples": figures.digits(examples, captions, columns)}
+        blanks = [0 * digit] * (columns - 1 - len(of_severities))
+        examples += [0 * digit, *(corruptions.corrupt(digit, name, severity) for severity in of_severities), *blanks]
+        captions += [name, *map(format_value, of_severities), *[""] * len(blanks)]
+    drawn = {"examples": figures.digits([*np.concatenate(examples)], captions, columns)}
     for name, of_severities in found.items():
         labels = [label_lines(row.label) for row in next(iter(of_severities.values()))]
         drawn[name] = figures.figure(functools.partial(curves, of_severities, name), labels)

@@ -51,10 +51,15 @@ class Evaluation:
 
 @flax.struct.dataclass
 class Predictions:
-    """A network's classes of images, -1 if outputs aren't finite, and their margins, see `model.decide`."""
+    """A network's classes of images, -1 if outputs aren't finite; their margins (`model.decide`), nll and brier.
+
+    The last two are the terms of the means in `Evaluation`.
+    """
 
     predicted: Int[Array, " images"]
     margin: Float[Array, " images"]
+    nll: Float[Array, " images"]
+    brier: Float[Array, " images"]
 
 
 def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Array, ""], recipe: Recipe) -> Evaluation:
@@ -148,9 +153,11 @@ def predict(params: Params, images: Images, indices: Int[Array, " indices"], rec
     batches = jnp.pad(indices, padding).reshape(-1, EVALUATION_BATCH_SIZE)
 
     def predict_batch(indices: Int[Array, " batch"]) -> Predictions:
-        outputs = blocked.forward(params, images.take(indices)[0], recipe.architecture)
+        inputs, labels = images.take(indices)
+        outputs = blocked.forward(params, inputs, recipe.architecture)
         digits, margin = model.decide(model.predict_scores(outputs, recipe.architecture))
-        return Predictions(jnp.where(jnp.isfinite(outputs).all(axis=-1), digits, -1), margin)
+        terms, _ = measure(outputs, labels, recipe)
+        return Predictions(jnp.where(jnp.isfinite(outputs).all(axis=-1), digits, -1), margin, terms.nll, terms.brier)
 
     predictions = jax.lax.map(predict_batch, batches)
     unpadded: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(indices)], predictions)

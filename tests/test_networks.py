@@ -64,7 +64,7 @@ def test_digits():
 def test_predictions_say_what_every_network_makes_of_every_test_image(folder, test_digits):
     run = run_folder.load(folder)
     table = run.predictions
-    assert list(table.columns) == ["arm", "seed", "image", "label", "predicted", "margin"]
+    assert list(table.columns) == ["arm", "seed", "image", "label", "predicted", "margin", "nll", "brier"]
     assert len(table) == 2 * 3 * 200
     np.testing.assert_array_equal(table.label[:200], test_digits[1])
     assert (table.margin >= 0).all()

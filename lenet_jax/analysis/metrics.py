@@ -190,7 +190,7 @@ def per_image(run: Run, metric: str) -> dict[str, Scores]:
     """Each arm's scores, whose means over images are those of `by_arm`; arms without scores are left out.
 
     Stored are those of ``test_error``, ``test_error_class_K``, and, unless the run is older, ``test_nll`` and
-    ``test_brier``, with 12 significant bits.
+    ``test_brier``, which are rounded (`answers.rounded`).
     """
     found = {}
     for arm, one in run.answers.items():

@@ -82,6 +82,8 @@ class Chunk:
                     raise InputError(f"{str(self.folder / name)!r} is corrupt")
                 if name in digests:
                     tables[name] = read_table(self.folder / name)
+            if PREDICTIONS in digests and not {*schema.SCORE_COLUMNS} <= {*tables[PREDICTIONS]}:
+                raise InputError(f"{str(self.folder / PREDICTIONS)!r} is of a version that stored no nll and brier")
             found = PopulationResult(tables[METRICS], tables[PREDICTIONS], **about)
         except OtherRunError:
             raise

@@ -133,7 +133,7 @@ def run_command(argv: list[str]) -> None:
         from rich.console import Console
 
         from lenet_jax import distributed
-        from lenet_jax.analysis import compare, tables
+        from lenet_jax.analysis import arms, tables
         from lenet_jax.run import runner
 
         if values.distributed:
@@ -152,7 +152,7 @@ def run_command(argv: list[str]) -> None:
                 stop=stop,
             )
     if run is not None and distributed.primary():
-        Console().print(tables.table(compare.arm_statistics([run]), "test_error", Console()), crop=False)
+        Console().print(tables.table(arms.arm_statistics([run]), "test_error", Console()), crop=False)
         program = sys.argv[0] if Path(sys.argv[0]).name == "lenet-jax" else "lenet-jax"
         again = shlex.join([program, "compare", str(run.folder)])
         print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
@@ -186,26 +186,36 @@ def compare_command(argv: list[str]) -> None:
     string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
     string("on", "", "evaluations, such as qmnist, as the test set: `lenet-jax evaluate` makes them; several: A,B")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
-    number("difference", None, f"difference for which required seeds are estimated, {unit}", lower_bound=0.0)
+    number("difference", None, f"difference for which required numbers are estimated, {unit}", lower_bound=0.0)
+    covered = (
+        "new seeds and test images (both), new seeds on these images (seeds), these networks on new images (images)"
+    )
+    string("over", "both", f"what intervals and tests cover: {covered}")
+    string("scale", "points", "compare differences (points), ratios of means (ratio) or ratios of odds (logit)")
+    unit = "percentage points of errors, a ratio above 1 with --scale=ratio or logit, else the metric's unit"
+    string("margin", None, f"largest difference without practical importance, for verdicts; in {unit}")
     folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
 
     from rich.console import Console
 
-    from lenet_jax.analysis import compare, report, tables
+    from lenet_jax.analysis import compare, contrasts, report, tables
     from lenet_jax.run import folder as run_folder
     from lenet_jax.run import plan
 
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
+    margin = None if values.margin is None else contrasts.read_margin(values.margin, values.metric, values.scale)
     compared = {"": runs}
     if values.on:
         from lenet_jax.analysis import evaluations
 
         compared = {name: [evaluations.on(run, name) for run in runs] for name in values.on.split(",")}
     for name, runs in compared.items():
-        comparison = compare.compare_runs(runs, values.metric, values.baseline, values.difference)
+        comparison = compare.compare_runs(
+            runs, values.metric, values.baseline, values.difference, values.over, values.scale, margin
+        )
         out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric, name)
         out = out / run_folder.folder_name(name) if values.out and len(compared) > 1 else out
         files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
@@ -263,7 +273,7 @@ def evaluate_command(argv: list[str]) -> None:
     from rich.console import Console
 
     from lenet_jax import population
-    from lenet_jax.analysis import compare, evaluations, networks, robustness, tables
+    from lenet_jax.analysis import arms, evaluations, networks, robustness, tables
     from lenet_jax.data import corruptions
     from lenet_jax.run import plan
 
@@ -275,12 +285,12 @@ def evaluate_command(argv: list[str]) -> None:
     command = shlex.join(["lenet-jax", "evaluate", *argv])
     found: dict[str, dict[float, Any]] = {name: {} for name in corrupted}
     for (name, severity), result in zip(pairs, evaluations.evaluate(run, dataset, pairs, command), strict=True):
-        found[name][severity] = compare.arm_statistics([result])
+        found[name][severity] = arms.arm_statistics([result])
     if not values.corruption:
         Console().print(tables.table(found[""][0.0], "test_error", Console()), crop=False)
     else:
         for name, of_severities in found.items():
-            title = f"{name}: {tables.arms_title('test_error')}"
+            title = f"{name}: {robustness.title(of_severities)}"
             Console().print(tables.text_table(title, robustness.cells(of_severities), Console()), crop=False)
         written = robustness.write(found, dataset, run.folder / evaluations.EVALUATIONS, command)
         print("written:", *(printable(str(file)) for file in written if file.suffix in (".md", ".csv")), sep="\n  ")

@@ -97,6 +97,14 @@ class Layout:
         """The layout of weighted sums of the arms: differences and effects; `weights` is [contrasts, arms]."""
         return Layout(weights @ self.seeds, weights @ self.images, weights @ self.products @ weights.T)
 
+    def shifted(self, means: np.ndarray) -> "Layout":
+        """The layout with other means, [arms], and the same variances and covariances."""
+        now = self.seeds.mean(axis=1)
+        shift = means - now
+        moved = np.outer(shift, now)
+        products = self.products + moved + moved.T + np.outer(shift, shift)
+        return Layout(self.seeds + shift[:, None], self.images + shift[:, None], products)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of seeds and of images."""

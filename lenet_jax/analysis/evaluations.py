@@ -149,22 +149,8 @@ def answers_of(run: TrainedRun, dataset: Dataset, about: About) -> dict[str, Ans
                 parts.append(jax.device_get(predict(params, images, indices, recipe, mesh)))
                 bar.advance(task, mesh.size)
             merged = jax.tree.map(lambda *leaves, seeds=arm.seeds: np.concatenate(leaves)[:seeds], *parts)
-            found[arm.name] = answered(merged, labels, run.seeds(arm.name))
+            found[arm.name] = answers.of_networks(merged, labels, run.seeds(arm.name))
     return found
-
-
-def answered(predictions: Predictions, labels: np.ndarray, seeds: Sequence[int]) -> Answers:
-    """TEMP."""
-    names = [f.name for f in dataclasses.fields(predictions)]
-    scores = {n: answers.rounded(getattr(predictions, n)) for n in ("nll", "brier") if n in names}
-    return Answers(
-        np.array(seeds),
-        np.arange(len(labels)),
-        labels.astype(np.int16),
-        predictions.predicted.astype(np.int16),
-        predictions.margin,
-        **scores,
-    )
 
 
 def path_of(run: Run, name: str) -> Path:
@@ -187,9 +173,7 @@ def write(run: Run, about: About, table: pd.DataFrame, command: str) -> None:
     for old in (path.with_suffix(".json"), path):
         for partial in files.partials_of(old):
             partial.unlink(missing_ok=True)
-    files.write_table(
-        path, table.astype({"arm": str, **{c: str for c in table if str(table[c].dtype) == "category"}})
-    )  # TEMP
+    files.write_table(path, table.astype(dict.fromkeys(table.select_dtypes("category"), str)))
     about = dataclasses.replace(about, sha256=files.digest_of(path))
     files.write_json(path.with_suffix(".json"), dataclasses.asdict(about) | describe_environment(command))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import matplotlib.style
@@ -177,31 +177,32 @@ def mean_title(curves: Mapping[str, pd.DataFrame]) -> str:
     return f"mean and 95 % interval over {seeds} seeds"
 
 
-def final_values(
-    arms: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]], metric: str, axes: Axes
-) -> Axes:
-    """Every seed's value at the end, one row per arm, with the mean and its 95 % interval over seeds.
+Interval = tuple[float, float] | None
 
-    An arm is its values by seed, and the interval.
+
+def final_values(
+    arms: Mapping[str, tuple[Sequence[float], Interval, Interval]], metric: str, title: str, axes: Axes
+) -> Axes:
+    """Every seed's value at the end, one row per arm, with the mean and its intervals.
+
+    An arm is its values by seed, the interval that is claimed, drawn thin, and that over seeds alone, drawn thick.
     """
-    for row, (values, ends) in enumerate(arms.values()):
+    for row, (values, ends, of_seeds) in enumerate(arms.values()):
         color = style(row)["color"]
         # A seed has the same height in every row, so that pairs can be compared.
         heights = row + 0.28 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.array([row])
         axes.plot(values, heights, "o", color=color, markersize=5, alpha=0.5, markeredgewidth=0)
-        if ends:
-            axes.plot(ends, [row, row], color=color, linewidth=5, alpha=0.6, solid_capstyle="butt")
+        two_intervals(ends, of_seeds, row, color, axes)
         mean = float(np.mean(values))
         axes.plot([mean, mean], [row - 0.33, row + 0.33], color=color, linewidth=2)
         above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         axes.annotate(metrics.show(mean, metric), (mean, row - 0.33), color=color, **above)
     axes.set_yticks(range(len(arms)), list(map(drawable, arms)))
     axes.set_ylim(len(arms) - 0.4, -0.7)
-    seen = [value for values, _ in arms.values() for value in values]
+    seen = [value for values, *_ in arms.values() for value in values]
     if min(seen) > 0 and max(seen) > MAX_LINEAR_RATIO * min(seen):
         logarithmic(axes, "x")
-    title = f"{metrics.title(metric)} at the end: every seed, mean, 95 % interval over seeds"
-    return finish(axes, title.capitalize(), value_axis(axes.xaxis, metric), grid="x")
+    return finish(axes, title, value_axis(axes.xaxis, metric), grid="x")
 
 
 def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
@@ -217,18 +218,49 @@ def reject_curves(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
     return finish(axes, f"Reject curves: {mean_title(curves)}", xlabel, "error on the remaining images (%)")
 
 
-def forest(
-    rows: Mapping[str, tuple[float, float, float, bool]], title: str, label: str, axes: Axes, percent: bool = False
-) -> Axes:
-    """Differences and their 95 % intervals, one row each, around the line of no difference.
+def two_intervals(ends: Interval, of_seeds: Interval, row: float, color: str, axes: Axes) -> None:
+    """An interval as a line with caps, and within it the one over seeds alone as a bar; a bar if they are the same."""
+    if ends and ends != of_seeds:
+        axes.plot(ends, [row, row], "|-", color=color, linewidth=1.5, markersize=8, markeredgewidth=1.5)
+    if of_seeds:
+        axes.plot(of_seeds, [row, row], color=color, linewidth=5, alpha=0.6, solid_capstyle="butt")
 
-    A row is mean, low, high, and whether it is significant, which fills its dot. `label` is that of the value axis;
-    `percent` shows fractions in percent.
+
+class ForestRow(NamedTuple):
+    """A row of a forest plot: mean, its interval, that over seeds alone, and whether it is significant."""
+
+    mean: float
+    ends: tuple[float, float]
+    of_seeds: tuple[float, float]
+    significant: bool
+
+
+def forest(
+    rows: Mapping[str, ForestRow],
+    title: str,
+    label: str,
+    center: float,
+    margin: tuple[float, float] | None,
+    axes: Axes,
+    percent: bool = False,
+) -> Axes:
+    """Contrasts and their 95 % intervals, one row each, around the line of no difference.
+
+    Args:
+      rows: by name; dots of significant ones are filled.
+      title: of the figure.
+      label: of the value axis.
+      center: the value of no difference: 0, or 1 of ratios.
+      margin: values between which arms are equivalent, which are shaded; None without.
+      axes: drawn into.
+      percent: shows fractions in percent.
     """
-    axes.axvline(0, color=INK, linewidth=0.8)
-    for row, (mean, low, high, significant) in enumerate(rows.values()):
+    axes.axvline(center, color=INK, linewidth=0.8)
+    if margin:
+        axes.axvspan(*margin, color="#999999", alpha=0.2, linewidth=0)
+    for row, (mean, ends, of_seeds, significant) in enumerate(rows.values()):
         color = COLORS[0] if significant else "#767676"
-        axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+        two_intervals(ends, of_seeds, row, color, axes)
         axes.plot(mean, row, "o", color=color, markerfacecolor=color if significant else "white", markersize=7)
     axes.set_yticks(range(len(rows)), list(map(drawable, rows)))
     axes.set_ylim(len(rows) - 0.5, -0.5)

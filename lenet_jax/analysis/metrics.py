@@ -75,6 +75,13 @@ def difference_unit(metric: str) -> str:
     return " percentage points" if is_percent(metric) else unit(metric)
 
 
+def margin_unit(metric: str) -> str:
+    """The word that a user may write after a margin of differences."""
+    if metric.startswith(EPOCHS_TO):
+        return "epochs"
+    return "points" if is_percent(metric) else unit(metric).strip()
+
+
 def label(metric: str, unit_of: Callable[[str], str] = unit) -> str:
     """The metric in words with its unit, or that of differences (`difference_unit`), for an axis or a heading."""
     return f"{title(metric)} ({unit_of(metric).strip()})" if unit_of(metric) else title(metric)

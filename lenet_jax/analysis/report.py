@@ -17,9 +17,10 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lenet_jax import __version__, stats
-from lenet_jax.analysis import compare, figures, metrics, tables
-from lenet_jax.analysis.compare import Comparison, TestedContrast
+from lenet_jax import __version__
+from lenet_jax.analysis import arms, figures, metrics, tables
+from lenet_jax.analysis.compare import Comparison
+from lenet_jax.analysis.contrasts import POINTS, SCALES, TestedContrast
 from lenet_jax.data import datasets
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError
@@ -75,8 +76,8 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
     drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
     images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
     texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
-    if tested := comparison.judgements:
-        texts["differences.csv"] = tables.judgement_frame(tested, comparison.metric).to_csv(index=False)
+    if comparison.judgements:
+        texts["differences.csv"] = tables.judgement_frame(comparison).to_csv(index=False)
     texts |= {
         "comparison.md": markdown_page(comparison),
         "report.html": html(comparison, drawn, images, command, dataset),
@@ -121,12 +122,12 @@ def wrapped(text: str) -> str:
 
 def markdown_page(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    metric, tested = comparison.metric, comparison.judgements
-    blocks = [tables.summary(comparison), tables.arms_title(metric) + ":"]
+    metric = comparison.metric
+    blocks = [tables.summary(comparison), tables.arms_title(comparison.arms, metric) + ":"]
     blocks = [escaped(block) for block in blocks] + [tables.markdown(comparison.arms, metric)]
-    if tested:
-        blocks += [escaped(tables.differences_title(metric)) + ":"]
-        blocks += [tables.markdown_table(*tables.judgement_cells(tested, metric))]
+    if comparison.judgements:
+        blocks += [escaped(tables.differences_title(comparison)) + ":"]
+        blocks += [tables.markdown_table(*tables.judgement_cells(comparison))]
     if comparison.notes:
         blocks.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     return "\n\n".join(block.rstrip("\n") for block in blocks) + "\n"
@@ -136,16 +137,19 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
     """The figures of a comparison, by file name; those without data are left out."""
     metric, title = comparison.metric, metrics.title(comparison.metric)
     found: dict[str, ReportFigure] = {}
-    final = {label_lines(arm.label): (arm.values.to_list(), arm.ci95) for arm in comparison.arms}
-    if all(np.isfinite(values).all() for values, _ in final.values()):
+    covered = tables.COVERED[comparison.over]
+    thick = "" if comparison.over == "seeds" else "; thick: over seeds alone"
+    final = {label_lines(arm.label): (arm.values.to_list(), arm.interval, arm.ci95) for arm in comparison.arms}
+    if all(np.isfinite(values).all() for values, _, _ in final.values()):
+        bars = f"Every seed, and mean with 95 % interval\nover {covered}{thick}"
         found[f"{metric}_final_values"] = ReportFigure(
-            figures.figure(lambda axes: figures.final_values(final, metric, axes), final),
+            figures.figure(lambda axes: figures.final_values(final, metric, bars, axes), final),
             "Every seed",
-            f"Each dot is the {title} of one seed. Bars: 95 % interval of the mean over seeds (bootstrap).",
+            f"Each dot is the {title} of one seed. Bars: 95 % interval of the mean over {covered}{thick}.",
         )
     for heading, kinds in {"Differences": ["difference"], "Effects": ["main effect", "interaction"]}.items():
         if 0 < len(shown := comparison.of_kind(*kinds)) <= MAX_FOREST_ROWS:
-            found[f"{metric}_{heading.lower()}"] = forest_of(shown, metric, heading)
+            found[f"{metric}_{heading.lower()}"] = forest_of(comparison, shown, heading)
     if curve_metric := metrics.curve_metric(comparison.runs, metric):
         curves = by_label(comparison, [metrics.curves(run, curve_metric) for run in comparison.runs])
         drawn = {label_lines(name): curve for name, curve in curves.items()}
@@ -174,27 +178,36 @@ def figures_of(comparison: Comparison) -> dict[str, ReportFigure]:
     return found
 
 
-def forest_of(judgements: Sequence[TestedContrast], metric: str, heading: str) -> ReportFigure:
+def forest_of(comparison: Comparison, shown: Sequence[TestedContrast], heading: str) -> ReportFigure:
     """Differences or effects as a forest plot."""
+    metric, scale, over = comparison.metric, SCALES[comparison.scale], comparison.over
     rows = {}
-    for tested in judgements:
+    for tested in shown:
         name = wrapped(re.sub(r" (?=against .*=)| (?=x )|(?<=,) (?=over)", "\n", figures.drawable(tested.name)))
-        rows[name] = (tested.contrast.mean, tested.contrast.low, tested.contrast.high, tested.significant)
-    percent, label = metrics.is_percent(metric), f"difference in {metrics.label(metric, metrics.difference_unit)}"
-    title = "Mean, 95 % interval over seeds; filled: corrected p < 0.05"
-    sides = "Left of 0, the arm named first has smaller values. " if heading == "Differences" else ""
+        ends = (*tested.estimate.interval(), *tested.seeds_interval)
+        values = list(map(scale.shown, (tested.mean, *ends)))
+        rows[name] = figures.ForestRow(values[0], (values[1], values[2]), (values[3], values[4]), tested.significant)
+    points = comparison.scale == POINTS
+    label = tables.differences_title(comparison).partition(";")[0]
+    thick = "" if over == "seeds" else "; thick: over seeds alone"
+    title = f"Mean with 95 % interval over {tables.COVERED[over]}\n{thick[2:]}{'; ' * bool(thick)}filled: p < 0.05"
+    margin = None if comparison.margin is None else (scale.shown(-comparison.margin), scale.shown(comparison.margin))
+    center = scale.shown(0.0)
+    sides = f"Left of {center:g}, the arm named first has smaller values. " if heading == "Differences" else ""
+    shade = "Shaded: differences within the margin. " if margin else ""
+    percent = points and metrics.is_percent(metric)
     return ReportFigure(
-        figures.figure(lambda axes: figures.forest(rows, title, label, axes, percent), rows),
+        figures.figure(lambda axes: figures.forest(rows, title, label, center, margin, axes, percent), rows),
         heading,
-        f"{heading} in {metrics.title(metric)}, paired by seed: mean and Student's 95 % interval over seeds. "
-        f"{sides}Filled dots: significant (corrected p < 0.05).",
+        f"{label}: mean and 95 % interval over {tables.COVERED[over]}{thick}. {sides}{shade}Filled dots: significant "
+        "(corrected p < 0.05).",
     )
 
 
 def by_label(comparison: Comparison, of_runs: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
     """For each run a mapping arm -> value, as one mapping under the labels of the comparison's arms."""
-    names = zip(compare.run_names(comparison.runs), of_runs, strict=True)
-    return {compare.label(name, arm): value for name, of_run in names for arm, value in of_run.items()}
+    names = zip(arms.run_names(comparison.runs), of_runs, strict=True)
+    return {arms.label(name, arm): value for name, of_run in names for arm, value in of_run.items()}
 
 
 def answers_of(comparison: Comparison) -> dict[str, Answers]:
@@ -205,12 +218,12 @@ def answers_of(comparison: Comparison) -> dict[str, Answers]:
 def tuning_figures(comparison: Comparison) -> dict[str, ReportFigure]:
     """Validation error against each tuned hyperparameter, at the best values of the others."""
     curves: dict[str, dict[str, tuple[pd.DataFrame, float]]] = {}
-    for run, prefix in zip(comparison.runs, compare.run_names(comparison.runs), strict=True):
+    for run, prefix in zip(comparison.runs, arms.run_names(comparison.runs), strict=True):
         if run.tuning is None:
             continue
         tried = dict(iter(run.tuning.groupby("arm", sort=False)))
         for arm in run.arms:
-            label = label_lines(compare.label(prefix, arm.name))
+            label = label_lines(arms.label(prefix, arm.name))
             for name, value in arm.chosen.items():
                 curve = tuning.curve(tried[arm.name], name, list(arm.chosen))
                 curves.setdefault(name, {})[label] = curve, value
@@ -232,7 +245,7 @@ def html(
     dataset: Dataset | None,
 ) -> str:
     """The comparison as one page without scripts or network access, for light and dark screens and screen readers."""
-    metric, tested = comparison.metric, comparison.judgements
+    metric = comparison.metric
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -242,14 +255,16 @@ def html(
         title=", ".join(run.folder.resolve().name for run in comparison.runs),
         version=__version__,
         metric=metrics.title(metric),
-        arms_title=tables.arms_title(metric),
-        differences_title=tables.differences_title(metric),
+        arms_title=tables.arms_title(comparison.arms, metric),
+        differences_title=tables.differences_title(comparison),
+        over=comparison.over,
+        margin=comparison.margin,
         points=metrics.difference_unit(metric),
         summary=tables.summary(comparison),
         command=command,
         notes=comparison.notes,
         arms=tables.cells(comparison.arms, metric),
-        judgements=tables.judgement_cells(tested, metric) if tested else None,
+        judgements=tables.judgement_cells(comparison) if comparison.judgements else None,
         power=power_cells(comparison),
         figures=[
             {"id": name, "svg": Markup(inline_svg(images[f"{name}.svg"].decode(), f"f{number}")), **figure._asdict()}
@@ -307,15 +322,13 @@ def class_cells(comparison: Comparison) -> tables.Cells | None:
 
 
 def power_cells(comparison: Comparison) -> tables.Cells | None:
-    """The smallest differences that numbers of seeds would show, given the measured variance."""
-    counts = (10, 20, 50, 100)
-    level = stats.ALPHA / max(len(comparison.judgements), 1)
-    rows = []
-    for tested in comparison.of_kind("difference"):
-        if tested.contrast.effect_size is not None:
-            sizes = [stats.detectable(count, tested.contrast.std, level) for count in counts]
-            rows.append([tested.name, *(metrics.show(size, comparison.metric) for size in sizes)])
-    return (["difference", *(f"{count} seeds" for count in counts)], rows, len(counts)) if rows else None
+    """The smallest differences that larger studies would show, given the measured variances."""
+    found = [one for one in comparison.of_kind("difference") if one.detectable]
+    if comparison.scale != POINTS or not found:
+        return None
+    sizes = list(found[0].detectable)
+    rows = [[one.name, *(metrics.show(value, comparison.metric) for value in one.detectable.values())] for one in found]
+    return ["difference", *sizes], rows, len(sizes)
 
 
 def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[list[Digit], list[Digit], str]:

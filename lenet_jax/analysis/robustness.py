@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lenet_jax.analysis import figures, metrics, tables
-from lenet_jax.analysis.compare import ArmStatistics
+from lenet_jax.analysis.arms import ArmStatistics
 from lenet_jax.analysis.report import label_lines
 from lenet_jax.data import corruptions, preprocess
 from lenet_jax.data.datasets import Dataset
@@ -26,12 +26,18 @@ EXAMPLE = 2
 """The class of the digit that shows what severities are; a 0, 1 or 8 would look the same upside down."""
 
 
+def title(of_severities: Mapping[float, Sequence[ArmStatistics]]) -> str:
+    """What the numbers are, and what their intervals cover."""
+    covered = tables.COVERED[next(iter(of_severities.values()))[0].over]
+    return f"{metrics.label(METRIC).capitalize()}: mean and 95 % interval over {covered}"
+
+
 def cells(of_severities: Mapping[float, Sequence[ArmStatistics]]) -> tables.Cells:
     """Errors in percent: one row for each arm, one column for each severity, with the 95 % interval."""
     lines = []
     for rows in zip(*of_severities.values(), strict=True):
         shown = [metrics.show(row.mean, METRIC) for row in rows]
-        ends = [" - ".join(metrics.show(end, METRIC) for end in row.ci95) if row.ci95 else "-" for row in rows]
+        ends = [" - ".join(metrics.show(end, METRIC) for end in row.interval) if row.interval else "-" for row in rows]
         lines.append([rows[0].label, *(f"{mean} ({end})" for mean, end in zip(shown, ends, strict=True))])
     return ["arm", *map(format_value, of_severities)], lines, len(of_severities)
 
@@ -40,14 +46,14 @@ def curves(of_severities: Mapping[float, Sequence[ArmStatistics]], name: str, ax
     """Each arm's mean test error and its 95 % interval against the severity of a corruption."""
     for index, rows in enumerate(zip(*of_severities.values(), strict=True)):
         means = np.array([np.nan if row.mean is None else row.mean for row in rows])
-        low, high = np.array([row.ci95 or (mean, mean) for row, mean in zip(rows, means, strict=True)]).T
+        low, high = np.array([row.interval or (mean, mean) for row, mean in zip(rows, means, strict=True)]).T
         severities, drawn = list(of_severities), figures.style(index)
         label = figures.drawable(label_lines(rows[0].label))
         axes.plot(severities, means, marker="o", markersize=4, label=label, **drawn)
         axes.fill_between(severities, low, high, color=drawn["color"], alpha=0.2, linewidth=0)
     axes.set_ylim(bottom=0)
     xlabel = f"{name}: {corruptions.CORRUPTIONS[name].severity}"
-    return figures.finish(axes, "Test error: mean and 95 % interval", xlabel, figures.value_axis(axes.yaxis, METRIC))
+    return figures.finish(axes, title(of_severities), xlabel, figures.value_axis(axes.yaxis, METRIC))
 
 
 def write(found: Curves, dataset: Dataset, folder: Path, command: str = "") -> list[Path]:
@@ -72,7 +78,11 @@ def write(found: Curves, dataset: Dataset, folder: Path, command: str = "") -> l
         for name, of_severities in found.items()
         for severity, rows in of_severities.items()
     )
-    page = [f"# Robustness on {escaped(dataset.name)}", f"    {command}", f"{tables.arms_title(METRIC)}."]
+    page = [
+        f"# Robustness on {escaped(dataset.name)}",
+        f"    {command}",
+        f"{title(next(iter(found.values())))}; the CSV file also has those over seeds alone.",
+    ]
     page += [f"![One test digit by severity]({start}-examples.svg)"]
     for name, of_severities in found.items():
         page += [f"## {name.capitalize()}", f"Severity: {corruptions.CORRUPTIONS[name].severity}."]

@@ -14,12 +14,23 @@ from rich.text import Text
 
 from lenet_jax import stats
 from lenet_jax.analysis import metrics
-from lenet_jax.analysis.compare import ArmStatistics, Comparison, TestedContrast
+from lenet_jax.analysis.arms import ArmStatistics
+from lenet_jax.analysis.compare import Comparison
+from lenet_jax.analysis.contrasts import LOGIT, POINTS, SCALES, TestedContrast
 from lenet_jax.output import escaped, printable
 from lenet_jax.run.folder import ONLY_ARM, Run, format_value
 
 Cells = tuple[list[str], list[list[str]], int]
 """A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""
+
+COVERED = {
+    "both": "seeds and test images",
+    "seeds": "seeds, on these images",
+    "images": "test images, of these networks",
+}
+"""What intervals cover (`crossed.OVER`), in words."""
+
+ENDS = ("low", "high")
 
 MAX_DIFFERENCES, MAX_EFFECTS = 2, 3
 """Differences without the best arm, and main effects, that a summary has a sentence for."""
@@ -34,8 +45,11 @@ def summary(comparison: Comparison) -> str:
     rank, extreme = ("lowest", min) if metrics.lower_is_better(metric) else ("highest", max)
     best = extreme(arms, key=lambda arm: arm.mean or 0.0)
     value = f"{metrics.show(best.mean, metric)}{metrics.unit(metric)}"
-    if best.ci95:
-        value += f" ({interval(best.n, *(metrics.show(end, metric) for end in best.ci95))})"
+    if best.interval:
+        ends, inner = (
+            [metrics.show(end, metric) for end in pair] if pair else [] for pair in (best.interval, best.ci95)
+        )
+        value += f" ({interval(comparison.over, best.n, best.images, ends, inner)})"
     subject = f"{best.label} has the {rank} {title}:" if total > 1 else f"the mean {title} is"
     sentences = [f"On {data_title(comparison.runs[0])}, {subject} {value}."]
     if unknown := total - len(arms):
@@ -47,16 +61,18 @@ def summary(comparison: Comparison) -> str:
         shown = differences
     if differences and not shown:
         count = sum(found.significant for found in differences)
-        level = f"p < {stats.ALPHA:.2g} after Holm's correction"
+        level = f"p < {stats.ALPHA:.2g} after correction for {len(comparison.judgements)} tests"
         sentences.append(f"{count} of {len(differences)} differences are significant ({level}).")
     interactions = [found for found in comparison.of_kind("interaction") if found.significant]
     shown = [*shown, *comparison.of_kind("main effect")[:MAX_EFFECTS], *interactions[:1]]
     return " ".join([*sentences, *(sentence(found, comparison) for found in shown)])
 
 
-def interval(seeds: int, low: str, high: str) -> str:
-    """A 95 % interval as text."""
-    return f"95 % interval over {seeds} seeds: {low} to {high}"
+def interval(over: str, seeds: int, images: int, ends: Sequence[str], inner: Sequence[str]) -> str:
+    """A 95 % interval as text, with that over seeds alone."""
+    covered = {"both": f"{seeds} seeds and {images:,} test images", "images": f"{images:,} test images"}
+    text = f"95 % interval over {covered.get(over, f'{seeds} seeds, on these images')}: {' to '.join(ends)}"
+    return f"{text}; over seeds alone: {' to '.join(inner)}" if over == "both" and inner else text
 
 
 def data_title(run: Run) -> str:
@@ -67,38 +83,56 @@ def data_title(run: Run) -> str:
 
 def sentence(tested: TestedContrast, comparison: Comparison) -> str:
     """A tested contrast as a sentence."""
-    contrast, metric = tested.contrast, comparison.metric
-    mean, low, high = contrast.mean, contrast.low, contrast.high
-    verb, sign = {-1: "lowers it by", 0: "changes it by", 1: "raises it by"}[int(np.sign(mean))], ""
-    if tested.kind == "interaction":
-        verb, sign = "is", "+"
-    elif mean < 0:
-        mean, low, high = -mean, -high, -low
-    size, start, end = (metrics.show(value, metric, sign) for value in (mean, low, high))
-    found = f"{tested.subject} {verb} {size}{metrics.difference_unit(metric)} ({interval(contrast.n, start, end)}"
-    if stats.smallest_p(contrast.n) * len(comparison.judgements) >= stats.ALPHA:
-        return f"{found}; {contrast.n} seeds are too few for a test)."
-    verdict = "" if tested.significant else f", not significant with {contrast.n} seeds"
-    return f"{found}; p {show_p(tested.p_holm, '= ')}){verdict}."
+    mean, ends, inner = tested.mean, tested.estimate.interval(), tested.seeds_interval
+    images = max(arm.images for arm in comparison.arms)
+    verb = {-1: "lowers it by", 0: "changes it by", 1: "raises it by"}[int(np.sign(mean))]
+    if comparison.scale != POINTS:
+        verb = "multiplies it by" if comparison.scale != LOGIT else "multiplies its odds by"
+    elif tested.kind != "interaction" and mean < 0:
+        mean, ends, inner = -mean, (-ends[1], -ends[0]), (-inner[1], -inner[0])
+    verb, sign = ("is", "+") if tested.kind == "interaction" else (verb, "")
+    size, *shown = (show(value, comparison, sign) for value in (mean, *ends, *inner))
+    unit = metrics.difference_unit(comparison.metric) if comparison.scale == POINTS else ""
+    found = f"{tested.subject} {verb} {size}{unit} ("
+    found += interval(comparison.over, tested.n, images, shown[:2], shown[2:])
+    if tested.least_p >= stats.ALPHA:
+        return f"{found}; {tested.n} seeds are too few for a test)."
+    verdict = {"equivalent": ", equivalent within the margin", "undecided": ", not significant"}
+    word = tested.verdict(metrics.lower_is_better(comparison.metric))
+    return f"{found}; p {show_p(tested.p_corrected, tested.least_p, '= ')}){verdict.get(word, '')}."
 
 
-def show_p(p: float, equals: str = "") -> str:
-    """A p-value as text; small ones as a bound."""
-    return f"{equals}{p:.2g}" if p >= 0.001 else "< 0.001"
+def show(value: float, comparison: Comparison, sign: str = "+") -> str:
+    """A contrast as text, on the comparison's scale: a difference, or a ratio."""
+    if comparison.scale == POINTS:
+        return metrics.show(value, comparison.metric, sign)
+    return f"{SCALES[comparison.scale].shown(value):.2f}"
 
 
-def arms_title(metric: str) -> str:
+def show_p(p: float, least: float = 0.0, equals: str = "") -> str:
+    """A p-value as text; small ones, and the least value that it can have, as a bound."""
+    if p < 0.001:
+        return "< 0.001"
+    return f"<= {p:.2g}" if p <= least * (1 + stats.ROUNDING) else f"{equals}{p:.2g}"
+
+
+def arms_title(rows: Sequence[ArmStatistics], metric: str) -> str:
     """The caption of a table of arms."""
     label = metrics.label(metric).capitalize()
     if metric in metrics.OF_ARM:
         return label
     when = "" if metric.startswith(metrics.EPOCHS_TO) else " at the last epoch"
-    return f"{label}{when}; 95 % CI over seeds (bootstrap)"
+    alone = "; these images: over seeds alone" if rows[0].over != "seeds" else ""
+    return f"{label}{when}; 95 % CI over {COVERED[rows[0].over]}{alone}"
 
 
-def differences_title(metric: str) -> str:
-    """The caption of a table of differences."""
-    return f"Paired differences in {metrics.label(metric, metrics.difference_unit)}; 95 % CI over seeds"
+def differences_title(comparison: Comparison) -> str:
+    """The caption of a table of contrasts."""
+    metric, over = comparison.metric, comparison.over
+    kind = {POINTS: "Paired differences in", LOGIT: "Ratios of the odds of"}.get(comparison.scale, "Ratios of")
+    label = metrics.label(metric, metrics.difference_unit) if comparison.scale == POINTS else metrics.title(metric)
+    alone = "; these images: over seeds alone" if over != "seeds" else ""
+    return f"{kind} {label}; 95 % CI over {COVERED[over]}{alone}"
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
@@ -108,52 +142,95 @@ def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
     named = any(row.arm != ONLY_ARM for row in rows)  # the only arm of a run without a sweep needs no name
     tuned = list(dict.fromkeys(name for row in rows for name in row.chosen))
     header = ["run"] * several + (axes or ["arm"] * named)
-    numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", "diverged"]
+    known = rows[0].over != "seeds"
+    parts = ["these images", "SE seeds", "SE images"] if known else []
+    numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", *parts, "failed", "diverged"]
     lines = []
     for row in rows:
         names = [row.run] * several + ([format_value(row.axes[axis]) for axis in axes] or [row.arm] * named)
         chosen = [format_value(row.chosen[name]) if name in row.chosen else "-" for name in tuned]
-        ends = " - ".join(metrics.show(end, metric) for end in row.ci95) if row.ci95 else "-"
         shown = [metrics.show(value, metric) for value in (row.mean, row.std, row.median)]
-        lines.append([*names, *chosen, str(row.n), *shown, ends, str(row.diverged)])
+        errors = [getattr(row.estimate, name, None) for name in ("se_seeds", "se_images")]
+        parts = [ends(row.ci95, metric), *(metrics.show(error, metric) for error in errors)] if known else []
+        counts = [str(row.failed), str(row.diverged)]
+        lines.append([*names, *chosen, str(row.n), *shown, ends(row.interval, metric), *parts, *counts])
     return header + numbers, lines, len(numbers)
 
 
-def judgement_cells(judgements: Sequence[TestedContrast], metric: str) -> Cells:
-    """The differences, in percentage points where the metric is in percent."""
-    numbers = ["n", "mean", "95 % CI", "p", "p (Holm)", "effect size", "P(better)", "seeds for 80 %"]
+def ends(interval: tuple[float, float] | None, metric: str) -> str:
+    """An interval of an arm's mean as text."""
+    return " - ".join(metrics.show(end, metric) for end in interval) if interval else "-"
+
+
+def judgement_cells(comparison: Comparison) -> Cells:
+    """The contrasts, in percentage points where the metric is in percent, or as ratios."""
+    known, margin = comparison.over != "seeds", comparison.margin is not None
+    lower = metrics.lower_is_better(comparison.metric)
+    regions = ["P(better)", "P(equivalent)", "P(worse)"] if margin else []
+    parts = ["these images", "SE seeds", "SE images"] if known else []
+    numbers = ["n", "mean", "95 % CI", *parts, "p", "p (max-T)", "verdict", *regions, "effect size", "P(run better)"]
     lines = []
-    for tested in judgements:
-        contrast, better = tested.contrast, tested.probability_of_improvement
-        mean, low, high = (metrics.show(value, metric, "+") for value in (contrast.mean, contrast.low, contrast.high))
-        p_values = [show_p(contrast.p), show_p(tested.p_holm)]
-        size = "-" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}"
-        probability = "-" if better is None else f"{better:.2f}"
-        seeds = "-" if tested.seeds is None else f"{tested.seeds:,}"
-        lines.append([tested.name, str(contrast.n), mean, f"{low} to {high}", *p_values, size, probability, seeds])
+    for tested in comparison.judgements:
+        low, high, *inner = (show(end, comparison) for end in (*tested.estimate.interval(), *tested.seeds_interval))
+        line = [tested.name, str(tested.n), show(tested.mean, comparison), f"{low} to {high}"]
+        if known:
+            errors = (tested.estimate.se_seeds, tested.estimate.se_images)
+            line += [" to ".join(inner), *(show_error(error, comparison) for error in errors)]
+        line += [show_p(p, tested.least_p) for p in (tested.p, tested.p_corrected)] + [tested.verdict(lower)]
+        if margin:
+            chances = [f"{chance:.2f}" for chance in tested.chances[:: 1 if lower else -1]]
+            line += ["-", chances[1], "-"] if tested.kind == "interaction" else chances
+        line.append("-" if tested.effect_size is None else f"{tested.effect_size:+.2f}")
+        better = tested.improvement
+        line.append("-" if better is None else "{:.2f} ({:.2f} to {:.2f})".format(*better))
+        lines.append(line)
     return ["difference", *numbers], lines, len(numbers)
+
+
+def show_error(error: float, comparison: Comparison) -> str:
+    """A standard error as text: of a difference, or of the logarithm of a ratio."""
+    return metrics.show(error, comparison.metric) if comparison.scale == POINTS else f"{error:.2f}"
+
+
+def stacked(cells: Cells, *groups: tuple[str, ...]) -> Cells:
+    """A table with each group of columns as one column with a line for each; columns of no group are left out."""
+    header, *lines = cells[0], *cells[1]
+    indices = [[header.index(name) for name in group if name in header] for group in groups]
+    header, *lines = (
+        ["\n".join(line[index] for index in group) for group in indices if group] for line in [header, *lines]
+    )
+    names = sum(1 for group in groups if group[0] in cells[0][: len(cells[0]) - cells[2]])
+    return header, lines, len(header) - names
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints the comparison to a terminal."""
-    metric = comparison.metric
-    console.print(table(comparison.arms, metric, console), crop=False)
+    console.print(table(comparison.arms, comparison.metric, console), crop=False)
     if comparison.judgements:
-        header, lines, _ = judgement_cells(comparison.judgements, metric)
-        columns = [header.index(name) for name in ("difference", "mean", "95 % CI", "p (Holm)", "seeds for 80 %")]
-        # 80 columns have no room for the others; the files hold all.
-        header, *lines = ([line[column] for column in columns] for line in [header, *lines])
-        console.print(text_table(differences_title(metric), (header, lines, len(columns) - 1), console), crop=False)
+        shown = stacked(  # 80 columns have no room for the others; the files hold all
+            judgement_cells(comparison),
+            ("difference",),
+            ("mean",),
+            ("95 % CI", "these images"),
+            ("SE seeds", "SE images"),
+            ("p (max-T)",),
+            ("verdict",),
+            *([("P(better)", "P(equivalent)", "P(worse)")] if comparison.margin is not None else []),
+        )
+        console.print(text_table(differences_title(comparison), shown, console), crop=False)
     for text in (summary(comparison), *(f"- {note}" for note in comparison.notes)):
         console.print(Text(printable(text)))
 
 
 def table(rows: Sequence[ArmStatistics], metric: str, console: Console) -> Table:
-    """The arms as a table for a terminal."""
+    """The arms as a table for a terminal: no columns of zeros, and medians only where networks failed."""
     header, lines, numbers = cells(rows, metric)
-    if not any(row.diverged for row in rows):  # 80 columns have no room for a column of zeros
-        header, lines, numbers = header[:-1], [line[:-1] for line in lines], numbers - 1
-    return text_table(arms_title(metric), (header, lines, numbers), console)
+    failed, known = any(row.failed for row in rows), rows[0].over != "seeds"
+    left_out = {"std": known, "median": known and not failed, "failed": not failed}
+    left_out["diverged"] = not any(row.diverged for row in rows)
+    kept = [index for index, name in enumerate(header) if not left_out.get(name)]
+    header, *lines = ([line[index] for index in kept] for line in [header, *lines])
+    return text_table(arms_title(rows, metric), (header, lines, numbers - sum(left_out.values())), console)
 
 
 def text_table(title: str, cells: Cells, console: Console) -> Table:
@@ -181,8 +258,12 @@ def text_table(title: str, cells: Cells, console: Console) -> Table:
 def layouts(header: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> list[Cells]:
     """A table as it is; with the columns of names in one; and with those of numbers in one, too."""
     names = len(header) - numbers
-    heads = [printable(name if index < names else name.replace("_", " ")) for index, name in enumerate(header)]
-    rows = [[printable(cell) for cell in line] for line in lines]
+
+    def clean(cell: str) -> str:
+        return "\n".join(map(printable, cell.split("\n")))
+
+    heads = [clean(name if index < names else name.replace("_", " ")) for index, name in enumerate(header)]
+    rows = [[*map(printable, line[:names]), *map(clean, line[names:])] for line in lines]
     rows = [[*(re.sub(", ?", "\n", cell) for cell in row[:names]), *row[names:]] for row in rows]
     found = [(heads, rows, numbers)]
     if names > 1:
@@ -206,24 +287,47 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], number
 
 
 def frame(rows: Sequence[ArmStatistics], metric: str) -> pd.DataFrame:
-    """The arms as a data frame, one row an arm."""
+    """The arms as a data frame, one row an arm; `ci95_low` and `ci95_high` cover what `over` says."""
     best, worst = (min, max) if metrics.lower_is_better(metric) else (max, min)
-    found = pd.DataFrame(
-        {"run": row.run, "arm": row.arm, "metric": metric, "n": row.n}
-        | {"mean": row.mean, "std": row.std, "median": row.median}
-        | {"best": best(row.values.dropna(), default=np.nan), "worst": worst(row.values.dropna(), default=np.nan)}
-        | {"diverged": row.diverged, **row.chosen}
-        for row in rows
-    )
-    low, high = zip(*(row.ci95 or (np.nan, np.nan) for row in rows), strict=True)
-    return found.assign(ci95_low=low, ci95_high=high)
+    nothing = np.nan, np.nan
+    found = []
+    for row in rows:
+        pairs = {"ci95": row.interval or nothing, "seeds": row.ci95 or nothing}
+        found.append(
+            {"run": row.run, "arm": row.arm, "metric": metric, "n": row.n, "images": row.images, "over": row.over}
+            | {"mean": row.mean, "std": row.std, "median": row.median}
+            | {"best": best(row.values.dropna(), default=np.nan), "worst": worst(row.values.dropna(), default=np.nan)}
+            | {"failed": row.failed, "diverged": row.diverged, **row.chosen}
+            | {f"{name}_{end}": value for name, pair in pairs.items() for end, value in zip(ENDS, pair, strict=True)}
+            | {name: getattr(row.estimate, name, np.nan) for name in ("se_seeds", "se_images")}
+        )
+    return pd.DataFrame(found)
 
 
-def judgement_frame(judgements: Sequence[TestedContrast], metric: str) -> pd.DataFrame:
-    """The differences as a data frame."""
-    return pd.DataFrame(
-        {"kind": tested.kind, "name": tested.name, "metric": metric, **tested.contrast._asdict()}
-        | {"p_holm": tested.p_holm, "improvement": tested.probability_of_improvement}
-        | {"seeds_for_80_percent": tested.seeds}
-        for tested in judgements
-    )
+def judgement_frame(comparison: Comparison) -> pd.DataFrame:
+    """The contrasts as a data frame; ratios as such, with the standard errors of their logarithms."""
+    shown, lower = SCALES[comparison.scale].shown, metrics.lower_is_better(comparison.metric)
+    found = []
+    for tested in comparison.judgements:
+        estimate, needed = tested.estimate, tested.needed
+        pairs = {"ci95": estimate.interval(), "seeds": tested.seeds_interval}
+        better = tested.improvement or (np.nan,) * 3
+        chances = tested.chances[:: 1 if lower else -1]
+        found.append(
+            {"kind": tested.kind, "name": tested.name, "metric": comparison.metric, "n": tested.n}
+            | {"over": comparison.over, "scale": comparison.scale, "mean": shown(tested.mean), "std": tested.std}
+            | {
+                f"{name}_{end}": shown(value)
+                for name, pair in pairs.items()
+                for end, value in zip(ENDS, pair, strict=True)
+            }
+            | {"se_seeds": estimate.se_seeds, "se_images": estimate.se_images, "se": estimate.se, "df": estimate.df}
+            | {"p": tested.p, "p_corrected": tested.p_corrected, "verdict": tested.verdict(lower)}
+            | {"margin": comparison.margin}
+            | dict(zip(("p_better", "p_equivalent", "p_worse"), chances, strict=True))
+            | {"effect_size": tested.effect_size}
+            | dict(zip(("improvement", "improvement_low", "improvement_high"), better, strict=True))
+            | {"seeds_needed": needed and needed.seeds, "images_needed": needed and needed.images}
+            | dict(zip(("both_seeds", "both_images"), (needed and needed.both) or (None, None), strict=True))
+        )
+    return pd.DataFrame(found)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import rich.markup
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 from rich.console import Console
 from rich.progress import Progress
 
@@ -97,6 +98,7 @@ def evaluate(
     networks = {arm.name: digest_of(run, arm.name) for arm in run.arms}
     notes = [f"dataset {dataset.name!r}: {note}" for note in datasets.notes_on(dataset) if note[:6] != "train "]
     for corruption, severity in corrupted:
+        corruption = corruption if severity else ""
         about = About(dataset.name, dataset.fingerprint, corruption, severity, networks, notes, "")
         if not is_stored(run, about):
             table = answers.frame(answers_of(run, dataset, about), {arm.name: arm.axes for arm in run.arms})
@@ -115,7 +117,7 @@ def digest_of(run: TrainedRun, arm: str) -> str:
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "mesh"))
-def predict(params: Params, images: Images, indices: np.ndarray, recipe: Recipe, mesh: Mesh) -> Predictions:
+def predict(params: Params, images: Images, indices: Int[Array, " images"], recipe: Recipe, mesh: Mesh) -> Predictions:
     """`evaluate.predict` of stacked networks, whose number is a multiple of that of the devices."""
     of_one = functools.partial(evaluation.predict, recipe=recipe)
     found: Predictions = population.over_members(of_one, mesh, 1)(params, images, indices)
@@ -126,7 +128,7 @@ def predict(params: Params, images: Images, indices: np.ndarray, recipe: Recipe,
 def answers_of(run: TrainedRun, dataset: Dataset, about: About) -> dict[str, Answers]:
     """What all networks of a run answer for test images, corrupted or not; a terminal shows the progress."""
     mesh, labels = population.mesh_of(jax.devices()), dataset.test_labels.astype(np.int32)
-    indices = np.arange(len(labels), dtype=np.int32)
+    indices = jnp.arange(len(labels))
     pixels: dict[str, np.ndarray] = {}
     found = {}
     console = Console(file=unfailing(sys.stderr))

@@ -265,6 +265,7 @@ def evaluate_command(argv: list[str]) -> None:
     string("data-dir", "", "folder of downloads and of TFDS's data sets")
     corruption = "corruption with its severities, such as rotation:0,10,20,30; several: repeat the flag"
     flags.DEFINE_multi_string("corruption", [], corruption, flag_values=values)
+    string("out", None, "folder for tables and figures of corruptions; default: RUN/evaluations/NAME-robustness")
     string("experiment", None, "experiment file that defines parts of the networks; it is executed")
     rest = parse("evaluate", values, arguments.joined(argv))
     if len(rest) != 1 or not values.dataset:
@@ -292,8 +293,12 @@ def evaluate_command(argv: list[str]) -> None:
         for name, of_severities in found.items():
             title = f"{name}: {robustness.title(of_severities)}"
             Console().print(tables.text_table(title, robustness.cells(of_severities), Console()), crop=False)
-        written = robustness.write(found, dataset, run.folder / evaluations.EVALUATIONS, command)
-        print("written:", *(printable(str(file)) for file in written if file.suffix in (".md", ".csv")), sep="\n  ")
+        default = evaluations.path_of(run, f"{dataset.name}-robustness").with_suffix("")
+        if default.is_symlink() and not values.out:
+            raise InputError(f"out: {str(default)!r} is a link; name the folder that it leads to as --out")
+        out = expanded(values.out, "out") if values.out else default
+        written = robustness.write(found, run, dataset, out, command)
+        print("written:", *(printable(str(file)) for file in written), sep="\n  ")
     again = shlex.join(["lenet-jax", "compare", str(run.folder), f"--on={result.summary['dataset']['name']}"])
     print(printable(f"next:       {again}"))
 

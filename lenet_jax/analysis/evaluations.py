@@ -100,10 +100,11 @@ def evaluate(
     for corruption, severity in corrupted:
         corruption = corruption if severity else ""
         about = About(dataset.name, dataset.fingerprint, corruption, severity, networks, notes, "")
-        if not is_stored(run, about):
-            table = answers.frame(answers_of(run, dataset, about), {arm.name: arm.axes for arm in run.arms})
-            write(run, about, table, command)
-        yield on(run, about.name)
+        found = stored(run, about)
+        if found is None:
+            write(run, about, answers_of(run, dataset, about), command)
+            found = on(run, about.name)
+        yield found
 
 
 def digest_of(run: TrainedRun, arm: str) -> str:
@@ -167,7 +168,7 @@ def path_of(run: Run, name: str) -> Path:
     return folder / f"{folder_name(name)}.parquet"
 
 
-def write(run: Run, about: About, table: pd.DataFrame, command: str) -> None:
+def write(run: Run, about: About, found: Mapping[str, Answers], command: str) -> None:
     """Writes an evaluation to the run folder; what describes it comes last and marks it as complete."""
     path = path_of(run, about.name)
     with files.writing(path.parent):
@@ -175,6 +176,7 @@ def write(run: Run, about: About, table: pd.DataFrame, command: str) -> None:
     for old in (path.with_suffix(".json"), path):
         for partial in files.partials_of(old):
             partial.unlink(missing_ok=True)
+    table = answers.frame(found, {arm.name: arm.axes for arm in run.arms})
     files.write_table(path, table.astype(dict.fromkeys(table.select_dtypes("category"), str)))
     about = dataclasses.replace(about, sha256=files.digest_of(path))
     files.write_json(path.with_suffix(".json"), dataclasses.asdict(about) | describe_environment(command))
@@ -188,14 +190,13 @@ def read_about(path: Path) -> About:
     return about
 
 
-def is_stored(run: Run, about: About) -> bool:
-    """Whether the run folder has this evaluation, of the same networks and images."""
-    path = path_of(run, about.name)
+def stored(run: Run, about: About) -> Run | None:
+    """The run on this evaluation, if its folder has it, whole and of the same networks and images."""
     with contextlib.suppress(InputError):
-        found = read_about(path)
-        same = dataclasses.replace(found, sha256="", notes=about.notes) == about
-        return same and files.digest_of(path) == found.sha256
-    return False
+        known = read_about(path_of(run, about.name))
+        if dataclasses.replace(known, sha256="", notes=about.notes) == about:
+            return on(run, about.name)
+    return None
 
 
 def names(run: Run) -> list[str]:

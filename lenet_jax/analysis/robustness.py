@@ -1,6 +1,7 @@
 """Error against the severity of corruptions: a table, a figure for each corruption, and examples of the digits."""
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,14 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from lenet_jax.analysis import figures, metrics, tables
+from lenet_jax.analysis import figures, metrics, report, tables
 from lenet_jax.analysis.arms import ArmStatistics
 from lenet_jax.analysis.report import label_lines
 from lenet_jax.data import corruptions, preprocess
 from lenet_jax.data.datasets import Dataset
-from lenet_jax.output import escaped
-from lenet_jax.run import files
-from lenet_jax.run.folder import folder_name, format_value
+from lenet_jax.output import escaped, printable
+from lenet_jax.run.folder import Run, describe_environment, format_value
 
 Curves = Mapping[str, Mapping[float, Sequence[ArmStatistics]]]
 """Corruption -> severity, rising -> statistics of the test error of each arm, in the same order."""
@@ -56,8 +56,12 @@ def curves(of_severities: Mapping[float, Sequence[ArmStatistics]], name: str, ax
     return figures.finish(axes, title(of_severities), xlabel, figures.value_axis(axes.yaxis, METRIC))
 
 
-def write(found: Curves, dataset: Dataset, folder: Path, command: str = "") -> list[Path]:
-    """Writes ``DATASET-robustness.md`` and ``.csv``, figures and examples into a folder; returns the files."""
+def write(found: Curves, run: Run, dataset: Dataset, out: Path, command: str = "") -> list[Path]:
+    """Writes ``robustness.md``, ``.csv`` and ``.json`` (how they were made), and figures; returns the files.
+
+    Raises:
+      InputError: the folder `out` can't be written.
+    """
     columns = 1 + max(map(len, found.values()))
     digit = preprocess.pad(dataset.test_images[[np.argmax(dataset.test_labels == EXAMPLE)]], "background")
     examples, captions = [], []
@@ -66,29 +70,22 @@ def write(found: Curves, dataset: Dataset, folder: Path, command: str = "") -> l
         examples += [0 * digit, *(corruptions.corrupt(digit, name, severity) for severity in of_severities), *blanks]
         captions += [name, *map(format_value, of_severities), *[""] * len(blanks)]
     drawn = {"examples": figures.digits([*np.concatenate(examples)], captions, columns)}
+    page = [f"# Robustness on {escaped(dataset.name)}", f"    {printable(command)}"]
+    page += [f"{title(next(iter(found.values())))}. `robustness.csv` has intervals over seeds alone, too."]
+    page += ["![One digit at every severity](examples.svg)"]
+    tables_of = []
     for name, of_severities in found.items():
         labels = [label_lines(row.label) for row in next(iter(of_severities.values()))]
         drawn[name] = figures.figure(functools.partial(curves, of_severities, name), labels)
-    start = f"{folder_name(dataset.name)}"
-    contents = {
-        f"{start}-{name}.{kind}": figures.rendered(drawn[name], kind) for name in drawn for kind in ("png", "svg")
-    }
-    table = pd.concat(
-        tables.frame(rows, METRIC).assign(corruption=name, severity=severity)
-        for name, of_severities in found.items()
-        for severity, rows in of_severities.items()
-    )
-    page = [
-        f"# Robustness on {escaped(dataset.name)}",
-        f"    {command}",
-        f"{title(next(iter(found.values())))}; the CSV file also has those over seeds alone.",
-    ]
-    page += [f"![One test digit by severity]({start}-examples.svg)"]
-    for name, of_severities in found.items():
         page += [f"## {name.capitalize()}", f"Severity: {corruptions.CORRUPTIONS[name].severity}."]
-        page += [f"![Error against {name}]({start}-{name}.svg)", tables.markdown_table(*cells(of_severities))]
-    contents |= {f"{start}-robustness.csv": table.to_csv(index=False).encode()}
-    contents |= {f"{start}-robustness.md": "\n\n".join(page).encode(errors="backslashreplace")}
-    for name, content in contents.items():
-        files.replace_file(folder / name, functools.partial(Path.write_bytes, data=content))
-    return [folder / name for name in contents]
+        page += [f"![Test error against {name}]({name}.svg)", tables.markdown_table(*cells(of_severities)).rstrip()]
+        for severity, rows in of_severities.items():
+            tables_of.append(tables.frame(rows, METRIC).assign(corruption=name, severity=severity))
+    contents = {f"{name}.svg": figures.rendered(figure, "svg") for name, figure in drawn.items()}
+    contents["robustness.csv"] = pd.concat(tables_of).to_csv(index=False).encode(errors="backslashreplace")
+    about = describe_environment(command) | {"dataset": dataset.name, "fingerprint": dataset.fingerprint}
+    about |= {"config": run.config, "provenance": run.provenance}
+    contents["robustness.json"] = (json.dumps(about, indent=2) + "\n").encode()
+    contents["robustness.md"] = ("\n\n".join(page) + "\n").encode(errors="backslashreplace")
+    report.make_folder(out)
+    return report.write_files(out, contents)

@@ -23,7 +23,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = Config(sort_keys=False)
 
     # --- Data
-    # mnist10k (embedded), mnist, fashion_mnist, kmnist (downloaded once), idx:FOLDER (four IDX files), tfds:NAME.
+    # mnist10k (embedded), mnist, fashion_mnist, kmnist, qmnist, emnist, usps (downloaded once), idx:FOLDER (four IDX
+    # files), tfds:NAME.
     config.dataset = "mnist10k"
     # Folder of downloads and TFDS data sets; empty: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     config.data_dir = ""

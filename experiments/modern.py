@@ -2,7 +2,8 @@
 
 Command: lenet-jax run --config=experiments/modern.py
 Cost: 22 minutes on two CPU cores.
-Result: experiments/results/modern. 0.51 % test error, 10 seeds, 95 % interval 0.46 to 0.54.
+Result: experiments/results/modern. 0.51 % test error, 10 seeds, 95 % interval over seeds and test
+images 0.41 to 0.63.
 """
 
 from ml_collections import ConfigDict

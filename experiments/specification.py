@@ -5,7 +5,8 @@ weight decay.
 
 Command: lenet-jax run --config=experiments/specification.py
 Cost: 7 minutes on two CPU cores.
-Result: experiments/results/specification. 0.83 % test error, 10 seeds, 95 % interval 0.78 to 0.85.
+Result: experiments/results/specification. 0.83 % test error, 10 seeds, 95 % interval over seeds and
+test images 0.69 to 0.99.
 """
 
 from ml_collections import ConfigDict

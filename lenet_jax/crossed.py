@@ -155,6 +155,34 @@ class Layout:
             found.append(Estimate(float(mean), se, df, se_seeds, se_images))
         return found
 
+    def one_run(self, images: int | None = None) -> list[Estimate]:
+        """Where one new run of each arm would lie, tested on as many other images (by default, as many as these).
+
+        The estimate's `interval` is the prediction interval of its mean (Hahn and Meeker 1991, "Statistical Intervals",
+        ch. 4), with new seed, new images and the uncertainty of our own mean; takes two seeds or more. The variance is
+
+            var(a) (1 + 1/seeds) + var(b) (1/images + 1/new) + var(e) (1 / (seeds images) + 1/new)
+
+        On these images, it is `stats.prediction_interval` of the means of seeds.
+
+        Examples:
+          >>> wrong = np.array([[1, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]], bool)
+          >>> print("{:.2f} to {:.2f}".format(*Layout.of([wrong]).one_run()[0].interval()))
+          -0.39 to 0.95
+        """
+        seeds, now = self.shape
+        new, found = images or now, []
+        # The variance in mean squares of seeds, images and residuals, for Satterthwaite's approximation.
+        shares = np.array([(1 + 1 / seeds) / now, (1 / now + 1 / new) / seeds, 1 / (seeds * now) + 1 / new])
+        shares[2] -= shares[0] + shares[1]
+        freedom = np.array([seeds - 1, now - 1, (seeds - 1) * (now - 1)])
+        for estimate, (of_seeds, of_images, rest) in zip(self.estimates(), self.variances(), strict=True):
+            parts = shares * (now * of_seeds + rest, seeds * of_images + rest, rest)
+            variance, squares = float(parts.sum()), float((parts**2 / freedom).sum())
+            df = variance**2 / squares if squares else seeds - 1.0
+            found.append(estimate._replace(se=math.sqrt(variance), df=df))
+        return found
+
 
 def error_interval(estimate: Estimate, images: int) -> tuple[float, float]:
     """95 % interval of an error rate, from 0 to 1: Student's on the logit scale, on which few errors are less skewed.

@@ -5,7 +5,6 @@ interval and a permutation test. All intervals cover the variation between seeds
 their measured coverage.
 """
 
-import bisect
 import dataclasses
 import functools
 import itertools
@@ -40,10 +39,7 @@ FEW_SEEDS = 5
 """Up to this number, intervals of an arm's mean over seeds are too narrow (`experiments/results/coverage`)."""
 
 POWER = 0.8
-"""Probability of showing a true difference that `seeds_needed` and `detectable` ask for."""
-
-MAX_SEEDS = 2**20
-"""The largest number of seeds that `seeds_needed` returns."""
+"""Probability of showing a true difference that `detectable` asks for."""
 
 
 def vary(values: np.ndarray) -> bool:
@@ -147,6 +143,36 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return mean, mean
     reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(axis=-1, ddof=1) / math.sqrt(count)
     return np.asarray(mean - reach), np.asarray(mean + reach)
+
+
+def prediction_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % prediction interval of one new value, along the last axis; infinite for a single value.
+
+    mean +- t_{0.975, n-1} std sqrt(1 + 1/n) of n values of a normal distribution, in their unit (Hahn and Meeker 1991,
+    "Statistical Intervals", ch. 4). Of errors of seeds on the same images, it is where an error of one more seed on
+    these images would lie; `crossed.Layout.one_run` has that on other images.
+
+    >>> low, high = prediction_interval(np.array([0.010, 0.012, 0.011, 0.015, 0.013]))
+    >>> print(f"{low:.4f} to {high:.4f}")
+    0.0063 to 0.0181
+    """
+    mean, count = values.mean(axis=-1), values.shape[-1]
+    reach = (t_interval(values)[1] - mean) * math.sqrt(count + 1) if count > 1 else np.asarray(math.inf)
+    return np.asarray(mean - reach), np.asarray(mean + reach)
+
+
+def prediction_z(value: float, values: np.ndarray) -> float:
+    """Distance of a value from the mean of n others, [seeds], in standard errors of prediction: std sqrt(1 + 1/n).
+
+    If all are of the same normal distribution, it has Student's distribution with n - 1 degrees of freedom: beyond its
+    0.975 quantile, the value is outside the `prediction_interval`.
+
+    >>> print(f"{prediction_z(0.020, np.array([0.010, 0.012, 0.011, 0.015, 0.013])):.2f}")
+    3.70
+    """
+    distance = float(difference(np.asarray(value), np.asarray(values.mean())))
+    error = float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values)) if vary(values) else 0.0
+    return distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
 
 
 class Contrast(NamedTuple):
@@ -283,37 +309,11 @@ def power(n: int, effect_size: float, level: float = ALPHA) -> float:
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
-def min_pairs(level: float = ALPHA) -> int | None:
-    """The least number of pairs with which the permutation test can reach this level; None if none can."""
-    return next((n for n in range(2, 64) if smallest_p(n) < level), None)
-
-
-def seeds_needed(difference: float, std: float, level: float = ALPHA) -> int | None:
-    """Number of seeds with which 80 % of studies show a true difference, by the paired t-test.
-
-    `std` is the standard deviation of the paired differences over seeds. If comparisons are corrected for, `level` is
-    0.05 / their number.
-
-    Returns:
-      At least `min_pairs(level)`; None if the difference is 0 or more than `MAX_SEEDS` seeds are needed.
-    """
-    least = min_pairs(level)
-    if difference == 0 or least is None:
-        return None
-    if std == 0:
-        return least
-    size = abs(difference) / std
-    high = least
-    while power(high, size, level) < POWER:
-        high *= 2
-        if high > MAX_SEEDS:
-            return None
-    between = range(max(high // 2, least), high)
-    return between.start + bisect.bisect_left(between, True, key=lambda n: power(n, size, level) >= POWER)
-
-
 def detectable(n: int, std: float, level: float = ALPHA) -> float:
-    """The true difference that 80 % of studies with n seeds show; arguments as in `seeds_needed`."""
+    """The true difference that 80 % of studies with n seeds show, by the paired t-test at this level.
+
+    `std` is the standard deviation of the paired differences over seeds.
+    """
     return std * detectable_size(n, level)
 
 

@@ -1,6 +1,7 @@
 """Run folders with known numbers."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lenet_jax import stats
+from lenet_jax.run import answers as run_answers
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.answers import Answers
@@ -92,3 +94,49 @@ def predictions(margins, wrong, seed=0, arm="loss=mse,activation=tanh"):
     """A table like a run's: label 1, and 2 predicted where it is wrong."""
     columns = {"arm": arm, "seed": seed, "image": range(len(margins)), "label": 1}
     return pd.DataFrame(columns | {"predicted": 1 + np.array(wrong, int), "margin": margins})
+
+
+def large_run(folder, arms=50, seeds=100, images=10_000, epochs=50):
+    """A run of `arms` on two axes, with curves of two splits, whose networks err on the same images more often."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(-7.5, 2.8, images).astype(np.float32)  # logit of the rate of errors, of each image
+    labels = rng.integers(0, 10, images).astype(np.int16)
+    rates, activations = np.geomspace(0.001, 1, -(-arms // 5)), ("sigmoid", "tanh", "relu", "scaled_tanh", "swish")
+    axes = [{"activation": name, "learning_rate": rate} for name in activations for rate in rates][:arms]
+    names = [f"activation={one['activation']},learning_rate={one['learning_rate']:.15g}" for one in axes]
+    means = {}  # arm -> (error, nll, brier) of each seed
+
+    def answered(arm):
+        skill = 0.1 * arm / arms + rng.normal(0, 0.1, (seeds, 1)).astype(np.float32)
+        logit = difficulty - skill + rng.normal(0, 1, (seeds, images)).astype(np.float32)
+        right = 1 / (1 + np.exp(3 * logit))
+        wrong, nll, brier = logit > 0, -np.log(np.maximum(right, 1e-12)), 2 * (1 - right) ** 2
+        means[arm] = wrong.mean(axis=1), nll.mean(axis=1), brier.mean(axis=1)
+        margin, predicted = np.abs(2 * right - 1), np.where(wrong, (labels + 1) % 10, labels)
+        scores = run_answers.rounded(nll), run_answers.rounded(brier)
+        found = {names[arm]: Answers(np.arange(seeds), np.arange(images), labels, predicted, margin, *scores)}
+        return run_answers.frame(found, {names[arm]: axes[arm]}).astype({"arm": "str", "activation": "str"})
+
+    def measured(arm):
+        tables = []
+        for split, first in {"running": 1, "validation": 0, "test": 0, "train": epochs}.items():
+            at = np.arange(first, epochs + 1)
+            ratio = 1 + 50 * np.exp(-at / (epochs / 10)) - 50 * np.exp(-10)  # of each epoch's value to the last one's
+            error, nll, brier = (ratio[:, None] * values for values in means[arm])
+            found = {"loss": nll, "error": np.minimum(error, 1), "nll": nll, "brier": brier, "ece": brier / 10}
+            for metric in [*found][: 2 if split == "running" else 5]:
+                columns = {"seed": np.tile(np.arange(seeds), len(at)), "epoch": np.repeat(at, seeds)}
+                columns |= {"split": split, "metric": metric, "value": found[metric].ravel()}
+                tables.append(pd.DataFrame({"arm": names[arm], **axes[arm], **columns}))
+        return pd.concat(tables, ignore_index=True)
+
+    folder.mkdir(parents=True)
+    for name, make in ((run_folder.PREDICTIONS, answered), (run_folder.METRICS, measured)):
+        parts = [functools.partial(make, arm) for arm in range(arms)]
+        files.write_table(folder / name, parts[0](), *parts[1:])
+    data = {"name": "mnist", "fingerprint": "sha256:0", "test": images, "validation": 1000}
+    rows = [summary_row(name, data, means[arm][0], axes=axes[arm]) for arm, name in enumerate(names)]
+    files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": rows})
+    files.write_json(folder / run_folder.CONFIG, {"seeds": seeds, "epochs": epochs})
+    files.write_json(folder / run_folder.PROVENANCE, {"command": "lenet-jax run --config=x.py"})
+    return folder

@@ -13,7 +13,7 @@ from rich.console import Console
 from statsmodels.stats.power import TTestPower
 
 from lenet_jax import stats
-from lenet_jax.analysis import compare, tables
+from lenet_jax.analysis import compare, report, tables
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
@@ -165,14 +165,21 @@ def test_losses_of_different_kinds_are_not_compared(tmp_path):
     assert len(compare.compare_runs([run], "train_error").judgements) == 1
 
 
-def test_an_error_that_was_never_reached_is_no_difference(tmp_path):
+def test_networks_that_never_reach_an_error_count_as_their_epochs(tmp_path):
     """Errors at the two epochs: 0.1, 0.05; 0.08, 0.04; 0.4, 0.2."""
     errors = {("mse", "tanh"): [0.05, 0.04], ("mse", "relu"): [0.2, 0.2], ("mse", "sigmoid"): [0.05, 0.05]}
     comparison = compare.compare_runs(load(write_run(tmp_path / "run", errors)), "epochs_to_0.09")
-    assert [arm.mean for arm in comparison.arms] == [1.5, None, 2.0]
-    assert [judgement.contrast.mean for judgement in comparison.judgements] == [0.5]
-    assert any("2 of 2 differences are not finite" in note for note in comparison.notes)
-    assert "2 of 2 seeds of loss=mse,activation=relu never reached this error" in comparison.notes
+    assert [arm.mean for arm in comparison.arms] == [1.5, 2.0, 2.0]
+    assert [judgement.contrast.mean for judgement in comparison.judgements] == [0.5, 0.5]
+    assert (
+        "2 of 2 seeds of loss=mse,activation=relu did not reach this error within 2 epochs; they count as 2 epochs"
+    ) in comparison.notes
+    assert sum("did not reach" in note for note in comparison.notes) == 1
+    title = "epochs to an error of 9 % (restricted to 2 epochs)"
+    assert title in tables.summary(comparison)
+    assert title.capitalize() in tables.arms_title(comparison.metric)
+    overview = report.overview_cells(compare.compare_runs(comparison.runs))[1]
+    assert ["epochs to an error of 2 % (restricted to 2 epochs)", "2.0", "2.0", "2.0"] in overview
 
 
 def test_one_number_an_arm_is_not_tested(tmp_path):

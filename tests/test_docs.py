@@ -21,7 +21,8 @@ import test_readme
 
 from lenet_jax import cli, distributed, model, optim, stats
 from lenet_jax import evaluate as evaluation
-from lenet_jax.analysis import compare, metrics, report, tables
+from lenet_jax.analysis import metrics, report, tables
+from lenet_jax.analysis.arms import arm_statistics
 from lenet_jax.registry import REGISTRIES
 from lenet_jax.run import arms, forecast, runner
 from lenet_jax.run import folder as run_folder
@@ -81,7 +82,8 @@ def tables_in(path):
 def studies():
     """What provenance says of every stored run."""
     rows = [
-        ("results", "data", "fingerprint", "arms", "seeds", "best arm: test error (%)", "minutes", "commit", "finished")
+        ("results", "data", "fingerprint", "arms", "seeds", "best arm: test error (%)")
+        + ("interval over", "minutes", "commit", "finished")
     ]
     for folder in sorted(path.parent for path in STORED.glob("*/summary.json")):
         run = run_folder.load(folder)
@@ -91,16 +93,17 @@ def studies():
         name, fingerprint = name.partition(":")[0], fingerprint.removeprefix("sha256:")[:8]
         commit, day = run.provenance["git_commit"][:8], run.provenance["finished"][:10]
         link = f"[{folder.name}](../experiments/results/{folder.name})"
-        best = min(compare.arm_statistics([run]), key=lambda arm: arm.mean)
-        error = "{} ({} - {})".format(*(metrics.show(value, "test_error") for value in (best.mean, *best.ci95)))
+        best = min(arm_statistics([run]), key=lambda arm: arm.mean)
+        error = "{} ({} - {})".format(*(metrics.show(value, "test_error") for value in (best.mean, *best.interval)))
+        covered = {"both": "seeds, images", "seeds": "seeds"}[best.over]
         minutes = f"{sum(arm['seconds'] for arm in found) / 60:.0f}"
-        rows.append((link, name, fingerprint, str(len(found)), seeds, error, minutes, commit, day))
-    rows.insert(1, ("---", "---", "---", "--:", "--:", "--:", "--:", "---", "---"))
+        rows.append((link, name, fingerprint, str(len(found)), seeds, error, covered, minutes, commit, day))
+    rows.insert(1, ("---", "---", "---", "--:", "--:", "--:", "---", "--:", "---", "---"))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 BLOCKS = {
-    "arms": lambda: tables.markdown(compare.arm_statistics([run_folder.load(STORED / "ablation")]), "test_error"),
+    "arms": lambda: tables.markdown(arm_statistics([run_folder.load(STORED / "ablation")]), "test_error"),
     "differences": lambda: tables_in(STORED / "ablation" / "plots" / "comparison.md")[1],
     "coverage": lambda: tables_in(STORED / "coverage" / "coverage.md")[0],
     "errors": lambda: tables_in(STORED / "coverage" / "coverage.md")[1],

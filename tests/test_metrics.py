@@ -1,8 +1,13 @@
 """Tests of the metrics of a run, on runs with known numbers."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_runs import answers, predictions, write_run
 
 from lenet_jax.analysis import compare, metrics
@@ -49,7 +54,67 @@ def test_epochs_to_an_error(tmp_path):
     run = run_folder.load(write_run(tmp_path / "run", {("mse", "tanh"): [0.05, 0.04, 0.1]}))
     assert metrics.by_arm(run, "epochs_to_0.09")["loss=mse,activation=tanh"].tolist() == [2, 1, np.inf]
     assert metrics.title("epochs_to_0.09") == "epochs to an error of 9 %"
+    assert metrics.by_arm(run, "epochs_to_0.09_within_2")["loss=mse,activation=tanh"].tolist() == [2, 1, 2]
+    assert metrics.by_arm(run, "epochs_to_0.09_within_1")["loss=mse,activation=tanh"].tolist() == [1, 1, 1]
+    assert metrics.title("epochs_to_0.09_within_2") == "epochs to an error of 9 % (restricted to 2 epochs)"
+    assert [metrics.unreached(run, f"epochs_to_0.09{end}") for end in ("", "_within_2", "_within_1")] == [
+        {},
+        {"loss=mse,activation=tanh": 1},
+        {"loss=mse,activation=tanh": 2},
+    ]
     assert "epochs_to_0.02" in metrics.names(run)
+
+
+def with_epochs(run, errors):
+    """The run of a single arm with these errors [seeds, epochs] on the test images, from the first epoch on."""
+    tables = [
+        pd.DataFrame({"seed": range(len(errors)), "epoch": epoch, "value": of_seeds})
+        for epoch, of_seeds in enumerate(np.transpose(errors), 1)
+    ]
+    columns = {"arm": run.arms[0].name, "split": "test", "metric": "error"}
+    return dataclasses.replace(run, metrics=pd.concat(tables, ignore_index=True).assign(**columns))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of one arm, for `with_epochs`."""
+    return run_folder.load(write_run(tmp_path_factory.mktemp("made") / "run", {("mse", "tanh"): [0.5, 0.5]}))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_the_mean_of_restricted_epochs_is_the_area_under_kaplan_meiers_curve(made, data):
+    """SciPy's estimate of the survival function, of networks that are censored at the end of training."""
+    seeds, epochs = data.draw(st.integers(2, 8)), data.draw(st.integers(1, 7))
+    reached = data.draw(st.lists(st.integers(1, 2 * epochs), min_size=seeds, max_size=seeds))
+    run = with_epochs(made, [[0.01 if epoch >= first else 0.5 for epoch in range(1, epochs + 1)] for first in reached])
+    metric = metrics.restricted([run], "epochs_to_0.02")
+    assert metric == f"epochs_to_0.02_within_{epochs}"
+    found = metrics.by_arm(run, metric)["loss=mse,activation=tanh"]
+
+    seen = [first for first in reached if first <= epochs]
+    censored = scipy.stats.CensoredData(uncensored=seen, right=[epochs] * (seeds - len(seen)))
+    steps = np.arange(epochs)  # the curve is constant between epochs
+    area = scipy.stats.ecdf(censored).sf.evaluate(steps).sum()
+    assert found.mean() == pytest.approx(area)
+    assert metrics.unreached(run, metric) == {"loss=mse,activation=tanh": seeds - len(seen)}
+
+
+def test_epochs_are_restricted_to_those_that_all_arms_trained(made):
+    short, long = with_epochs(made, [[0.5, 0.1], [0.5, 0.5]]), with_epochs(made, [[0.5, 0.5, 0.1], [0.1] * 3])
+    metric = metrics.restricted([short, long], "epochs_to_0.2")
+    assert metric == "epochs_to_0.2_within_2"
+    assert metrics.restricted([short, long], metric) == metric
+    assert metrics.restricted([short, long], "test_error") == "test_error"
+    assert [metrics.by_arm(run, metric)["loss=mse,activation=tanh"].tolist() for run in (short, long)] == [
+        [2, 2],
+        [2, 1],
+    ]
+    assert [*metrics.unreached(short, metric).values(), *metrics.unreached(long, metric).values()] == [1, 1]
+    with pytest.raises(InputError) as refusal:
+        metrics.by_arm(short, "epochs_to_0.2_within_3")
+    folder = str(short.folder)
+    assert str(refusal.value) == (f"metric: 'epochs_to_0.2_within_3' needs 3 epochs, but an arm of {folder!r} has 2")
 
 
 def test_epochs_to_an_error_are_of_the_validation_split_where_the_test_images_have_no_curve(tmp_path):
@@ -111,7 +176,11 @@ def test_the_curve_that_is_shown_is_one_that_all_runs_have(tmp_path):
     assert metrics.curve_metric(runs, "test_error") == "validation_error"
 
 
-@pytest.mark.parametrize("metric", ["epochs_to_", "epochs_to_2", "epochs_to_0", "epochs_to_x", "epochs_to_-0.1"])
+@pytest.mark.parametrize(
+    "metric",
+    ["epochs_to_", "epochs_to_2", "epochs_to_0", "epochs_to_x", "epochs_to_-0.1"]
+    + [f"epochs_to_0.1_within_{last}" for last in ("", "0", "2.5", "-1")],
+)
 def test_an_error_that_is_no_fraction_is_refused(run, metric):
     with pytest.raises(InputError, match=f"metric: '{metric}'; allowed is an error between 0 and 1"):
         metrics.by_arm(run, metric)

@@ -15,13 +15,13 @@ import textwrap
 from pathlib import Path
 
 import few_digits
-import numpy as np
 import pandas as pd
 import programs
 import pytest
 
-from lenet_jax import model, stats
-from lenet_jax.analysis import compare, report, tables
+from lenet_jax import model
+from lenet_jax.analysis import caveats, compare, report, tables
+from lenet_jax.analysis.arms import arm_statistics
 from lenet_jax.data import datasets
 from lenet_jax.run import arms
 from lenet_jax.run import folder as run_folder
@@ -83,34 +83,30 @@ REVERSED = {"MSE on linear outputs, targets ±1, instead of cross-entropy", "Bat
 
 
 def effect(label, name, key):
-    """Value, interval, number of seeds and data set of a row of the findings."""
+    """Value, interval over seeds and test images, that over seeds alone, seeds, and data set of a row of the table."""
     run = run_folder.load(STORED / name)
     ((source, _),) = run.provenance["fingerprints"].items()
     dataset = {"idx": "MNIST"}.get(source.partition(":")[0], source)
-    arms_of = {arm.arm: arm for arm in compare.arm_statistics([run])}
-    if key is None or key in arms_of:
-        arm = arms_of[key or next(iter(arms_of))]
-        assert key or len(arms_of) == 1
-        low, high = arm.ci95
-        value, interval, seeds = f"{100 * arm.mean:.2f}", f"{100 * low:.2f} to {100 * high:.2f}", len(arm.values)
-    elif (STORED / key).exists():
-        (first,), (second,) = (run_folder.load(STORED / folder).summary["arms"] for folder in (name, key))
-        assert first["seeds"] == second["seeds"]
-        pairs = np.subtract(first["test_error"]["per_seed"], second["test_error"]["per_seed"])
-        low, high = stats.t_interval(pairs)
-        value, interval, seeds = f"{100 * pairs.mean():+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}", len(pairs)
-    else:
-        (found,) = [one for one in compare.compare_runs([run], baseline="all").judgements if one.name == key]
-        ends = [found.contrast.mean, found.contrast.low, found.contrast.high]
-        mean, low, high = [-ends[0], -ends[2], -ends[1]] if label in REVERSED else ends
-        value = f"{100 * mean:+.2f}" + " (n.s.)" * (found.p_holm >= stats.ALPHA)
-        interval, seeds = f"{100 * low:+.2f} to {100 * high:+.2f}", found.contrast.n
-    return value, interval, str(seeds), dataset
+    rows = {arm.arm: arm for arm in arm_statistics([run])}
+    if key is None or key in rows:
+        arm = rows[key or next(iter(rows))]
+        assert (key or len(rows) == 1) and arm.over == "both"
+        both, seeds = ([f"{100 * end:.2f}" for end in ends] for ends in (arm.interval, arm.ci95))
+        return f"{100 * arm.mean:.2f}", " to ".join(both), " to ".join(seeds), str(arm.n), dataset
+    runs = [run_folder.load(STORED / key), run] if (STORED / key).exists() else [run]
+    comparison = compare.compare_runs(runs, baseline="all" if len(runs) == 1 else "")
+    (found,) = [one for one in comparison.judgements if one.name == key or len(runs) == 2]
+    assert comparison.over == "both"
+    sign = -1 if label in REVERSED else 1
+    value = f"{100 * sign * found.mean:+.2f}" + " (n.s.)" * (not found.significant)
+    ends = [sorted(100 * sign * end for end in pair) for pair in (found.estimate.interval(), found.seeds_interval)]
+    return value, *(f"{low:+.2f} to {high:+.2f}" for low, high in ends), str(found.n), dataset
 
 
 def findings():
     """The README's table of findings."""
-    rows = [("choice", "error or difference", "95 % interval", "seeds", "data"), ("---", "--:", "--:", "--:", "---")]
+    rows = [("choice", "error or difference", "95 % interval", "these images", "seeds", "data")]
+    rows += [("---", "--:", "--:", "--:", "--:", "---")]
     rows += [(label, *effect(label, name, key)) for label, name, key in FINDINGS]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -156,7 +152,7 @@ def filled(page):
     """The page with everything that is made from stored results."""
 
     def table(match):
-        rows = tables.markdown(compare.arm_statistics([run_folder.load(STORED / match[1])]), "test_error")
+        rows = tables.markdown(arm_statistics([run_folder.load(STORED / match[1])]), "test_error")
         return f"<!-- results:{match[1]} -->\n{rows}<!-- /results -->"
 
     text = re.sub(TABLE, table, (ROOT / page).read_text(), flags=re.DOTALL)
@@ -217,16 +213,18 @@ def test_the_finding_of_the_ablation_is_stored():
     ]
     expected = []
     for name in names:
-        contrast = found[name].contrast
-        mean, low, high = (100 * value for value in (contrast.mean, contrast.low, contrast.high))
+        ends = (found[name].mean, *found[name].estimate.interval())
+        mean, low, high = (100 * value for value in ends)
         expected += [mean, low, high] if "x" in name.split() else [-mean, -high, -low]
     text = re.search(r"<!-- finding:ablation -->\n(.*?)<!-- /finding -->", ALL, re.DOTALL).group(1)
     said = [float(number) for number in re.findall(r"-?\d\.\d\d", text)]
     unsure = found[names[-1]]
-    assert said == [*(float(f"{value:.2f}") for value in expected), float(f"{unsure.contrast.p:.2f}")]
+    assert said == [*(float(f"{value:.2f}") for value in expected), float(f"{unsure.p_corrected:.2f}")]
     assert len(found) == 9
-    assert max(judgement.p_holm for name, judgement in found.items() if name != names[-1]) < 0.05
-    assert f"about {unsure.seeds} seeds would be needed" in " ".join(text.split())
+    assert max(judgement.p_corrected for name, judgement in found.items() if name != names[-1]) < 0.05
+    (advice,) = caveats.advice([unsure])
+    seeds = re.search(r"takes about (\d+) seeds \(more test images alone do not suffice\)", advice)[1]
+    assert f"about {seeds} seeds" in " ".join(text.split())
     assert "0.87 percentage" in (ROOT / "experiments" / "ablation.py").read_text()
 
 
@@ -378,7 +376,7 @@ def test_every_config_field_of_the_pages_exists():
 
 def test_what_the_pages_say_of_learning_rates_is_stored():
     run = run_folder.load(ROOT / "experiments" / "results" / "learning_rate")
-    rows = compare.arm_statistics([run], "validation_error")
+    rows = arm_statistics([run], "validation_error")
     means = {(row.axes["loss"], row.axes["activation"], row.axes["learning_rate"]): row.mean for row in rows}
     pairs = {key[:2] for key in means}
     best = {pair: min((means[key], key[2]) for key in means if key[:2] == pair)[1] for pair in pairs}

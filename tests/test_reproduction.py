@@ -1,17 +1,27 @@
 """The report of the reproduction says what is stored, and the stored results are of the shipped experiments."""
 
 import importlib
+import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lenet_jax import stats
 from lenet_jax.run import arms
 from lenet_jax.run import folder as run_folder
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "experiments" / "results"
-PAGE = ROOT / "docs" / "reproduction.md"
+PAGE, FINDINGS = ROOT / "docs" / "reproduction.md", ROOT / "docs" / "findings.md"
+PASSES = [f"training error of pass {epoch}" for epoch in (2, 3, 4)]
+FINAL, FEWER = "test error, 60,000 digits", "training error, 15,000 digits"
+DEMONSTRATION = "test error, the authors' later demonstration (QMNIST's page, +-0.2)"
+T_9 = 2.262157
+"""Student's 0.975 quantile for ten seeds, as tables have it."""
+
 RUNS = sorted(folder.name for folder in STORED.iterdir() if (ROOT / "experiments" / f"{folder.name}.py").exists())
 
 
@@ -26,6 +36,74 @@ def test_tables_equal_the_stored_results(reproduction):
     assert set(reproduction.PAGES) == {PAGE}
     for page in reproduction.PAGES:
         assert reproduction.fill(page, STORED) == page.read_text()
+
+
+def section(page, heading):
+    """The text below a heading of a page, in one line."""
+    return " ".join(page.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0].split())
+
+
+@pytest.fixture(scope="module")
+def compared(reproduction):
+    """Name -> value of the paper and ours, of both tables."""
+    rows = [*reproduction.errors(STORED), *(one for curve in reproduction.passes(STORED).values() for one in curve)]
+    return {row.name: row for row in rows if row.paper is not None}
+
+
+def test_the_papers_values_that_one_run_of_ours_would_not_show(reproduction, compared):
+    outside = [row.name for row in reproduction.outside_of(list(compared.values()))]
+    assert outside == [*PASSES[:2], FEWER, PASSES[2]]
+    for row in compared.values():
+        low, high = np.mean(row.ours) + np.array([-1, 1]) * T_9 * np.std(row.ours, ddof=1) * math.sqrt(1.1)
+        assert (low <= row.paper / 100 <= high) == (row.name not in outside)
+    assert {"test error of pass 2", DEMONSTRATION} < set(compared)
+    assert len(compared) == 35
+
+
+def test_conclusions_are_those_of_the_stored_results(reproduction, compared):
+    """What the page says in sentences, and where else it is said."""
+    said, findings = section(PAGE, "Agreement and disagreement"), section(FINDINGS, "The paper, reproduced")
+    final, demonstration, fewer = compared[FINAL], compared[DEMONSTRATION], compared[FEWER]
+    passes = [compared[name] for name in PASSES]
+    above = [row.paper - 100 * row.ours.mean() for row in passes]
+    low, high = stats.prediction_interval(final.ours)
+    higher = 100 * demonstration.ours.mean() - demonstration.paper
+    assert f"0.82; our mean is {higher:.2f} higher, with one run from {demonstration.cells()[2]}" in said
+    assert f"half a point higher at the second pass (z = {passes[0].z:.1f})" in said
+    assert above[0] == pytest.approx(0.5, abs=0.05)
+    assert f"{above[1]:.2f} and {above[2]:.2f} higher at the third and fourth" in said
+    assert f"(z = {passes[1].z:.1f} and {passes[2].z:.1f})" in said
+    later = [compared[f"training error of pass {epoch}"].z for epoch in range(5, 15)]
+    assert min(later) > 0, "the paper's later points all lie above our mean"
+    assert f"reports 0.05 %; one run of ours would lie in {fewer.cells()[2]} (z = {fewer.z:.1f})" in said
+    assert f"within ±{50 * (high - low):.2f} of our mean test error" in said
+    assert f"one run of ours would lie in {final.cells()[2]}, on the same test images" in findings
+    text = " ".join(PAGE.read_text().split())
+    assert f"t = {T_9:.2f} is the quantile" in text
+    assert f"beyond ±{T_9:.2f} the value" in text
+    assert f"0.95 % over 10,000 independent digits ({100 * math.sqrt(0.0095 * 0.9905 / 10_000):.3f})" in text
+
+
+def test_the_notebook_shows_the_stored_results(reproduction, compared):
+    cells = json.loads((ROOT / "notebooks" / "04_1998.ipynb").read_text())["cells"]
+    outputs = [output["data"] for cell in cells for output in cell.get("outputs", ()) if "data" in output]
+    shown = ["".join(data.get("text/markdown", ())) for data in outputs]
+    assert reproduction.errors_table(STORED) in shown
+    assert reproduction.rates_table(STORED) in shown
+    said = " ".join(" ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").split())
+    assert f"training error is 0.05 %, and one run of ours would lie in {compared[FEWER].cells()[2]} %" in said
+
+
+def test_a_value_that_the_paper_does_not_have(reproduction):
+    unknown = reproduction.Compared("pass 20", None, np.array([0.01, 0.02, 0.03]), "2.00")
+    assert unknown.cells() == ["-", "2.00", "-2.97 to 6.97", "-"]
+    assert unknown.z is None
+    known = unknown._replace(paper=5.0)
+    assert known.cells() == ["5.00", "2.00", "-2.97 to 6.97", "+2.6"]
+    # Student's distribution with two degrees of freedom in closed form; z = 3 / sqrt(4/3).
+    assert known.p == pytest.approx(1 - math.sqrt(6.75 / 8.75))
+    far = known._replace(paper=8.0)
+    assert reproduction.outside_of([known, far]) == [far]
 
 
 def test_a_table_without_a_place_is_refused(reproduction, tmp_path, monkeypatch):
@@ -44,7 +122,8 @@ def test_every_link_leads_somewhere():
         "#" + re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)", text, re.M)
     }
     assert len(links) > 10
-    assert [link for link in links if link not in anchors and not (PAGE.parent / link).exists()] == []
+    files = {link: PAGE.parent / link.partition("#")[0] for link in links if link not in anchors}
+    assert [link for link, file in files.items() if link.startswith("#") or not file.exists()] == []
 
 
 def test_all_runs_of_the_reproduction_are_stored_and_of_the_same_data():

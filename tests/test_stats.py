@@ -13,8 +13,10 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from statsmodels.regression.linear_model import OLS
 
 from lenet_jax import stats
+from lenet_jax.crossed import Layout
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "experiments" / "results" / "coverage"
@@ -135,6 +137,85 @@ def test_student_is_scipys_one_sample_t_test():
 def test_student_of_single_values_is_the_values():
     low, high = stats.t_interval(np.array([[0.5], [0.7]]))
     assert low.tolist() == high.tolist() == [0.5, 0.7]
+
+
+# Where one more run would lie.
+
+
+def test_prediction_interval_is_that_of_a_linear_model():
+    values = np.random.default_rng(2).normal(0.01, 0.001, (3, 10))
+    model = OLS(values[1], np.ones((10, 1))).fit().get_prediction(np.ones((1, 1)))
+    low, high = stats.prediction_interval(values)
+    assert (low[1], high[1]) == pytest.approx(model.conf_int(obs=True)[0], rel=1e-12)
+
+
+def test_z_of_a_value_is_its_residual_left_out_of_the_fit():
+    values, one = np.random.default_rng(3).normal(0.01, 0.001, 9), 0.014
+    influence = OLS(np.append(values, one), np.ones((10, 1))).fit().get_influence()
+    assert stats.prediction_z(one, values) == pytest.approx(influence.resid_studentized_external[-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_95_percent_of_new_values_lie_in_the_prediction_interval(n):
+    """Of 40,000 studies: the standard error of this fraction is 0.1 %."""
+    values = np.random.default_rng(n).normal(2.0, 0.3, (40_000, n + 1))
+    low, high = stats.prediction_interval(values[:, :-1])
+    assert np.mean((low <= values[:, -1]) & (values[:, -1] <= high)) == pytest.approx(0.95, abs=0.005)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=12), st.integers(0, 10_000))
+def test_a_value_is_outside_the_prediction_interval_where_its_z_says_so(counts, one):
+    values = np.array(counts) / 10_000
+    low, high = stats.prediction_interval(values)
+    z, critical = stats.prediction_z(one / 10_000, values), scipy.stats.t.ppf(0.975, len(values) - 1)
+    assume(abs(abs(z) - critical) > 1e-6)
+    if len(set(counts)) > 1 or z:  # the ends of equal values differ from them by rounding errors
+        assert (low <= one / 10_000 <= high) == (abs(z) <= critical)
+    ends = stats.t_interval(values)
+    assert low <= ends[0] <= ends[1] <= high
+
+
+def test_predictions_where_there_is_little_to_say():
+    equal = np.array([0.1 + 0.2, 0.3])
+    assert [stats.prediction_z(one, equal) for one in (0.3, 0.4, 0.2)] == [0, math.inf, -math.inf]
+    assert np.array(stats.prediction_interval(np.array([0.3]))).tolist() == [-math.inf, math.inf]
+    assert np.isnan(stats.prediction_interval(np.array([0.3, math.nan]))).all()
+
+
+def studies(rng, count, seeds, images, of_seeds=0.01, of_images=0.2, rest=0.2):
+    """Tables [studies, seeds, images] with these standard deviations of seeds, images and residuals."""
+    parts = (of_seeds, (count, seeds, 1)), (of_images, (count, 1, images)), (rest, (count, seeds, images))
+    return 0.5 + sum(rng.normal(0, std, shape) for std, shape in parts)
+
+
+@pytest.mark.parametrize("new", [50, 200, 1000])
+def test_95_percent_of_new_runs_on_new_images_lie_where_they_are_predicted(new):
+    """Of 500 studies: the standard error of this fraction is 1 %."""
+    rng = np.random.default_rng(new)
+    layout = Layout.of(list(studies(rng, 500, 10, 200)))
+    low, high = np.transpose([one.interval() for one in layout.one_run(new)])
+    runs = studies(rng, 500, 1, new).mean(axis=(1, 2))
+    assert np.mean((low <= runs) & (runs <= high)) == pytest.approx(0.95, abs=0.03)
+    low, high = stats.prediction_interval(layout.seeds)
+    assert np.mean((low <= runs) & (runs <= high)) < 0.88 or new > 200, "that of seeds is for the same images"
+
+
+def test_variance_of_a_new_run_on_new_images():
+    """That of the run, and that of our mean; by default, on as many images."""
+    layout = Layout.of(list(studies(np.random.default_rng(0), 3, 6, 40)))
+    of_seeds, of_images, rest = layout.variances().T
+    ours = of_seeds / 6 + of_images / 40 + rest / 240
+    for new in (10, 40):
+        found = layout.one_run(new)
+        assert [one.se**2 for one in found] == pytest.approx(ours + of_seeds + of_images / new + rest / new)
+        assert [one.mean for one in found] == pytest.approx(layout.seeds.mean(axis=1))
+    assert layout.one_run() == layout.one_run(40)
+
+
+def test_runs_that_do_not_vary_predict_themselves():
+    (found,) = Layout.of([np.zeros((3, 5), bool)]).one_run()
+    assert found.interval() == (0, 0)
 
 
 # Differences between arms.
@@ -283,31 +364,7 @@ def test_power_equals_the_integral_over_all_standard_deviations(n, size):
 
 def test_the_textbook_has_34_pairs_for_a_medium_effect():
     """Cohen's d_z = 0.5, power 0.8, two-sided 5 %: 34 pairs (Faul et al. 2007, G*Power)."""
-    assert stats.seeds_needed(0.5, 1.0) == 34
-    assert stats.seeds_needed(-0.005, 0.01) == 34
     assert stats.power(33, 0.5) < 0.8 <= stats.power(34, 0.5)
-
-
-@pytest.mark.parametrize("size", [0.02, 0.15, 0.3, 0.8, 1.5, 3.0])
-def test_seeds_needed_equals_statsmodels(size):
-    assert stats.seeds_needed(size, 1.0) == max(6, math.ceil(statsmodels_power(effect_size=size, power=0.8)))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(0.01, 30))
-def test_seeds_needed_is_the_least_number(size):
-    n = stats.seeds_needed(size, 1.0)
-    assert stats.power(n, size) >= 0.8
-    assert n == 6 or stats.power(n - 1, size) < 0.8
-
-
-def test_seeds_needed_at_its_ends():
-    assert stats.seeds_needed(0.0, 0.1) is None
-    assert stats.seeds_needed(0.0, 0.0) is None
-    # With 5 pairs of one sign the permutation test has p = 1/16, with 6 it has 1/32.
-    assert stats.seeds_needed(1e-9, 0.0) == stats.min_pairs() == 6
-    assert stats.seeds_needed(1.0, 1e-12) == 6
-    assert stats.seeds_needed(1e-6, 1.0) is None
 
 
 @pytest.mark.parametrize("n", [*range(2, 20), 34, 100, 333, 1000])

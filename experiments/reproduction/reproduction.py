@@ -10,13 +10,15 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from absl import app, flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,7 +36,9 @@ ROOT = Path(__file__).parents[2]
 STORED, DOCS = ROOT / "experiments" / "results", ROOT / "docs"
 RATES = "effective_rates.json"
 
-# Numbers from LeCun et al. 1998, in percent; the curves are read from its figures 5 and 6, to within about 0.03.
+# Numbers from LeCun et al. 1998, in percent; the curves and the errors by size are read from its figures 5 and 6.
+READING_ERROR = 0.03
+"""Of values read from the paper's figures, in percentage points."""
 TEST_CURVE = [2.66, 2.24, 1.48, 1.43, 1.43, 1.09, 1.04, 1.07, 0.99, 0.96, 0.96, 0.99]
 TRAIN_CURVE = [4.90, 3.05, 1.77, 1.48, 1.22, 0.91, 0.78, 0.70, 0.57, 0.49, 0.47, 0.44, 0.41, 0.39]
 SIZES = {15000: (1.68, 0.05), 30000: (1.14, 0.31), 60000: (0.94, 0.35)}
@@ -50,6 +54,9 @@ COUNTS = (60_000, 340_908)
 EFFECTIVE_RATES = (7e-5, 0.016)
 
 UNCHANGED = "(unchanged)"
+
+SHOWN = "mean and 95 % interval over 10 seeds; light: one run; black: the paper"
+"""What figures 5 and 6 show, for their titles."""
 
 BLOCK = "<!-- {name} -->\n.*?<!-- /{name} -->"
 PAPER_STYLE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "markerfacecolor": "none", "zorder": 5}
@@ -73,49 +80,131 @@ def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
-    """Mean and interval of the paired differences of the first arm minus the second."""
-    contrast = stats.contrasts([np.subtract(first[metric]["per_seed"], second[metric]["per_seed"])])[0]
-    return {"mean": contrast.mean, "ci95": [contrast.low, contrast.high]}
+    """Mean, interval and values of the paired differences of the first arm minus the second."""
+    values = np.subtract(first[metric]["per_seed"], second[metric]["per_seed"])
+    contrast = stats.contrasts([values])[0]
+    return {"mean": contrast.mean, "ci95": [contrast.low, contrast.high], "per_seed": values}
+
+
+class Compared(NamedTuple):
+    """A value of the paper, which is of one network, and ours.
+
+    Attributes:
+      name: of what was measured.
+      paper: in percent; None if the paper has no such value.
+      ours: [seeds], as fractions.
+      shown: our mean, as text; with its interval where the page has one.
+    """
+
+    name: str
+    paper: float | None
+    ours: np.ndarray
+    shown: str
+
+    @property
+    def z(self) -> float | None:
+        """Distance of the paper's value from our mean, in standard errors of one more run."""
+        return None if self.paper is None else stats.prediction_z(self.paper / 100, self.ours)
+
+    @property
+    def p(self) -> float:
+        """Probability that one more run of ours is as far from our mean as the paper's."""
+        return float(2 * scipy.stats.t.sf(abs(self.z or 0.0), len(self.ours) - 1))
+
+    def cells(self) -> list[str]:
+        """The paper's value, ours, where one run of ours would lie, and z of the paper's value."""
+        low, high = (stats.percent(float(end)) for end in stats.prediction_interval(self.ours))
+        paper, z = ("-", "-") if self.paper is None or self.z is None else (f"{self.paper:.2f}", f"{self.z:+.1f}")
+        return [paper, self.shown, f"{low} to {high}", z]
+
+
+def of_summary(name: str, paper: float, summary: Mapping[str, Any]) -> Compared:
+    """A value of the paper beside the summary of one of our metrics."""
+    return Compared(name, paper, np.asarray(summary["per_seed"], float), percent(summary))
+
+
+def errors(runs: Path) -> list[Compared]:
+    """The paper's errors of final networks, and ours."""
+    plain, distorted = arm_of(folder.load(runs / "lenet5_1998")), arm_of(folder.load(runs / "lenet5_1998_distorted"))
+    sizes, demonstration = folder.load(runs / "training_set_size"), arm_of(folder.load(runs / "lush_demo"))
+    found = [
+        of_summary("test error, 60,000 digits", TEST, plain["test_error"]),
+        of_summary("training error, 60,000 digits", TRAINING, plain["train_error"]),
+        of_summary("test error, with distorted digits", DISTORTED, distorted["test_error"]),
+        of_summary("what distortions gain", TEST - DISTORTED, difference(plain, distorted)),
+    ]
+    for size in (30000, 15000):
+        arm = arm_of(sizes, train_size=size)
+        for paper, split, name in zip(SIZES[size], ("test", "train"), ("test", "training"), strict=True):
+            found.append(of_summary(f"{name} error, {size:,} digits", paper, arm[f"{split}_error"]))
+    name = "test error, the authors' later demonstration (QMNIST's page, +-0.2)"
+    return [*found, of_summary(name, DEMONSTRATION, demonstration["test_error"])]
+
+
+def passes(runs: Path) -> dict[str, list[Compared]]:
+    """The paper's errors after each pass, and ours: of the test set, and of the training set during the pass."""
+    run = folder.load(runs / "lenet5_1998")
+    found: dict[str, list[Compared]] = {}
+    for name, metric, paper in (("test", "test_error", TEST_CURVE), ("training", "running_error", TRAIN_CURVE)):
+        table = metrics.rows(run, metric).pivot(index="epoch", columns="seed", values="value")
+        found[name] = []
+        for epoch in range(1, run.config["epochs"] + 1):
+            ours = stats.round_errors(table.loc[epoch].to_numpy())
+            value = paper[epoch - 1] if epoch <= len(paper) else None
+            shown = stats.percent(float(ours.mean()))
+            found[name].append(Compared(f"{name} error of pass {epoch}", value, ours, shown))
+    return found
 
 
 def errors_table(runs: Path) -> str:
     """Table of the paper's errors and ours."""
-    plain, distorted = arm_of(folder.load(runs / "lenet5_1998")), arm_of(folder.load(runs / "lenet5_1998_distorted"))
-    sizes = folder.load(runs / "training_set_size")
-    rows = [
-        ["test error, 60,000 digits", f"{TEST:.2f}", percent(plain["test_error"])],
-        ["training error, 60,000 digits", f"{TRAINING:.2f}", percent(plain["train_error"])],
-        ["test error, with distorted digits", f"{DISTORTED:.2f}", percent(distorted["test_error"])],
-        ["what distortions gain", f"{TEST - DISTORTED:.2f}", percent(difference(plain, distorted))],
+    rows = [[compared.name, *compared.cells()] for compared in errors(runs)]
+    header = [
+        "in percent",
+        "paper",
+        "ours: mean of 10 seeds (95 % interval)",
+        "one run of ours would lie in",
+        "z of the paper's value",
     ]
-    for size in (30000, 15000):
-        arm = arm_of(sizes, train_size=size)
-        for place, split in enumerate(("test", "train")):
-            name = {"test": "test", "train": "training"}[split]
-            rows.append([f"{name} error, {size:,} digits", f"{SIZES[size][place]:.2f}", percent(arm[f"{split}_error"])])
-    demo = arm_of(folder.load(runs / "lush_demo"))
-    rows.append(
-        [
-            "test error, the authors' later demonstration (QMNIST's page, +-0.2)",
-            f"{DEMONSTRATION:.2f}",
-            percent(demo["test_error"]),
-        ]
-    )
-    return tables.markdown_table(["in percent", "paper", "ours: mean of 10 seeds (95 % interval)"], rows, 2)
+    return tables.markdown_table(header, rows, 4)
 
 
 def passes_table(runs: Path) -> str:
     """Table of errors after each epoch."""
-    run = folder.load(runs / "lenet5_1998")
-    curves = [metrics.rows(run, metric) for metric in ("test_error", "running_error")]
-    test, training = (100 * table.groupby("epoch").value.mean() for table in curves)
-    rows = []
-    for epoch in range(1, run.config["epochs"] + 1):
-        papers = [curve[epoch - 1 : epoch] for curve in (TEST_CURVE, TRAIN_CURVE)]
-        cells = [f"{paper[0]:.2f}" if paper else "-" for paper in papers]
-        rows.append([str(epoch), cells[0], f"{test[epoch]:.2f}", cells[1], f"{training[epoch]:.2f}"])
-    header = ["pass", "test: paper", "test: ours", "training: paper", "training: ours"]
+    curves = passes(runs)
+    names = ("paper", "ours", "one run of ours", "z")
+    header = ["pass", *(f"{curve}: {names[0]}" if not at else names[at] for curve in curves for at in range(4))]
+    rows = [
+        [str(epoch), *(cell for compared in of_epoch for cell in compared.cells())]
+        for epoch, of_epoch in enumerate(zip(*curves.values(), strict=True), 1)
+    ]
     return tables.markdown_table(header, rows, len(header))
+
+
+def agreement(runs: Path) -> str:
+    """Which of the paper's values one run of ours would not show, in sentences."""
+    values = [*errors(runs), *(one for curve in passes(runs).values() for one in curve if one.paper is not None)]
+    outside = outside_of(values)
+    listed = "; ".join(f"{one.name} (z = {one.z:+.1f})" for one in outside)
+    corrected = outside_of(values, stats.ALPHA / len(values))
+    read = [
+        [one.name for one in outside_of([one._replace(paper=(one.paper or 0) + shift) for one in values])]
+        for shift in (-READING_ERROR, READING_ERROR)
+    ]
+    same = all(set(names) == {one.name for one in outside} for names in read)
+    text = (
+        f"Of the {len(values)} values of the paper in these two tables, {len(outside)} lie outside the interval of one "
+        f"run of ours: {listed}. About {stats.ALPHA * len(values):.0f} would if all agreed. After Bonferroni's "
+        f"correction for {len(values)} values, there remains: {'; '.join(one.name for one in corrected) or 'none'}. "
+        f"Values {READING_ERROR} higher or lower, as they might be read from the figures, give "
+        f"{'the same' if same else 'another'} list."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
+
+
+def outside_of(values: Sequence[Compared], level: float = stats.ALPHA) -> list[Compared]:
+    """Those that one run of ours would not show at this level, the farthest first."""
+    return sorted((one for one in values if one.p < level), key=lambda one: one.p)
 
 
 def counts_table(runs: Path) -> str:
@@ -178,6 +267,7 @@ def rates_table(runs: Path) -> str:
 TABLES = {
     "errors": errors_table,
     "passes": passes_table,
+    "agreement": agreement,
     "counts": counts_table,
     "rates": rates_table,
     "ingredients": ingredients_table,
@@ -204,47 +294,47 @@ def fill(page: Path, runs: Path) -> str:
 
 
 def curves(runs: Path, axes: Axes) -> Axes:
-    """Figure 5: error against epochs."""
+    """Figure 5: error against epochs; light, where one run of ours would lie."""
     run = folder.load(runs / "lenet5_1998")
     shown = {"test": ("test_error", TEST_CURVE, "s"), "training, while training": ("running_error", TRAIN_CURVE, "o")}
     for place, (label, (metric, paper, marker)) in enumerate(shown.items()):
         rows = metrics.rows(run, metric)
         table = rows[rows.epoch > 0].pivot(index="epoch", columns="seed", values="value") * 100
         analysis_figures.mean_and_interval(table, f"ours, {label}", place, axes)
+        low, high = stats.prediction_interval(table.to_numpy())
+        color = analysis_figures.style(place)["color"]
+        axes.fill_between(table.index, low, high, color=color, alpha=0.12, linewidth=0, zorder=1)
         axes.plot(range(1, len(paper) + 1), paper, marker, label=f"paper, {label}", **PAPER_STYLE)
     axes.set(xlabel="passes over the training set", ylabel="error (%)", ylim=(0, 6), xticks=range(0, 21, 2))
-    axes.set_title("Figure 5 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
+    axes.set_title(f"Figure 5 again: {SHOWN}", fontsize=10)
     axes.grid(axis="y", alpha=0.25)
     axes.legend()
     return axes
 
 
+def error_bars(summaries: Mapping[int, Mapping[str, Any]], label: str, color: str, axes: Axes) -> None:
+    """Means and intervals of summaries by the number of digits; light, where one run of ours would lie."""
+    means = np.array([100 * summary["mean"] for summary in summaries.values()])
+    ends = np.array([100 * np.array(summary["ci95"]) for summary in summaries.values()])
+    axes.errorbar(list(summaries), means, np.abs(ends.T - means), color=color, marker=".", capsize=4, label=label)
+    values = np.array([summary["per_seed"] for summary in summaries.values()], float)
+    low, high = (100 * end for end in stats.prediction_interval(values))
+    axes.vlines(list(summaries), low, high, color=color, alpha=0.15, linewidth=9, zorder=1)
+
+
 def sizes(runs: Path, axes: Axes) -> Axes:
     """Figure 6: error against the number of training digits."""
-    run = folder.load(runs / "training_set_size")
+    run, distorted = folder.load(runs / "training_set_size"), arm_of(folder.load(runs / "lenet5_1998_distorted"))
     for place, split in enumerate(("test", "train")):
-        color, name = analysis_figures.style(place)["color"], {"test": "test", "train": "training"}[split]
-        summaries = [arm_of(run, train_size=size)[f"{split}_error"] for size in SIZES]
-        means = np.array([100 * summary["mean"] for summary in summaries])
-        ends = np.array([100 * np.array(summary["ci95"]) for summary in summaries])
-        spread = np.abs(ends.T - means)
-        axes.errorbar(list(SIZES), means, spread, color=color, marker=".", capsize=4, label=f"ours, {name}")
+        name = {"test": "test", "train": "training"}[split]
+        summaries = {size: arm_of(run, train_size=size)[f"{split}_error"] for size in SIZES}
+        error_bars(summaries, f"ours, {name}", analysis_figures.style(place)["color"], axes)
         papers = [values[place] for values in SIZES.values()]
         axes.plot(list(SIZES), papers, "so"[place], label=f"paper, {name}", **PAPER_STYLE)
-    distorted = arm_of(folder.load(runs / "lenet5_1998_distorted"))["test_error"]
-    mean, ends = 100 * distorted["mean"], 100 * np.array(distorted["ci95"])
-    axes.errorbar(
-        [62000],
-        [mean],
-        np.abs(ends[:, None] - mean),
-        color="#009E73",
-        marker=".",
-        capsize=4,
-        label="ours, distorted, test",
-    )
+    error_bars({62000: distorted["test_error"]}, "ours, distorted, test", analysis_figures.style(2)["color"], axes)
     axes.plot([62000], [DISTORTED], "^", label="paper, distorted, test", **PAPER_STYLE)
     axes.set(xlabel="training digits", ylabel="error (%)", ylim=(0, 2.2), xlim=(12000, 65000), xticks=list(SIZES))
-    axes.set_title("Figure 6 again: mean of 10 seeds, 95 % interval, and the paper's points", fontsize=10)
+    axes.set_title(f"Figure 6 again: {SHOWN}", fontsize=10)
     axes.grid(axis="y", alpha=0.25)
     axes.legend()
     return axes
@@ -265,14 +355,12 @@ def rejects(runs: Path, axes: Axes) -> Axes:
 def ingredients(runs: Path, axes: Axes) -> Axes:
     """Errors of every seed of every arm."""
     run = folder.load(runs / "lenet5_1998_ingredients")
-    final = {
-        arm["axes"]["replaced"].replace("_", " ").replace("nothing", UNCHANGED): (
-            arm["test_error"]["per_seed"],
-            arm["test_error"]["ci95"],
-        )
-        for arm in run.summary["arms"]
-    }
-    analysis_figures.final_values(final, "test_error", axes)
+    final = {}
+    for arm in run.summary["arms"]:
+        name, ends = arm["axes"]["replaced"].replace("_", " "), tuple(arm["test_error"]["ci95"])
+        final[name.replace("nothing", UNCHANGED)] = (arm["test_error"]["per_seed"], ends, ends)
+    title = "Test error at the end: every seed, mean, 95 % interval over seeds"
+    analysis_figures.final_values(final, "test_error", title, axes)
     axes.set_xscale("log")
     axes.set_xticks([0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     axes.minorticks_off()

@@ -76,6 +76,7 @@ def arm_statistics(runs: Sequence[Run], metric: str = "test_error", over: str = 
     if len(set(measured.values())) > 1:
         sources = "; ".join(f"{name} of {str(folder)!r}" for folder, name in measured.items())
         raise InputError(f"metric: {metric!r} would be read from {sources}; give all runs the same kind of curve")
+    metric = metrics.restricted(runs, metric)
     values = [metrics.by_arm(run, metric) for run in runs]
     scores = scores_of(runs, metric) if over != "seeds" else {}
     names = run_names(runs)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from lenet_jax import stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.arms import FAILED, ArmStatistics, label, run_names, swept_axes
@@ -61,13 +59,18 @@ def claim_limits(
     for seeds in sorted({one.n for one in tested}) if over == "seeds" else ():
         if (smallest := stats.smallest_p(seeds)) >= stats.ALPHA:
             found.append(f"{seeds} seeds are too few for a claim: the smallest possible p-value is {smallest:.2g}")
+    late: dict[str, int] = {}
+    for run, name in zip(runs, run_names(runs), strict=True):
+        late |= {label(name, arm): count for arm, count in metrics.unreached(run, metric).items() if count}
     for arm in arms:
         found += failures(arm, metric) if of_networks else []
+        if arm.label in late:
+            epochs = f"{metrics.epochs_to(metric)[1]} epochs"
+            never = f"{late[arm.label]} of {arm.n} seeds of {arm.label} did not reach this error within {epochs}"
+            found.append(f"{never}; they count as {epochs}")
         for name in arm.at_edge:
             value = format_value(arm.chosen[name])
             found.append(f"{arm.label} chose {name} {value}, at the edge of the grid; the optimum may lie beyond it")
-        if metric.startswith(metrics.EPOCHS_TO) and (missing := int(np.isinf(arm.values).sum())):
-            found.append(f"{missing} of {arm.n} seeds of {arm.label} never reached this error")
     for run, name in zip(runs, run_names(runs), strict=True):
         rates = {arm.settings.get("learning_rate") for arm in arms if arm.run == name}
         if len(run.arms) > 1 and not run.config.get("tune") and len(rates) == 1:
@@ -98,16 +101,25 @@ def advice(tested: Sequence[TestedContrast]) -> list[str]:
     for one in [one for one in undecided if one.needed][:MAX_ADVICE]:
         assert one.needed
         seeds, images, both = one.needed
-        ways = [f"{count:,} {what}" for count, what in ((seeds, "seeds"), (images, "test images")) if count is not None]
-        if seeds is None and images is not None:
-            ways.append("more seeds alone would not help")
-        elif images is None and seeds is not None:
-            ways.append("more test images alone would not help")
-        elif both:
-            ways.append(f"both together {both[0]:,} and {both[1]:,}")
-        if ways:
-            found.append(f"{one.name}: 80 % of studies would show such a difference with about {'; or '.join(ways)}")
+        alone = [f"{rough(count):,} {what}" for count, what in ((seeds, "seeds"), (images, "test images")) if count]
+        together = f"{rough(both[0]):,} seeds and {rough(both[1]):,} test images" if both else ""
+        if len(alone) == 1:
+            other = "seeds" if images else "test images"
+            ways = f"{alone[0]} (more {other} alone do not suffice)"
+        elif alone:
+            ways = ", or ".join([*alone, together])
+        elif together:
+            ways = f"{together} (neither alone suffices)"
+        else:
+            continue
+        found.append(f"{one.name}: to show a difference of this size in 80 % of studies takes about {ways}")
     return found
+
+
+def rough(count: int) -> int:
+    """A number rounded up to two digits: variances, and the difference itself, are known roughly."""
+    step: int = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // step) * step
 
 
 def unknown_images(runs: Sequence[Run], metric: str) -> str:

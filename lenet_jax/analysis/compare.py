@@ -91,7 +91,7 @@ def compare_runs(
         raise InputError(f"difference: {difference!r}; allowed is a finite number")
     check_choice("over", over, crossed.OVER)
     check_choice("scale", scale, contrasts.SCALES)
-    arms = arm_statistics(runs, metric, over)
+    arms, metric = arm_statistics(runs, metric, over), metrics.restricted(runs, metric)
     covered = arms[0].over
     if over == "images" and covered != over:
         raise InputError(f"over: 'images' needs answers to single images; {unknown_images(runs, metric)}")

@@ -2,8 +2,9 @@
 
 Names of metrics: ``test_error``, ``validation_nll``, ``train_loss``, ... (a split and a measurement at the last epoch);
 ``test_error_class_3``; ``epochs_to_0.02`` (epochs until the error is at most 0.02: the test error of a run with
-`test_curve`, else the validation error); ``seconds`` and ``samples_per_second`` (one value for an arm: wall time with
-tuning, compilation and evaluation, and the speed of its last training).
+`test_curve`, else the validation error), compared as ``epochs_to_0.02_within_20`` (see `restricted`); ``seconds`` and
+``samples_per_second`` (one value for an arm: wall time with tuning, compilation and evaluation, and the speed of its
+last training).
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from lenet_jax.run.folder import Run
 OF_ARM = ("seconds", "samples_per_second")
 """Metrics with one value for an arm, not one for each seed."""
 
-CLASS_ERROR, EPOCHS_TO = "test_error_class_", "epochs_to_"
+CLASS_ERROR, EPOCHS_TO, WITHIN = "test_error_class_", "epochs_to_", "_within_"
 
 CURVES = ("test_error", "validation_error")
 """Metrics that ``epochs_to_ERROR`` is read from: the first one with a curve."""
@@ -51,7 +52,8 @@ def names(run: Run) -> list[str]:
 def title(metric: str) -> str:
     """The metric in words."""
     if metric.startswith(EPOCHS_TO):
-        return f"epochs to an error of {100 * threshold(metric):g} %"
+        error, last = epochs_to(metric)
+        return f"epochs to an error of {100 * error:g} %" + (f" (restricted to {last} epochs)" if last else "")
     return metric.replace("_", " ")
 
 
@@ -103,12 +105,33 @@ def show(value: float | None, metric: str, sign: str = "") -> str:
     return f"{value:{sign},.{digits}f}"
 
 
-def threshold(metric: str) -> float:
-    """The error of ``epochs_to_ERROR``."""
-    text = metric.removeprefix(EPOCHS_TO)
-    if not re.fullmatch(r"0?\.\d+", text) or not float(text):
+def epochs_to(metric: str) -> tuple[float, int | None]:
+    """The error of ``epochs_to_ERROR``, and the epochs that it is `restricted` to; None if it is not."""
+    found = re.fullmatch(rf"(0?\.\d+)(?:{WITHIN}([1-9]\d*))?", metric.removeprefix(EPOCHS_TO))
+    if not found or not float(found[1]):
         raise InputError(f"metric: {metric!r}; allowed is an error between 0 and 1, as in 'epochs_to_0.02'")
-    return float(text)
+    return float(found[1]), int(found[2]) if found[2] else None
+
+
+def restricted(runs: Sequence[Run], metric: str) -> str:
+    """``epochs_to_ERROR_within_EPOCHS``: restricted to the epochs for which all arms of the runs trained.
+
+    Networks that did not reach the error within T epochs count as T, so that all have a value. All were observed for T
+    epochs, so the mean of min(epochs, T) is the restricted mean, the area under the Kaplan-Meier estimate up to T
+    (Royston and Parmar 2013, "Restricted mean survival time"). Other metrics are returned as they are.
+    """
+    if not metric.startswith(EPOCHS_TO) or epochs_to(metric)[1]:
+        return metric
+    last = min(rows(run, measured(run, metric)).groupby("arm").epoch.max().min() for run in runs)
+    return f"{metric}{WITHIN}{last}"
+
+
+def unreached(run: Run, metric: str) -> dict[str, int]:
+    """Number of each arm's networks that did not reach the error of a `restricted` metric; of others, nothing."""
+    plain, _, last = metric.partition(WITHIN)
+    if not last:
+        return {}
+    return {arm: int((values > int(last)).sum()) for arm, values in by_arm(run, plain).items()}
 
 
 def rows(run: Run, metric: str) -> pd.DataFrame:
@@ -160,7 +183,7 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     """Each arm's values by rising seed (the index), or the single value of a metric in `OF_ARM`.
 
     Arms without the metric are left out: linear outputs have no likelihood. Epochs to an error are infinite if it was
-    never reached. Losses of networks that diverged are not finite.
+    never reached, unless they are `restricted`. Losses of networks that diverged are not finite.
 
     Raises:
       InputError: the run has no such metric.
@@ -168,9 +191,11 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
     if metric in OF_ARM:
         return {arm.name: pd.Series([float(getattr(arm, metric))]) for arm in run.arms}
     if metric.startswith(EPOCHS_TO):
-        curve = rows(run, measured(run, metric))
-        curve = curve.assign(value=curve.epoch.where(curve.value <= threshold(metric), np.inf).astype(float))
-        values = curve.groupby(["arm", "seed"]).value.min()
+        curve, (error, last) = rows(run, measured(run, metric)), epochs_to(metric)
+        if last and last > (trained := curve.groupby("arm").epoch.max().min()):
+            raise InputError(f"metric: {metric!r} needs {last} epochs, but an arm of {str(run.folder)!r} has {trained}")
+        curve = curve.assign(value=curve.epoch.where(curve.value <= error, np.inf).astype(float))
+        values = curve.groupby(["arm", "seed"]).value.min().clip(upper=last)
     elif metric.startswith(CLASS_ERROR):
         if not run.answers:
             folder = str(run.folder)

@@ -312,6 +312,7 @@ def overview_cells(comparison: Comparison) -> tables.Cells:
             continue
         measured = runs if name.startswith(metrics.EPOCHS_TO) else last_epochs
         try:
+            name = metrics.restricted(runs, name)
             values = by_label(comparison, [metrics.by_arm(run, name) for run in measured])
         except InputError:
             continue  # missing in another run

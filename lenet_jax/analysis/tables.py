@@ -136,7 +136,10 @@ def differences_title(comparison: Comparison) -> str:
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
-    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does."""
+    """The arms. Errors are in percent. Axes that all arms have get a column each; otherwise an arm's name does.
+
+    Numbers of networks that failed or diverged have columns where they are not all 0.
+    """
     axes = list(rows[0].axes) if len({tuple(row.axes) for row in rows}) == 1 else []
     several = any(row.run for row in rows)
     named = any(row.arm != ONLY_ARM for row in rows)  # the only arm of a run without a sweep needs no name
@@ -144,7 +147,8 @@ def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
     header = ["run"] * several + (axes or ["arm"] * named)
     known = rows[0].over != "seeds"
     parts = ["these images", "SE seeds", "SE images"] if known else []
-    numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", *parts, "failed", "diverged"]
+    counted = [name for name in ("failed", "diverged") if any(getattr(row, name) for row in rows)]
+    numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", *parts, *counted]
     lines = []
     for row in rows:
         names = [row.run] * several + ([format_value(row.axes[axis]) for axis in axes] or [row.arm] * named)
@@ -152,7 +156,7 @@ def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
         shown = [metrics.show(value, metric) for value in (row.mean, row.std, row.median)]
         errors = [getattr(row.estimate, name, None) for name in ("se_seeds", "se_images")]
         parts = [ends(row.ci95, metric), *(metrics.show(error, metric) for error in errors)] if known else []
-        counts = [str(row.failed), str(row.diverged)]
+        counts = [str(getattr(row, name)) for name in counted]
         lines.append([*names, *chosen, str(row.n), *shown, ends(row.interval, metric), *parts, *counts])
     return header + numbers, lines, len(numbers)
 
@@ -223,11 +227,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def table(rows: Sequence[ArmStatistics], metric: str, console: Console) -> Table:
-    """The arms as a table for a terminal: no columns of zeros, and medians only where networks failed."""
+    """The arms as a table for a terminal: standard errors replace deviations, and medians are for failed networks."""
     header, lines, numbers = cells(rows, metric)
-    failed, known = any(row.failed for row in rows), rows[0].over != "seeds"
-    left_out = {"std": known, "median": known and not failed, "failed": not failed}
-    left_out["diverged"] = not any(row.diverged for row in rows)
+    known = rows[0].over != "seeds"
+    left_out = {"std": known, "median": known and "failed" not in header}
     kept = [index for index, name in enumerate(header) if not left_out.get(name)]
     header, *lines = ([line[index] for index in kept] for line in [header, *lines])
     return text_table(arms_title(rows, metric), (header, lines, numbers - sum(left_out.values())), console)

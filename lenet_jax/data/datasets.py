@@ -1,7 +1,7 @@
 """Data sets: a name becomes uint8 images and labels in memory, with a fingerprint.
 
-Sources: the embedded ``mnist10k``; ``mnist``, ``fashion_mnist`` and ``kmnist``, downloaded and verified by
-`prepared.py`; ``idx:FOLDER``; ``tfds:NAME``.
+Sources: the embedded ``mnist10k``; ``mnist``, ``fashion_mnist``, ``kmnist``, ``qmnist``, ``emnist`` (its digits) and
+``usps``, downloaded and verified by `prepared.py`; ``idx:FOLDER``; ``tfds:NAME``.
 """
 
 import contextlib
@@ -14,15 +14,22 @@ import numpy as np
 
 from lenet_jax import IMAGE_SIZE
 from lenet_jax.data import idx, prepared, records
+from lenet_jax.data.sources import ALL_SOURCES
 from lenet_jax.errors import InputError
 from lenet_jax.paths import expanded
 
 EMBEDDED = Path(__file__).with_name("mnist10k.npz")
 EMBEDDED_FINGERPRINT = "sha256:916433c8bc50fea0842ffb377aacc8f3b4478e355d425ff5a5934ce2b2c5e254"
 
+# Correlation above which mean images of the classes are those of digits. Those of MNIST's test digits have 0.98 with
+# MNIST's training digits, and 0.29 with these transposed; those of five digits of them have up to 0.60.
+MIN_LIKENESS = 0.6
+MIN_DIGITS = 5  # classes that must be there to tell: two or three other shapes may be like transposed digits by chance
+MAX_EXAMINED = 5000  # images, about
+
 MIN_WHITE = 128  # brightest pixel of images with 256 grey values, at least; their background is darker
 
-DATASETS = ("mnist10k", *prepared.SOURCES, "idx:FOLDER", "tfds:NAME")
+DATASETS = ("mnist10k", *ALL_SOURCES, "idx:FOLDER", "tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Dataset:
 
 
 def notes_on(dataset: Dataset) -> list[str]:
-    """What a user should know of a data set: its `notes`, and pixels that are not those of light digits on black."""
+    """What a user should know of a data set: its `notes`, and images that are not upright light digits on black."""
     notes = list(dataset.notes)
     for split in ("train", "test"):
         images = getattr(dataset, f"{split}_images")
@@ -79,7 +86,47 @@ def notes_on(dataset: Dataset) -> list[str]:
             )
         if np.median(images[:, [0, 0, -1, -1], [0, -1, 0, -1]]) >= MIN_WHITE:
             notes.append(f"{split} images have bright corners; expected a background of 0")
+    splits = [split for split in ("train", "test") if looks_transposed(dataset, split)]
+    if splits:
+        notes.append(
+            f"{' and '.join(splits)} images look transposed, as EMNIST publishes its own, and are used as they are; "
+            "the data set 'emnist' has EMNIST's digits upright, others have to be transposed in their files"
+        )
     return notes
+
+
+def looks_transposed(dataset: Dataset, split: str) -> bool:
+    """Whether a split's images are digits with their rows and columns exchanged.
+
+    The mean images of the classes, less their common mean, are compared with those of `load_embedded`, transposed and
+    as they are. False for other images than digits, and for fewer than `MIN_DIGITS` of the ten.
+    """
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    step, margin = 1 + len(images) // MAX_EXAMINED, (images.shape[1] - 28) // 2
+    images, labels = images[::step, margin : margin + 28, margin : margin + 28], labels[::step]
+    digits = np.unique(labels)
+    if dataset.classes != 10 or len(digits) < MIN_DIGITS:
+        return False
+
+    def deviations(means: np.ndarray) -> np.ndarray:
+        differences = means - means.mean(axis=0)
+        return np.asarray(differences / max(float(np.linalg.norm(differences)), 1e-9))
+
+    found, expected = deviations(class_means(images, labels)), deviations(embedded_means()[digits])
+    upright, transposed = (float((found * means).sum()) for means in (expected, expected.transpose(0, 2, 1)))
+    return transposed > max(MIN_LIKENESS, upright)
+
+
+def class_means(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean image of every class that there is, in rising order."""
+    return np.stack([images[labels == label].mean(axis=0) for label in np.unique(labels)])
+
+
+@functools.cache
+def embedded_means() -> np.ndarray:
+    """Mean images of MNIST's ten digits, [10, 28, 28]."""
+    known = load_embedded()
+    return class_means(known.train_images, known.train_labels)
 
 
 def load(name: str, data_dir: str = "") -> Dataset:
@@ -105,7 +152,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
     if name == "mnist5k":
         contents = "5,000 training and 5,000 test digits"
         raise InputError(f"dataset: {name!r} was replaced by 'mnist10k', which has {contents}")
-    if name in prepared.SOURCES:
+    if name in ALL_SOURCES:
         return Dataset(name=name, **prepared.load(name, prepared.data_folder(data_dir)))
     if kind == "idx" and argument:
         return Dataset(name=name, **idx.read_folder(expanded(argument, "dataset"), name))
@@ -118,7 +165,7 @@ def at_hand(name: str, data_dir: str = "") -> Dataset | None:
     """One of the package's own data sets, if nothing has to be downloaded; for names that may come from anyone."""
     with contextlib.suppress(OSError, ValueError):  # InputError, and what names raise that are not paths
         downloads = prepared.downloads_in(prepared.data_folder(data_dir), name)
-        if name == "mnist10k" or (name in prepared.SOURCES and not prepared.unverified(name, downloads)):
+        if name == "mnist10k" or (name in ALL_SOURCES and not prepared.unverified(name, downloads)):
             return load(name, data_dir)
     return None
 

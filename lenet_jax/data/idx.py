@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,11 @@ def read_labels(path: Path) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
+def read_parts(files: Mapping[str, Path]) -> dict[str, Any]:
+    """The four arrays in IDX files; `files` has the keys of `PARTS`."""
+    return {part: read_labels(files[part]) if part in LABELS else read(files[part], 3) for part in PARTS}
+
+
 def read_folder(folder: Path, name: str) -> dict[str, Any]:
     """The data set in a folder of IDX files, or in a folder below it, as fields of `datasets.Dataset`.
 
@@ -112,15 +118,15 @@ def read_folder(folder: Path, name: str) -> dict[str, Any]:
       name: the data set's, for messages.
     """
     prefix, files = choose(folder, name)
-    arrays = {part: read_labels(files[part]) if part in LABELS else read(files[part], 3) for part in PARTS}
+    arrays = read_parts(files)
     lowest, highest = min(arrays[part].min() for part in LABELS), max(arrays[part].max() for part in LABELS)
     first = np.uint8(lowest == 1 and highest >= DIGITS)  # digits without a zero stay what they are
     classes = max(DIGITS, int(highest - first) + 1)
     notes = []
     if highest >= DIGITS:
         notes.append(f"labels {lowest} to {highest} are read as {classes} classes, 0 to {classes - 1}")
-    if prefix.startswith("emnist"):
-        notes.append("EMNIST publishes its images transposed; they are used as they are")
+        if prefix.startswith("emnist"):  # of digits, `datasets.notes_on` judges by the images
+            notes.append("EMNIST publishes its images transposed; they are used as they are")
     return arrays | {part: arrays[part] - first for part in LABELS} | {"classes": classes, "notes": tuple(notes)}
 
 

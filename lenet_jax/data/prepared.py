@@ -1,4 +1,4 @@
-"""Downloaded data sets: verified IDX files, which every load reads, and TFDS records of them for users of TFDS.
+"""Downloaded data sets: verified files, which every load reads, and TFDS records of IDX files for users of TFDS.
 
 The downloads are the only cache: parsing and checking them is faster than reading TFDS records.
 """
@@ -10,13 +10,15 @@ import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lenet_jax.data import idx, records
+from lenet_jax.data import formats, records
+from lenet_jax.data.sources import ALL_SOURCES, SOURCES, Source
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.paths import expanded
 
@@ -25,75 +27,20 @@ TIMEOUT_S = 30  # without an answer; then the next mirror is tried
 UNFINISHED = "incomplete."  # prefix of folders in which TFDS and we write; those left by killed processes are removed
 
 
-class Source(NamedTuple):
-    """Where a data set is published, and the names of its classes.
-
-    The mirrors `addresses` end with a slash and are tried in this order. `checksums` maps the four files, in the order
-    of `idx.PARTS`, to their SHA-256 as TFDS lists it.
-    """
-
-    homepage: str
-    addresses: tuple[str, ...]
-    checksums: dict[str, str]
-    labels: tuple[str, ...]
-
-
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-
-SOURCES = {
-    "mnist": Source(
-        homepage="http://yann.lecun.com/exdb/mnist/",
-        addresses=(
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        ),
-        checksums={
-            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        },
-        labels=tuple("0123456789"),
-    ),
-    "fashion_mnist": Source(
-        homepage="https://github.com/zalandoresearch/fashion-mnist",
-        addresses=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-        checksums={
-            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        },
-        labels=FASHION,
-    ),
-    "kmnist": Source(
-        homepage="http://codh.rois.ac.jp/kmnist/",
-        addresses=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-        checksums={
-            "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
-            "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
-            "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
-            "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
-        },
-        labels=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-    ),
-}
-
-
 def data_folder(data_dir: str) -> Path:
     """The folder of all data sets: `data_dir`, or TFDS's if it is empty."""
     return expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data_dir")
 
 
 def load(name: str, folder: Path) -> dict[str, Any]:
-    """The four arrays of a data set (keys of `idx.PARTS`); files that are missing or damaged are downloaded first."""
+    """A data set as fields of `datasets.Dataset`; files that are missing or damaged are downloaded first."""
     downloads = downloads_in(folder, name)
     if unverified(name, downloads):
         error = f"dataset: {name!r} can't be stored in {str(downloads)!r} (--config.data_dir names another folder)"
         with records.one_line_errors(error), exclusive(downloads):
             download(name, downloads)
-    files = zip(idx.PARTS.items(), SOURCES[name].checksums, strict=True)
-    return {part: idx.read(downloads / file, dimensions) for (part, (_, dimensions)), file in files}
+    source = ALL_SOURCES[name]
+    return formats.READERS[source.layout]([downloads / file for file in source.checksums])
 
 
 def downloads_in(folder: Path, name: str) -> Path:
@@ -101,17 +48,18 @@ def downloads_in(folder: Path, name: str) -> Path:
     return folder / "downloads" / f"lenet_jax_{name}"
 
 
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, or "" if it is missing or unreadable."""
+    with contextlib.suppress(OSError):
+        if path.is_file():  # opening a pipe would block
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    return ""
+
+
 def unverified(name: str, downloads: Path) -> list[str]:
     """The files of a data set that are missing, unreadable or not what was published."""
-
-    def checksum(path: Path) -> str:
-        with contextlib.suppress(OSError):
-            if path.is_file():  # opening a pipe would block
-                with path.open("rb") as stream:
-                    return hashlib.file_digest(stream, "sha256").hexdigest()
-        return ""
-
-    return [file for file, published in SOURCES[name].checksums.items() if checksum(downloads / file) != published]
+    return [file for file, known in ALL_SOURCES[name].checksums.items() if checksum(downloads / file) != known]
 
 
 def download(name: str, downloads: Path) -> None:
@@ -130,36 +78,59 @@ def download(name: str, downloads: Path) -> None:
             return "not a web address" if isinstance(error, ValueError) else "transfer interrupted"
         return "wrong SHA-256: the file is damaged or a different one"
 
-    source, mirror = SOURCES[name], os.environ.get(MIRROR_VARIABLE)
+    source, mirror = ALL_SOURCES[name], os.environ.get(MIRROR_VARIABLE)
     addresses = [mirror.rstrip("/") + "/"] if mirror else list(source.addresses)
     missing, answers = [], {}
     pooch.get_logger().setLevel("WARNING")
-    for file in unverified(name, downloads):  # again: another process may have downloaded them meanwhile
-        path = downloads / file
-        if os.path.lexists(path):
-            print(f"{str(path)!r} is damaged: downloading it again", file=sys.stderr, flush=True)
+    wanted = unverified(name, downloads)  # again: another process may have downloaded them meanwhile
+    for file in wanted:
+        if os.path.lexists(downloads / file):
+            print(f"{str(downloads / file)!r} is damaged: downloading it again", file=sys.stderr, flush=True)
+    published = {source.archive: wanted} if source.archive and wanted else {file: [file] for file in wanted}
+    for file, contents in published.items():
         for address in tuple(addresses):
             with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=downloads) as scratch:
                 try:
                     downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
-                    checksum = f"sha256:{source.checksums[file]}"
-                    whole = Path(pooch.retrieve(address + file, checksum, file, scratch, downloader=downloader))
-                except (requests.RequestException, ValueError) as error:
+                    known = f"sha256:{source.archive_checksum or source.checksums[file]}"
+                    whole = Path(pooch.retrieve(address + file, known, file, scratch, downloader=downloader))
+                    if source.archive:
+                        unpack(whole, source, contents)
+                except (requests.RequestException, ValueError, KeyError, zipfile.BadZipFile) as error:
                     answers[address] = reason(error)
                     if isinstance(error, requests.ConnectionError | requests.Timeout):
                         addresses.remove(address)
                 else:
-                    whole.chmod(0o644)  # pooch makes files private, but others may use the folder
-                    whole.replace(path)
+                    for content in contents:
+                        whole.with_name(content).chmod(
+                            0o644
+                        )  # pooch makes files private, but others may use the folder
+                        whole.with_name(content).replace(downloads / content)
                     break
         else:
-            missing.append(file)
+            missing += contents
     if missing:
         tried = "; ".join(f"{address!r} ({answer})" for address, answer in answers.items())
+        here = "a folder and use --config.dataset=idx:FOLDER" if source.layout == "idx" else repr(str(downloads))
         raise InputError(
-            f"dataset: {name!r} could not be downloaded: {', '.join(missing)} from {tried}. Put the files into a "
-            f"folder and use --config.dataset=idx:FOLDER, or set {MIRROR_VARIABLE} to an address that has them"
+            f"dataset: {name!r} could not be downloaded: {', '.join(missing)} from {tried}. Put the files into {here}, "
+            f"or set {MIRROR_VARIABLE} to an address that has {source.archive or 'them'}"
         )
+
+
+def unpack(archive: Path, source: Source, files: list[str]) -> None:
+    """Extracts files of a ZIP archive, in whatever folder they are in it, into the archive's own folder.
+
+    Raises:
+      ValueError, KeyError: a file has another SHA-256 than `source` says, or is not there.
+    """
+    with zipfile.ZipFile(archive) as contents:
+        members = {Path(member).name: member for member in contents.namelist()}
+        for file in files:
+            with contents.open(members[file]) as packed, archive.with_name(file).open("wb") as target:
+                shutil.copyfileobj(packed, target)
+            if checksum(archive.with_name(file)) != source.checksums[file]:
+                raise ValueError(f"{file} in {archive.name} has another SHA-256")
 
 
 @contextlib.contextmanager

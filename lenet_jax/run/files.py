@@ -42,18 +42,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, lambda partial: partial.write_text(text))
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes Parquet, whole or not at all."""
+def write_table(path: Path, table: pd.DataFrame, *more: Callable[[], pd.DataFrame]) -> None:
+    """Writes Parquet, whole or not at all: a table, and below it tables that are made one by one, with its columns."""
     # Floats that rarely repeat take half the space if they are split into bytes, and image indices as differences.
     encodings = {name: "BYTE_STREAM_SPLIT" for name, kind in table.dtypes.items() if kind.kind == "f"}
     encodings |= {"image": "DELTA_BINARY_PACKED"} if "image" in table else {}
+    schema = pa.Schema.from_pandas(table, preserve_index=False)
     options: dict[str, Any] = {
         "compression": "zstd",
         "write_page_checksum": True,
         "column_encoding": encodings,
         "use_dictionary": [name for name in table if name not in encodings],
     }
-    replace_file(path, lambda partial: table.to_parquet(partial, index=False, **options))
+
+    def write(partial: Path) -> None:
+        with pa.parquet.ParquetWriter(partial, schema, **options) as writer:
+            for make in (lambda: table, *more):
+                writer.write_table(pa.Table.from_pandas(make(), schema, preserve_index=False))
+
+    replace_file(path, write)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,9 +1,11 @@
 """Runs experiments: carries out a plan and writes the run folder."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -249,8 +251,8 @@ def row_of(plan: ArmPlan, result: ArmResult, edges: Sequence[str], context: RunC
 def finish(workdir: Path, context: RunContext) -> None:
     """Writes the run's tables, provenance and summary from the results of its arms, then prunes `checkpoints/`."""
     checkpoint_dir = workdir / folder.CHECKPOINTS
-    tables: dict[str, list[pd.DataFrame]] = {folder.METRICS: [], folder.PREDICTIONS: [], folder.TUNING: []}
-    rows = []
+    tables: dict[str, list[pd.DataFrame]] = {folder.METRICS: [], folder.TUNING: []}
+    rows, predicted = [], []
     for plan in context.plan.arms:
         store = context.stores[plan.arm.name]
         rows.append(store.row())
@@ -263,23 +265,35 @@ def finish(workdir: Path, context: RunContext) -> None:
         result = arm_result(plan, read)
         for name, table in (
             (folder.METRICS, result.tested.metrics.assign(**result.chosen)),
-            (folder.PREDICTIONS, result.tested.predictions),
             (folder.TUNING, result.tried),
         ):
             if len(table):
                 tables[name].append(labelled(table, plan.arm))
+        if len(result.tested.predictions):
+            predicted.append(plan.arm)
     if not distributed.primary():
         return
     store.check_held()
     for name, frames in tables.items():
         if frames:
             files.write_table(workdir / name, pd.concat(frames, ignore_index=True))
+    if predicted:
+        # One arm at a time: those of 50 arms of 100 networks would take gigabytes.
+        columns = pd.DataFrame([{"arm": arm.name, **arm.axes} for arm in predicted]).dtypes
+        parts = [functools.partial(predictions_of, arm, context.stores[arm.name], columns) for arm in predicted]
+        files.write_table(workdir / folder.PREDICTIONS, parts[0](), *parts[1:])
     first, *later = checkpoints.read_attempts(checkpoint_dir)
     provenance = first | {"fingerprints": context.plan.fingerprints, "notes": context.plan.notes, "finished": now()}
     files.write_json(workdir / folder.PROVENANCE, provenance | ({"later_attempts": later} if later else {}))
     dataset = planning.describe_data(context.plan.arms[0].test)
     files.write_json(workdir / folder.SUMMARY, {"dataset": dataset, "arms": rows})
     checkpoints.prune(checkpoint_dir, list(context.stores.values()))
+
+
+def predictions_of(arm: Arm, store: ArmStore, columns: Mapping[str, Any]) -> pd.DataFrame:
+    """The predictions of a finished arm, whose name and axes have these types."""
+    tables = [files.read_table(chunk.folder / folder.PREDICTIONS) for chunk in checkpoints.tested_chunks(store)]
+    return labelled(pd.concat(tables, ignore_index=True), arm).astype(columns)
 
 
 def labelled(table: pd.DataFrame, arm: Arm) -> pd.DataFrame:

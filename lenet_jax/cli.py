@@ -274,7 +274,7 @@ def evaluate_command(argv: list[str]) -> None:
     from rich.console import Console
 
     from lenet_jax import population
-    from lenet_jax.analysis import arms, evaluations, networks, robustness, tables
+    from lenet_jax.analysis import compare, evaluations, networks, robustness, tables
     from lenet_jax.data import corruptions
     from lenet_jax.run import plan
 
@@ -286,9 +286,9 @@ def evaluate_command(argv: list[str]) -> None:
     command = shlex.join(["lenet-jax", "evaluate", *argv])
     found: dict[str, dict[float, Any]] = {name: {} for name in corrupted}
     for (name, severity), result in zip(pairs, evaluations.evaluate(run, dataset, pairs, command), strict=True):
-        found[name][severity] = arms.arm_statistics([result])
+        found[name][severity] = compare.compare_runs([result])
     if not values.corruption:
-        Console().print(tables.table(found[""][0.0], "test_error", Console()), crop=False)
+        Console().print(tables.table(found[""][0.0].arms, "test_error", Console()), crop=False)
     else:
         for name, of_severities in found.items():
             title = f"{name}: {robustness.title(of_severities)}"

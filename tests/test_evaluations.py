@@ -113,7 +113,7 @@ def test_a_repetition_predicts_nothing_and_other_networks_or_images_replace_it(f
     run, dataset = lenet_jax.load_run(folder), datasets.load(other)
     calls = []
     answers_of = evaluations.answers_of
-    monkeypatch.setattr(evaluations, "answers_of", lambda *given: calls.append(given[2].name) or answers_of(*given))
+    monkeypatch.setattr(evaluations, "answers_of", lambda *given: calls.append(given[4]) or answers_of(*given))
     corrupted = [("", 0.0), ("rotation", 0.0), ("rotation", 20.0)]
     first = list(evaluations.evaluate(run, dataset, corrupted))
     assert calls == [other, f"{other}-rotation-20"], "severity 0 is the data set itself"
@@ -185,9 +185,11 @@ def test_robustness_has_a_page_with_tables_and_figures(folder, other, capsys):
     command("evaluate", folder, f"--dataset={other}", "--corruption=rotation:0,30", "--corruption", "noise:0.2")
     said = capsys.readouterr().out
     assert "rotation: Test error (%)" in said
-    start = folder / "evaluations" / run_folder.folder_name(other)
-    page = start.with_name(f"{start.name}-robustness.md").read_text()
-    table = pd.read_csv(start.with_name(f"{start.name}-robustness.csv"))
+    out = folder / "evaluations" / run_folder.folder_name(f"{other}-robustness")
+    page, table = (out / "robustness.md").read_text(), pd.read_csv(out / "robustness.csv")
+    assert json.loads((out / "robustness.json").read_text())["config"]["seeds"] == 3
+    differences = pd.read_csv(out / "differences.csv")
+    assert differences.groupby(["corruption", "severity"]).size().tolist() == [1, 1, 1]
     assert len(table) == 6
     assert set(table.corruption) == {"rotation", "noise"}
     run = run_folder.load(folder)
@@ -199,7 +201,7 @@ def test_robustness_has_a_page_with_tables_and_figures(folder, other, capsys):
         assert f"({low} - {high})" in page
     linked = [part.split(")")[0] for part in page.split("](")[1:]]
     assert len(linked) == 3
-    assert all((start.parent / name).stat().st_size for name in linked)
+    assert all((out / name).stat().st_size for name in linked)
 
 
 @pytest.mark.parametrize(
@@ -302,12 +304,12 @@ DAMAGES = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "can't be read as Parquet"),
     "no description": (lambda path: path.with_suffix(".json").unlink(), "is missing"),
     "no field": (rewrite(lambda content: content.pop("fingerprint")), "'fingerprint' is missing"),
-    "another type": (rewrite(lambda content: content.update(severity="x")), "severity: expected a number, got 'x'"),
+    "another type": (rewrite(lambda content: content.update(notes="x")), "notes: expected a list, got 'x'"),
     "a name that moves the cursor": (
-        rewrite(lambda content: content.update(dataset="\x1b[31m")),
+        rewrite(lambda content: content.update(name="\x1b[31m")),
         "printable characters",
     ),
-    "another name": (rewrite(lambda content: content.update(dataset="mnist")), "is of another one; evaluate again"),
+    "another name": (rewrite(lambda content: content.update(name="mnist")), "is of another one; evaluate again"),
     "another table": (rewrite(lambda content: content.update(sha256="0")), "is of another one; evaluate again"),
     "an arm is missing": (without_an_arm, "arm 'as in 1998' is missing"),
 }

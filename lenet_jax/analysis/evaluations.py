@@ -44,34 +44,21 @@ EVALUATIONS = "evaluations"
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What ``NAME.json`` says of an evaluation; other fields of it are provenance.
+    """What ``NAME.json`` says of an evaluation; its other fields are provenance.
 
     Attributes:
-      dataset, fingerprint: name and fingerprint of the data set, on whose test images the networks were evaluated.
-      corruption, severity: see `corruptions`; "" and 0 for none.
+      name: the data set's; with a corruption and its severity, if there is one.
+      fingerprint: of the data set, likewise.
       networks: arm -> SHA-256 of its networks' parameters.
       notes: what is doubtful about the test images.
       sha256: of ``NAME.parquet``.
     """
 
-    dataset: str
+    name: str
     fingerprint: str
-    corruption: str
-    severity: float
     networks: dict[str, str]
     notes: list[str]
     sha256: str
-
-    @property
-    def name(self) -> str:
-        """The data set's name; with a corruption and its severity, if there is one."""
-        severity = f"-{self.corruption}-{format_value(self.severity)}" if self.severity else ""
-        return f"{self.dataset}{severity}"
-
-    @property
-    def images(self) -> str:
-        """The fingerprint of the images that networks were shown, and of their labels."""
-        return f"{self.fingerprint}{self.name.removeprefix(self.dataset)}"
 
 
 def evaluate(
@@ -98,11 +85,11 @@ def evaluate(
     networks = {arm.name: digest_of(run, arm.name) for arm in run.arms}
     notes = [f"dataset {dataset.name!r}: {note}" for note in datasets.notes_on(dataset) if note[:6] != "train "]
     for corruption, severity in corrupted:
-        corruption = corruption if severity else ""
-        about = About(dataset.name, dataset.fingerprint, corruption, severity, networks, notes, "")
+        suffix = f"-{corruption}-{format_value(severity)}" if severity else ""
+        about = About(f"{dataset.name}{suffix}", f"{dataset.fingerprint}{suffix}", networks, notes, "")
         found = stored(run, about)
         if found is None:
-            write(run, about, answers_of(run, dataset, about), command)
+            write(run, about, answers_of(run, dataset, corruption, severity, about.name), command)
             found = on(run, about.name)
         yield found
 
@@ -126,7 +113,7 @@ def predict(params: Params, images: Images, indices: Int[Array, " images"], reci
 
 
 @jax_settings.fixed()
-def answers_of(run: TrainedRun, dataset: Dataset, about: About) -> dict[str, Answers]:
+def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: float, doing: str) -> dict[str, Answers]:
     """What all networks of a run answer for test images, corrupted or not; a terminal shows the progress."""
     mesh, labels = population.mesh_of(jax.devices()), dataset.test_labels.astype(np.int32)
     indices = jnp.arange(len(labels))
@@ -134,13 +121,12 @@ def answers_of(run: TrainedRun, dataset: Dataset, about: About) -> dict[str, Ans
     found = {}
     console = Console(file=unfailing(sys.stderr))
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(rich.markup.escape(printable(about.name)), total=sum(arm.seeds for arm in run.arms))
+        task = bar.add_task(rich.markup.escape(printable(doing)), total=sum(arm.seeds for arm in run.arms))
         for arm in run.arms:
             settings, scaling, _ = run.recorded(arm.name)
             if (padding := settings["padding"]) not in pixels:
                 padded = preprocess.pad(dataset.test_images, padding)
-                corrupted = corruptions.corrupt(padded, about.corruption, about.severity) if about.severity else padded
-                pixels[padding] = corrupted
+                pixels[padding] = corruptions.corrupt(padded, corruption, severity) if severity else padded
             arrays = [pixels[padding], labels, np.float32(scaling["scale"]), np.float32(scaling["shift"])]
             images = Images(*map(jnp.asarray, arrays))
             # Of a recipe, predictions depend on the architecture alone.
@@ -231,7 +217,7 @@ def on(run: Run, name: str) -> Run:
     first, *others = found.values()
     if not all(np.array_equal(one.images, first.images) and np.array_equal(one.labels, first.labels) for one in others):
         raise InputError(f"{damaged}: its arms have different images or labels")
-    data: dict[str, str | int] = {"name": about.name, "fingerprint": about.images, "test": len(first.images)}
+    data: dict[str, str | int] = {"name": about.name, "fingerprint": about.fingerprint, "test": len(first.images)}
     arms = []
     for arm in run.arms:
         errors = stats.summarize(stats.round_errors(found[arm.name].wrong.mean(axis=1)))

@@ -10,13 +10,11 @@ A difference, a main effect or an interaction of arms is a weighted sum of their
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
 from lenet_jax.stats import ALPHA, CONFIDENCE
 
@@ -44,7 +42,7 @@ class Estimate(NamedTuple):
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Student's interval of the mean."""
-        reach = self.se * float(scipy.stats.t.ppf((1 + confidence) / 2, self.df))
+        reach = self.se * float(scipy.special.stdtrit(self.df, (1 + confidence) / 2))
         return self.mean - reach, self.mean + reach
 
     @property
@@ -52,7 +50,7 @@ class Estimate(NamedTuple):
         """Two-sided p-value of the t-test for a mean of 0; 1 where nothing varies around 0, 0 elsewhere."""
         if not self.se > 0:
             return float(self.mean == 0)
-        return float(2 * scipy.stats.t.sf(abs(self.mean) / self.se, self.df))
+        return float(2 * scipy.special.stdtr(self.df, -abs(self.mean) / self.se))
 
     def chances(self, margin: float) -> tuple[float, float, float]:
         """Probabilities that the truth is below -margin, between, and above margin, if all values were equally likely.
@@ -62,8 +60,8 @@ class Estimate(NamedTuple):
         if not self.se > 0:
             below, above = float(self.mean < -margin), float(self.mean > margin)
         else:
-            below = float(scipy.stats.t.cdf((-margin - self.mean) / self.se, self.df))
-            above = float(scipy.stats.t.sf((margin - self.mean) / self.se, self.df))
+            below = float(scipy.special.stdtr(self.df, (-margin - self.mean) / self.se))
+            above = float(scipy.special.stdtr(self.df, (self.mean - margin) / self.se))
         return below, 1 - below - above, above
 
 
@@ -116,44 +114,48 @@ class Layout:
         With a single seed, that of seeds is NaN, and that of images includes the residuals.
         """
         seeds, images = self.shape
+        of_seeds, of_images, residual = self.mean_squares()
+        if seeds == 1:
+            return np.stack([np.full(len(of_images), np.nan), of_images, 0 * of_images], axis=1)
+        parts = of_seeds - residual / images, of_images - residual / seeds, residual
+        return np.stack([np.maximum(part, 0.0) for part in parts], axis=1)
+
+    def mean_squares(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Variances of means over images, of means over seeds, and of residuals, [arms] each; 0 of a single value."""
+        seeds, images = self.shape
         means = self.seeds.mean(axis=1)
         of_seeds, of_images = (np.square(one - means[:, None]).sum(axis=1) for one in (self.seeds, self.images))
-        if seeds == 1:
-            none = np.full(len(means), np.nan)
-            return np.stack([none, of_images / (images - 1), 0 * none], axis=1)
         total = seeds * images * (np.diagonal(self.products) - means**2)
-        residual = total - images * of_seeds - seeds * of_images
-        residual = np.maximum(residual, 0.0) / ((seeds - 1) * (images - 1))
-        within_seeds = of_seeds / (seeds - 1) - residual / images
-        within_images = of_images / (images - 1) - residual / seeds
-        return np.stack([np.maximum(within_seeds, 0.0), np.maximum(within_images, 0.0), residual], axis=1)
+        residual = np.maximum(total - images * of_seeds - seeds * of_images, 0.0)
+        free = max(seeds - 1, 1), max(images - 1, 1)
+        return of_seeds / free[0], of_images / free[1], residual / (free[0] * free[1])
 
     def estimates(self, over: str = "both") -> list[Estimate]:
         """The estimate of each arm's mean over what `OVER` says; over images where there is a single seed.
 
         Examples:
-          >>> wrong = np.array([[1, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]], bool)
+          >>> wrong = np.array([[1, 0, 0, 0, 1, 0], [1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]], bool)
           >>> estimate = Layout.of([wrong]).estimates()[0]
           >>> print(f"{estimate.mean:.3f}; {estimate.se_seeds:.3f}, {estimate.se_images:.3f}, {estimate.se:.3f}")
           0.278; 0.082, 0.159, 0.159
         """
         seeds, images = self.shape
-        found = []
-        for mean, variances in zip(self.seeds.mean(axis=1), self.variances(), strict=True):
-            of_seeds, of_images, rest = variances / (seeds, images, seeds * images)
-            se_seeds, se_images = math.sqrt(of_seeds + rest), math.sqrt(of_images + rest)
-            if over == "seeds" and seeds > 1:
-                se, df = se_seeds, seeds - 1.0
-            elif over == "images" or seeds == 1:
-                se, df = se_images, images - 1.0
-            else:
-                se = math.sqrt(of_seeds + of_images + rest)
-                # Satterthwaite 1946: the variance is MS(seeds) + MS(images) - MS(residual), over seeds x images.
-                squares = se_seeds**4 / (seeds - 1) + se_images**4 / (images - 1)
-                squares += rest**2 / ((seeds - 1) * (images - 1))
-                df = float(se**4 / squares) if squares else seeds - 1.0
-            found.append(Estimate(float(mean), se, df, se_seeds, se_images))
-        return found
+        over = over if seeds > 1 else "images"
+        counts = seeds, images, seeds * images
+        of_seeds, of_images, rest = (one / count for one, count in zip(self.mean_squares(), counts, strict=True))
+        squares = np.square(self.images - self.images.mean(axis=1, keepdims=True))
+        # Half the variance of each part. Errors are rare: that of images is far more uncertain than of normal values.
+        unsure = {"seeds": of_seeds**2 / max(seeds - 1, 1), "images": squares.var(axis=1) / (2 * images**3)}
+        unsure["both"] = unsure["seeds"] + unsure["images"]
+        both = np.maximum(of_seeds + np.maximum(of_images - rest, 0.0), rest)
+        square = {"seeds": of_seeds, "images": of_images, "both": both}[over]
+        df = np.full(len(square), max(seeds - 1.0, 1.0))
+        df = np.divide(square**2, unsure[over], out=df, where=unsure[over] > 0)  # Satterthwaite 1946
+        parts = (
+            np.sqrt(one) if n > 1 else np.full(len(one), np.nan) for one, n in ((of_seeds, seeds), (of_images, images))
+        )
+        columns = self.seeds.mean(axis=1), np.sqrt(square), df, *parts
+        return [Estimate(*map(float, row)) for row in zip(*columns, strict=True)]
 
     def one_run(self, images: int | None = None) -> list[Estimate]:
         """Where one new run of each arm would lie, tested on as many other images (by default, as many as these).

@@ -44,12 +44,15 @@ def over_images(layout: Layout, over: str) -> np.ndarray:
     estimates = layout.estimates(over)
     mean, se = (np.array([getattr(estimate, name) for estimate in estimates]) for name in ("mean", "se"))
     observed = np.abs(np.divide(mean, se, out=np.where(mean != 0, np.inf, 0.0), where=se > 0))
-    of_seeds, of_images = layout.seeds - mean[:, None], layout.images - mean[:, None]
-    of_seeds, rest = of_seeds * (over == "both"), layout.variances()[:, 2] / images
+    of_seeds, of_images = (layout.seeds - mean[:, None]) * (over == "both"), layout.images - mean[:, None]
+    mean_squares = layout.mean_squares()
+    spread, rest = mean_squares[1] / images, mean_squares[2] / (seeds * images) * (over == "both")
     if over == "both":
         # Means over seeds hold the residuals, too, which count once, among the seeds.
-        spread, wanted = of_images.var(axis=1, ddof=1), layout.variances()[:, 1]
-        of_images *= np.sqrt(np.divide(wanted, spread, out=0 * spread, where=spread > 0))[:, None]
+        spread = np.maximum(spread - rest, 0.0)
+        of_images *= np.sqrt(np.divide(images * spread, mean_squares[1], out=0 * rest, where=mean_squares[1] > 0))[
+            :, None
+        ]
     values, vectors = np.linalg.eigh(of_images @ of_images.T / images**2)
     factor = vectors * np.sqrt(np.maximum(values, 0.0))  # of the covariance of the images' part
     squares = np.square(of_seeds).sum(axis=1)
@@ -59,8 +62,8 @@ def over_images(layout: Layout, over: str) -> np.ndarray:
         for flips in stats.random_signs(seeds):
             moved = flips @ of_seeds.T  # [resamples, contrasts]
             means = moved / seeds + rng.standard_normal((len(flips), len(mean))) @ factor.T
-            before, after = (np.maximum(one / max(seeds - 1, 1), rest) for one in (squares, squares - moved**2 / seeds))
-            square = se**2 + (after - before) / seeds * (over == "both")
+            parts = (squares - moved**2 / seeds) / max(seeds * (seeds - 1), 1) + spread
+            square = np.maximum(parts, rest)
             yield np.abs(np.divide(means, np.sqrt(square), out=0 * means, where=square > 0))
 
     found: np.ndarray = np.maximum(step_down(observed, drawn(), 1), [estimate.p for estimate in estimates])

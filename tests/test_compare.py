@@ -170,14 +170,15 @@ def test_networks_that_never_reach_an_error_count_as_their_epochs(tmp_path):
     errors = {("mse", "tanh"): [0.05, 0.04], ("mse", "relu"): [0.2, 0.2], ("mse", "sigmoid"): [0.05, 0.05]}
     comparison = compare.compare_runs(load(write_run(tmp_path / "run", errors)), "epochs_to_0.09")
     assert [arm.mean for arm in comparison.arms] == [1.5, 2.0, 2.0]
-    assert [judgement.contrast.mean for judgement in comparison.judgements] == [0.5, 0.5]
+    assert [judgement.estimate.mean for judgement in comparison.judgements] == [0.5, 0.5]
     assert (
         "2 of 2 seeds of loss=mse,activation=relu did not reach this error within 2 epochs; they count as 2 epochs"
     ) in comparison.notes
     assert sum("did not reach" in note for note in comparison.notes) == 1
     title = "epochs to an error of 9 % (restricted to 2 epochs)"
     assert title in tables.summary(comparison)
-    assert title.capitalize() in tables.arms_title(comparison.metric)
+    assert title.capitalize() in tables.arms_title(comparison.arms, comparison.metric)
+    assert title in tables.differences_title(comparison)
     overview = report.overview_cells(compare.compare_runs(comparison.runs))[1]
     assert ["epochs to an error of 2 % (restricted to 2 epochs)", "2.0", "2.0", "2.0"] in overview
 

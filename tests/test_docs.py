@@ -81,10 +81,8 @@ def tables_in(path):
 
 def studies():
     """What provenance says of every stored run."""
-    rows = [
-        ("results", "data", "fingerprint", "arms", "seeds", "best arm: test error (%)")
-        + ("interval over", "minutes", "commit", "finished")
-    ]
+    best_arm = "best arm: test error (%)", "interval over"
+    rows = [("results", "data", "fingerprint", "arms", "seeds", *best_arm, "minutes", "commit", "finished")]
     for folder in sorted(path.parent for path in STORED.glob("*/summary.json")):
         run = run_folder.load(folder)
         ((name, fingerprint),) = run.provenance["fingerprints"].items()

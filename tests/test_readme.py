@@ -90,7 +90,8 @@ def effect(label, name, key):
     rows = {arm.arm: arm for arm in arm_statistics([run])}
     if key is None or key in rows:
         arm = rows[key or next(iter(rows))]
-        assert (key or len(rows) == 1) and arm.over == "both"
+        assert key or len(rows) == 1
+        assert arm.over == "both"
         both, seeds = ([f"{100 * end:.2f}" for end in ends] for ends in (arm.interval, arm.ci95))
         return f"{100 * arm.mean:.2f}", " to ".join(both), " to ".join(seeds), str(arm.n), dataset
     runs = [run_folder.load(STORED / key), run] if (STORED / key).exists() else [run]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lenet_jax import stats
+from lenet_jax.crossed import Layout
 from lenet_jax.run import arms
 from lenet_jax.run import folder as run_folder
 
@@ -82,6 +83,9 @@ def test_conclusions_are_those_of_the_stored_results(reproduction, compared):
     assert f"t = {T_9:.2f} is the quantile" in text
     assert f"beyond ±{T_9:.2f} the value" in text
     assert f"0.95 % over 10,000 independent digits ({100 * math.sqrt(0.0095 * 0.9905 / 10_000):.3f})" in text
+    (answers,) = run_folder.load(STORED / "lenet5_1998").answers.values()
+    elsewhere = [stats.percent(end) for end in Layout.of([answers.wrong]).one_run()[0].interval()]
+    assert f"there, one run of ours would lie in {' to '.join(elsewhere)} instead of {final.cells()[2]}" in text
 
 
 def test_the_notebook_shows_the_stored_results(reproduction, compared):

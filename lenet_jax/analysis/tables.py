@@ -68,8 +68,8 @@ def summary(comparison: Comparison) -> str:
     return " ".join([*sentences, *(sentence(found, comparison) for found in shown)])
 
 
-def interval(over: str, seeds: int, images: int, ends: Sequence[str], inner: Sequence[str]) -> str:
-    """A 95 % interval as text, with that over seeds alone."""
+def interval(over: str, seeds: int, images: int, ends: Sequence[str], inner: Sequence[str] = ()) -> str:
+    """A 95 % interval as text, with that over seeds alone if it is given."""
     covered = {"both": f"{seeds} seeds and {images:,} test images", "images": f"{images:,} test images"}
     text = f"95 % interval over {covered.get(over, f'{seeds} seeds, on these images')}: {' to '.join(ends)}"
     return f"{text}; over seeds alone: {' to '.join(inner)}" if over == "both" and inner else text
@@ -83,18 +83,18 @@ def data_title(run: Run) -> str:
 
 def sentence(tested: TestedContrast, comparison: Comparison) -> str:
     """A tested contrast as a sentence."""
-    mean, ends, inner = tested.mean, tested.estimate.interval(), tested.seeds_interval
+    mean, ends = tested.mean, tested.estimate.interval()
     images = max(arm.images for arm in comparison.arms)
     verb = {-1: "lowers it by", 0: "changes it by", 1: "raises it by"}[int(np.sign(mean))]
     if comparison.scale != POINTS:
         verb = "multiplies it by" if comparison.scale != LOGIT else "multiplies its odds by"
     elif tested.kind != "interaction" and mean < 0:
-        mean, ends, inner = -mean, (-ends[1], -ends[0]), (-inner[1], -inner[0])
+        mean, ends = -mean, (-ends[1], -ends[0])
     verb, sign = ("is", "+") if tested.kind == "interaction" else (verb, "")
-    size, *shown = (show(value, comparison, sign) for value in (mean, *ends, *inner))
+    size, *shown = (show(value, comparison, sign) for value in (mean, *ends))
     unit = metrics.difference_unit(comparison.metric) if comparison.scale == POINTS else ""
     found = f"{tested.subject} {verb} {size}{unit} ("
-    found += interval(comparison.over, tested.n, images, shown[:2], shown[2:])
+    found += interval(comparison.over, tested.n, images, shown)
     if tested.least_p >= stats.ALPHA:
         return f"{found}; {tested.n} seeds are too few for a test)."
     verdict = {"equivalent": ", equivalent within the margin", "undecided": ", not significant"}
@@ -172,21 +172,21 @@ def judgement_cells(comparison: Comparison) -> Cells:
     lower = metrics.lower_is_better(comparison.metric)
     regions = ["P(better)", "P(equivalent)", "P(worse)"] if margin else []
     parts = ["these images", "SE seeds", "SE images"] if known else []
-    numbers = ["n", "mean", "95 % CI", *parts, "p", "p (max-T)", "verdict", *regions, "effect size", "P(run better)"]
+    numbers = ["verdict", "mean", "95 % CI", *parts, "p", "p (max-T)", *regions, "effect size", "P(run better)", "n"]
     lines = []
     for tested in comparison.judgements:
         low, high, *inner = (show(end, comparison) for end in (*tested.estimate.interval(), *tested.seeds_interval))
-        line = [tested.name, str(tested.n), show(tested.mean, comparison), f"{low} to {high}"]
+        line = [tested.name, tested.verdict(lower), show(tested.mean, comparison), f"{low} to {high}"]
         if known:
             errors = (tested.estimate.se_seeds, tested.estimate.se_images)
             line += [" to ".join(inner), *(show_error(error, comparison) for error in errors)]
-        line += [show_p(p, tested.least_p) for p in (tested.p, tested.p_corrected)] + [tested.verdict(lower)]
+        line += [show_p(p, tested.least_p) for p in (tested.p, tested.p_corrected)]
         if margin:
             chances = [f"{chance:.2f}" for chance in tested.chances[:: 1 if lower else -1]]
             line += ["-", chances[1], "-"] if tested.kind == "interaction" else chances
         line.append("-" if tested.effect_size is None else f"{tested.effect_size:+.2f}")
         better = tested.improvement
-        line.append("-" if better is None else "{:.2f} ({:.2f} to {:.2f})".format(*better))
+        line += ["-" if better is None else "{:.2f} ({:.2f} to {:.2f})".format(*better), str(tested.n)]
         lines.append(line)
     return ["difference", *numbers], lines, len(numbers)
 
@@ -214,11 +214,11 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         shown = stacked(  # 80 columns have no room for the others; the files hold all
             judgement_cells(comparison),
             ("difference",),
+            ("verdict",),
             ("mean",),
             ("95 % CI", "these images"),
             ("SE seeds", "SE images"),
             ("p (max-T)",),
-            ("verdict",),
             *([("P(better)", "P(equivalent)", "P(worse)")] if comparison.margin is not None else []),
         )
         console.print(text_table(differences_title(comparison), shown, console), crop=False)

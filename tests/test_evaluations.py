@@ -16,7 +16,7 @@ from test_networks import RBF, TANH, small
 
 import lenet_jax
 from lenet_jax import cli
-from lenet_jax.analysis import arms, compare, evaluations, metrics
+from lenet_jax.analysis import arms, compare, evaluations, metrics, report
 from lenet_jax.data import corruptions, datasets, idx, preprocess
 from lenet_jax.run import files, runner
 from lenet_jax.run import folder as run_folder
@@ -167,14 +167,15 @@ def test_the_command_and_a_comparison_on_its_digits(folder, other, capsys):
     assert about["versions"]["jax"]
 
 
-def test_two_sets_of_digits_are_compared_one_after_the_other(folder, other, tmp_path, capsys):
-    run = lenet_jax.load_run(folder)
+def test_two_sets_of_digits_are_compared_one_after_the_other(folder, other, tmp_path, monkeypatch, capsys):
+    run, shown = lenet_jax.load_run(folder), {}
     list(evaluations.evaluate(run, datasets.load(other), [("", 0), ("noise", 0.1)]))
-    command("compare", folder, f"--on={other},{other}-noise-0.1", f"--out={tmp_path / 'out'}", "--baseline=all")
-    tables = [pd.read_csv(path / "comparison.csv") for path in sorted((tmp_path / "out").iterdir())]
-    assert len(tables) == 2
-    assert (tables[0]["mean"] != tables[1]["mean"]).any()
-    clean, noisy = (evaluations.on(run, name) for name in (other, f"{other}-noise-0.1"))
+    monkeypatch.setattr(report, "write", lambda comparison, out, *rest: shown.update({out: comparison}) or [])
+    command("compare", folder, f"--on={other},{other}-noise-0.1", f"--out={tmp_path}", "--baseline=all")
+    assert [out.name for out in shown] == [run_folder.folder_name(name) for name in (other, f"{other}-noise-0.1")]
+    assert all(out.parent == tmp_path for out in shown)
+    clean, noisy = (comparison.runs[0] for comparison in shown.values())
+    assert clean.summary != noisy.summary
     found = compare.compare_runs(
         [clean, dataclasses.replace(noisy, folder=tmp_path, provenance={})], baseline=f"run: {TANH}"
     )

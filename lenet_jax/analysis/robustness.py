@@ -69,11 +69,11 @@ def write(found: Mapping[str, Severities], run: Run, dataset: Dataset, out: Path
         blanks = [0 * digit] * (columns - 1 - len(of_severities))
         examples += [0 * digit, *(corruptions.corrupt(digit, name, severity) for severity in of_severities), *blanks]
         captions += [name, *map(format_value, of_severities), *[""] * len(blanks)]
-    drawn = {"examples": figures.digits([*np.concatenate(examples)], captions, columns)}
+    drawn = {}
     page = [f"# Robustness on {escaped(dataset.name)}", f"    {printable(command)}"]
     page += [f"{title(next(iter(found.values())))}. `robustness.csv` has intervals over seeds alone, too."]
     page += ["`differences.csv` has the differences between arms at every severity."]
-    page += ["![One digit at every severity](examples.svg)"]
+    page += ["![One digit at every severity](examples.png)"]
     arms: list[pd.DataFrame] = []
     differences: list[pd.DataFrame] = []
     for name, of_severities in found.items():
@@ -85,6 +85,8 @@ def write(found: Mapping[str, Severities], run: Run, dataset: Dataset, out: Path
             for frames, frame in ((arms, tables.frame(one.arms, METRIC)), (differences, tables.judgement_frame(one))):
                 frames.append(frame.assign(corruption=name, severity=severity))
     contents = {f"{name}.svg": figures.rendered(figure, "svg") for name, figure in drawn.items()}
+    sheet = figures.digits([*np.concatenate(examples)], captions, columns)
+    contents["examples.png"] = figures.rendered(sheet, "png")  # as SVG it would be five times as large
     for file, frames in {"robustness.csv": arms, "differences.csv": differences}.items():
         contents[file] = pd.concat(frames).to_csv(index=False).encode(errors="backslashreplace")
     about = describe_environment(command) | {"dataset": dataset.name, "fingerprint": dataset.fingerprint}

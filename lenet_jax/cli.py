@@ -286,7 +286,7 @@ def evaluate_command(argv: list[str]) -> None:
     command = shlex.join(["lenet-jax", "evaluate", *argv])
     found: dict[str, dict[float, Any]] = {name: {} for name in corrupted}
     for (name, severity), result in zip(pairs, evaluations.evaluate(run, dataset, pairs, command), strict=True):
-        found[name][severity] = compare.compare_runs([result])
+        found[name][severity] = compare.compare_runs([result], baseline=compare.ALL_PAIRS if len(run.arms) > 1 else "")
     if not values.corruption:
         Console().print(tables.table(found[""][0.0].arms, "test_error", Console()), crop=False)
     else:

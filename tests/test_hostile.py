@@ -490,7 +490,7 @@ def repeated(name, text, rows):
         (repeated("metrics.parquet", "x", 40_000_000), "bytes of memory"),
         (repeated("predictions.parquet", "x" * 100_000, 100_000), "column 'seed' has nothing; expected integers"),
         (changed("predictions.parquet", "label", "twice"), "arm 'activation=tanh': its rows don't stand together"),
-        (changed("predictions.parquet", "label", "half"), "rows; its seeds and images have"),
+        (retable("predictions.parquet", lambda table: table[1:]), "rows; its seeds and images have"),
         (enlarge, "an array of shape (1099511627776,) in"),
     ],
 )

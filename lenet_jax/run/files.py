@@ -213,7 +213,7 @@ def memory_of(file: pa.parquet.ParquetFile) -> int:
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
     stated = sum(group.column(index).total_uncompressed_size for group in groups for index in range(about.num_columns))
     widths = [8 if is_text(kind) else -(-kind.bit_width // 8) for kind in file.schema_arrow.types]
-    return max(int(stated), about.num_rows * sum(widths))
+    return int(max(stated, about.num_rows * sum(widths)))
 
 
 def check_memory(needed: int, allowed: int) -> None:
@@ -228,10 +228,9 @@ def read_table(path: Path, categories: bool = False) -> pd.DataFrame:
         table = file.read(use_threads=False)
         if categories:
             coded: pd.DataFrame = table.unify_dictionaries().to_pandas(split_blocks=True)
-            texts = {str(name): column for name, column in coded.items() if column.dtype == "category"}
-            return coded.assign(
-                **{name: text.cat.set_categories(sorted(text.cat.categories)) for name, text in texts.items()}
-            )
+            for name in coded.select_dtypes("category"):
+                coded[name] = coded[name].cat.set_categories(sorted(coded[name].cat.categories))
+            return coded
         text = {name: pa.large_string() for name in table.column_names if pa.types.is_dictionary(table[name].type)}
         chunks = [chunk for name in text for chunk in table[name].chunks]
         lengths = [pa.compute.max(pa.compute.binary_length(chunk.dictionary)).as_py() or 0 for chunk in chunks]

@@ -10,6 +10,7 @@ A difference, a main effect or an interaction of arms is a weighted sum of their
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -137,7 +138,7 @@ class Layout:
           >>> wrong = np.array([[1, 0, 0, 0, 1, 0], [1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]], bool)
           >>> estimate = Layout.of([wrong]).estimates()[0]
           >>> print(f"{estimate.mean:.3f}; {estimate.se_seeds:.3f}, {estimate.se_images:.3f}, {estimate.se:.3f}")
-          0.278; 0.082, 0.159, 0.159
+          0.389; 0.147, 0.159, 0.200
         """
         seeds, images = self.shape
         over = over if seeds > 1 else "images"

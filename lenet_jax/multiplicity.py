@@ -16,7 +16,7 @@ ROUNDING = 1e-9
 
 
 def over_seeds(differences: np.ndarray) -> np.ndarray:
-    """Corrected p-values of differences [contrasts, seeds] over seeds; NaN where a contrast lacks a seed.
+    """Corrected p-values of finite differences [contrasts, seeds] over seeds.
 
     Signs of whole seeds are flipped, in all ways up to 13 seeds (exact), otherwise at random: with one contrast, the
     p-value is that of `stats.sign_flip_test`. None is smaller than `stats.smallest_p` of the number of seeds.
@@ -25,12 +25,12 @@ def over_seeds(differences: np.ndarray) -> np.ndarray:
       >>> over_seeds(np.array([[-0.004, -0.002, -0.003, -0.004], [-0.004, 0.002, 0.002, 0.001]])).round(3).tolist()
       [0.125, 1.0]
     """
-    values = np.nan_to_num(differences)
-    norms = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
+    norms = np.sqrt(np.square(differences).sum(axis=1, keepdims=True))
     # |sum| / sqrt(sum of squares) orders the signs as |t| does, since signs leave squares as they are.
-    scaled = np.divide(values, norms, out=np.zeros(values.shape), where=norms > 0)
-    drawn = (np.abs(signs @ scaled.T) for signs in stats.signs(values.shape[1]))
-    return step_down(np.abs(scaled.sum(axis=1)), drawn, int(not stats.is_exact(values.shape[1])))
+    scaled = np.divide(differences, norms, out=np.zeros(differences.shape), where=norms > 0)
+    count = differences.shape[1]
+    drawn = (np.abs(signs @ scaled.T) for signs in stats.signs(count))
+    return step_down(np.abs(scaled.sum(axis=1)), drawn, int(not stats.is_exact(count)))
 
 
 def over_images(layout: Layout, over: str) -> np.ndarray:

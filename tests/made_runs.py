@@ -99,7 +99,7 @@ def predictions(margins, wrong, seed=0, arm="loss=mse,activation=tanh"):
 def large_run(folder, arms=50, seeds=100, images=10_000, epochs=50):
     """A run of `arms` on two axes, with curves of two splits, whose networks err on the same images more often."""
     rng = np.random.default_rng(0)
-    difficulty = rng.normal(-7.5, 2.8, images).astype(np.float32)  # logit of the rate of errors, of each image
+    difficulty = rng.normal(-7, 2.8, images).astype(np.float32)  # logit of the rate of errors, of each image
     labels = rng.integers(0, 10, images).astype(np.int16)
     rates, activations = np.geomspace(0.001, 1, -(-arms // 5)), ("sigmoid", "tanh", "relu", "scaled_tanh", "swish")
     axes = [{"activation": name, "learning_rate": rate} for name in activations for rate in rates][:arms]
@@ -109,7 +109,7 @@ def large_run(folder, arms=50, seeds=100, images=10_000, epochs=50):
     def answered(arm):
         skill = 0.1 * arm / arms + rng.normal(0, 0.1, (seeds, 1)).astype(np.float32)
         logit = difficulty - skill + rng.normal(0, 1, (seeds, images)).astype(np.float32)
-        right = 1 / (1 + np.exp(3 * logit))
+        right = 1 / (1 + np.exp(logit))
         wrong, nll, brier = logit > 0, -np.log(np.maximum(right, 1e-12)), 2 * (1 - right) ** 2
         means[arm] = wrong.mean(axis=1), nll.mean(axis=1), brier.mean(axis=1)
         margin, predicted = np.abs(2 * right - 1), np.where(wrong, (labels + 1) % 10, labels)

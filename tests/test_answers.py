@@ -1,13 +1,19 @@
 """Tests of the answers of networks, read from tables with known and with damaged rows."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import answers, predictions
+from made_runs import answers, large_run, predictions
 
+from lenet_jax.analysis import compare
 from lenet_jax.errors import InputError
 from lenet_jax.run import answers as run_answers
 from lenet_jax.run import files
+from lenet_jax.run import folder as run_folder
 
 ARMS = ("first", "second")
 
@@ -99,3 +105,36 @@ def test_what_cannot_be_answers_is_refused(tmp_path, change, message):
 
 def test_numbers_beyond_single_precision_are_infinite(tmp_path):
     assert np.isinf(read(tmp_path, table().assign(margin=1e300))["first"].margin).all()
+
+
+def test_stored_scores_are_close_to_those_measured():
+    """Within 2^-13 of themselves and half of 2^-16; what is not a number stays."""
+    values = np.float32([0, 1e-7, 1e-3, 0.1234567, 1.999999, 17.654321, np.inf, np.nan])
+    found = run_answers.rounded(values)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, values, rtol=2.0**-13, atol=2.0**-17)
+    assert len(np.unique(run_answers.rounded(np.linspace(1, 2, 100_000, dtype=np.float32)))) == 2**11 + 1
+
+
+def test_a_made_run_is_compared(tmp_path):
+    """The run that the next test makes large."""
+    run = run_folder.load(large_run(tmp_path / "run", 3, 4, 500, 2))
+    found = compare.compare_runs([run])
+    assert [arm.mean for arm in found.arms] == pytest.approx([arm.test_error.mean for arm in run.arms])
+    assert found.over == "both"
+    assert {one.wrong.shape for one in run.answers.values()} == {(4, 500)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
+def test_a_run_of_fifty_million_answers_is_compared_within_30_seconds_and_2_gib(tmp_path):
+    """Seconds are those of all cores together, whatever else the machine does meanwhile."""
+    folder = large_run(tmp_path / "run")
+    command = [sys.executable, "-m", "lenet_jax", "compare", str(folder), f"--out={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert len(pd.read_csv(tmp_path / "out" / "comparison.csv")) == 50
+    assert used.ru_utime + used.ru_stime < 30
+    assert 1024 * used.ru_maxrss < 2**31

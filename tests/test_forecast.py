@@ -74,6 +74,9 @@ def test_sizes_on_disk_are_those_stored():
     assert pytest.approx(stored["large"]["disk_share"], abs=1e-3) == forecast.STATE_ON_DISK
     assert pytest.approx(stored["tables"]["predictions"]["parquet"], abs=0.05) == forecast.ROW_ON_DISK
     assert pytest.approx(stored["tables"]["predictions"]["peak"], abs=0.05) == forecast.ROW_IN_MEMORY
+    sizes = [stored["tables"]["predictions"][name] for name in ("parquet", "parquet_scores")]
+    said = "takes {:.1f} bytes, of which its `nll` and `brier`, rounded to 12 bits, take {:.1f}".format(*sizes)
+    assert said in " ".join((STORED.parents[1] / "docs" / "running.md").read_text().split())
 
 
 def total(said):

@@ -488,7 +488,9 @@ def repeated(name, text, rows):
         (changed("predictions.parquet", "label", "huge"), "column 'label' has other values than 0 to 255"),
         (changed("tuning.parquet", "learning_rate", "without"), "column 'learning_rate' has nothing; expected numbers"),
         (repeated("metrics.parquet", "x", 40_000_000), "bytes of memory"),
-        (repeated("predictions.parquet", "x" * 100_000, 100_000), "bytes of memory"),
+        (repeated("predictions.parquet", "x" * 100_000, 100_000), "column 'seed' has nothing; expected integers"),
+        (changed("predictions.parquet", "label", "twice"), "arm 'activation=tanh': its rows don't stand together"),
+        (retable("predictions.parquet", lambda table: table[1:]), "rows; its seeds and images have"),
         (enlarge, "an array of shape (1099511627776,) in"),
     ],
 )

@@ -199,6 +199,25 @@ def test_error_of_a_class(tmp_path):
         metrics.by_arm(run, "test_error_class_7")
 
 
+def test_scores_of_single_images(tmp_path):
+    """Of a run with two arms, of which one has probabilities."""
+    arms = ("loss=mse,activation=tanh", "loss=cross_entropy,activation=tanh")
+    tables = [predictions(np.ones(3), [1, 0, seed == 1], seed, arm) for arm in arms for seed in range(3)]
+    tables = [one.assign(label=[1, 2, 1], nll=np.nan if index < 3 else 0.5) for index, one in enumerate(tables)]
+    run = with_predictions(tmp_path, *tables)
+    errors = metrics.per_image(run, "test_error")
+    assert list(errors) == list(arms)
+    assert errors[arms[0]].images.tolist() == [0, 1, 2]
+    assert errors[arms[0]].values.tolist() == [[True, True, False], [True, True, True], [True, True, False]]
+    of_class = metrics.per_image(run, "test_error_class_1")[arms[0]]
+    assert of_class.images.tolist() == [0, 2]
+    assert of_class.values.tolist() == [[True, False], [True, True], [True, False]]
+    assert list(metrics.per_image(run, "test_nll")) == [arms[1]]
+    assert (metrics.per_image(run, "test_nll")[arms[1]].values == 0.5).all()
+    for metric in ("test_brier", "test_loss", "train_error", "test_error_class_3", "seconds"):
+        assert metrics.per_image(run, metric) == {}
+
+
 def test_what_needs_predictions_says_so(run):
     with pytest.raises(
         InputError, match=r"metric: 'test_error_class_1' needs predictions, but .* store_predictions=False"

@@ -15,7 +15,7 @@ from PIL import Image
 
 import lenet_jax
 from lenet_jax import cli, model, stats
-from lenet_jax.analysis import compare
+from lenet_jax.analysis import compare, metrics
 from lenet_jax.data import datasets
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
@@ -72,6 +72,10 @@ def test_predictions_say_what_every_network_makes_of_every_test_image(folder, te
     for arm in run.summary["arms"]:
         assert errors[arm["name"]].tolist() == pytest.approx(arm["test_error"]["per_seed"], abs=1e-6)
         assert arm["test_error"]["mean"] < 0.5, "it learned"
+    for metric in ("test_error", "test_nll", "test_brier"):
+        scores = metrics.per_image(run, metric)
+        for arm, values in metrics.by_arm(run, metric).items():
+            np.testing.assert_allclose(scores[arm].values.mean(axis=1), values, rtol=1e-4)
     # Probabilities differ by less than 1, penalties by more.
     assert table[table.arm == TANH].margin.max() <= 1
     assert table[table.arm == RBF].margin.max() > 1

@@ -208,7 +208,7 @@ def test_no_string_of_a_run_names_a_file_elsewhere(tmp_path):
     (arm,) = run.arms
     table = tuning_table(arm.name)
     table = table[table.learning_rate == 0.1].assign(**dict.fromkeys(names, 0.1))
-    metrics = run.metrics.assign(metric=run.metrics.metric.replace("loss", "/../../x"))
+    metrics = run.metrics.assign(metric=run.metrics.metric.astype(str).replace("loss", "/../../x"))
     run = dataclasses.replace(run, metrics=metrics, tuning=table)
     vars(run)["arms"] = (dataclasses.replace(arm, chosen=dict.fromkeys(names, 0.1)),)
     before = everything_in(tmp_path)

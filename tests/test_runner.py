@@ -16,8 +16,8 @@ from lenet_jax import evaluate as evaluation
 from lenet_jax import population, train
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.experiments import base, lenet5_1998_distorted, stored
+from lenet_jax.run import files, loop, plan, runner, signals
 from lenet_jax.run import folder as run_folder
-from lenet_jax.run import loop, plan, runner, signals
 from lenet_jax.run import memory as run_memory
 from lenet_jax.run.arms import expand
 
@@ -333,6 +333,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, after, measured, tmp_path)
     run = runner.run(config, tmp_path / "run", "again")
     pd.testing.assert_frame_equal(run.metrics, measured(name).metrics, check_exact=True)
     pd.testing.assert_frame_equal(run.predictions, measured(name).predictions, check_exact=True)
+
+
+def test_predictions_of_an_older_version_are_made_again(measured, tmp_path, monkeypatch):
+    """One that stored no scores of single images, and was killed before it wrote the run's tables."""
+    config, folder = small(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "finish", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            runner.run(config, folder, "test")
+    (table,) = folder.glob("checkpoints/all/tested-*/predictions.parquet")
+    files.write_table(table, files.read_table(table).drop(columns=["nll", "brier"]))
+    about = files.read_sealed(table.with_name("trained.json"))
+    about["sha256"][table.name] = files.digest_of(table)
+    files.write_sealed(table.with_name("trained.json"), about)
+    run = runner.run(config, folder, "again")
+    expected = measured("validation alone")
+    pd.testing.assert_frame_equal(run.metrics, expected.metrics, check_exact=True)
+    pd.testing.assert_frame_equal(run.predictions, expected.predictions, check_exact=True)
 
 
 def test_only_labels_that_are_trained_on_are_noisy():

@@ -14,9 +14,10 @@ worker processes as in experiments, medians of 4 epochs.
 
 Cost: about 4 minutes on two cores that must be otherwise idle; with --dataset, about 1 minute. If other programs use
 more than 5 % of the processor during a point (`others_percent`), it is measured again, up to --attempts times, and the
-least disturbed attempt is kept. Rerunning the same command then measures only the disturbed points.
+least disturbed attempt is kept. Rerunning the same command then measures only the disturbed points. --tables measures
+the tables alone, whose sizes don't depend on the load; the other results stay those that are stored.
 
-    .venv/bin/python experiments/benchmarks/devices.py [--dataset=idx:FOLDER] [--out=FOLDER]
+    .venv/bin/python experiments/benchmarks/devices.py [--dataset=idx:FOLDER | --tables] [--out=FOLDER]
 
 Writes FOLDER/devices.json and devices.md, or checkpoint.json and checkpoint.md; FOLDER is experiments/results/devices
 by default. Rewrites the marked blocks of docs/scaling.md (--doc) from both.
@@ -64,9 +65,14 @@ DEVICES = flags.DEFINE_multi_integer("devices", [1, 2, 4, 8], "Host devices; rep
 MEMBERS = flags.DEFINE_multi_integer("members", [8, 64], "Members; repeat the flag.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 4.0, "Minimum seconds of measured epochs per point.", lower_bound=0.0)
 DATASET = flags.DEFINE_string("dataset", "", "Measure the time of saving on this data set instead, as idx:FOLDER.")
+TABLES = flags.DEFINE_bool("tables", False, "Measure the tables alone again; keep what else is stored.")
 ATTEMPTS = flags.DEFINE_integer("attempts", 4, "Maximum number of measurements of a point.", lower_bound=1)
 OUT = flags.DEFINE_string("out", str(ROOT / "experiments" / "results" / "devices"), "Folder for the results.")
 DOC = flags.DEFINE_string("doc", str(ROOT / "docs" / "scaling.md"), "Page whose marked blocks are rewritten.")
+
+
+TABLE_KINDS = ("predictions", "metrics")
+"""The tables of a run whose rows are measured."""
 
 
 class Point(NamedTuple):
@@ -196,7 +202,8 @@ def measure_tables(kind: str) -> dict[str, Any]:
     if kind == "predictions":
         count = 200
         shape = count, cost.TEST
-        found = evaluation.Predictions(rng.integers(0, 10, shape, np.int32), rng.random(shape, np.float32))
+        margin, nll, brier = rng.random(shape, np.float32), *rng.exponential(0.1, (2, *shape)).astype(np.float32)
+        found = evaluation.Predictions(rng.integers(0, 10, shape, np.int32), margin, nll, brier)
         labels = rng.integers(0, 10, cost.TEST, np.int32)
     else:
         count = 10_000
@@ -224,9 +231,12 @@ def measure_tables(kind: str) -> dict[str, Any]:
         path = Path(folder) / "table.parquet"
         files.write_table(path, table)
         parquet = path.stat().st_size
-    rows = len(table)
+        peak, rows = growth.bytes(), len(table)
+        files.write_table(path, table.drop(columns=["nll", "brier"], errors="ignore"))
+        scores = parquet - path.stat().st_size
     held = int(table.memory_usage(deep=True).sum())
-    return {"rows": rows, "held": held / rows, "peak": growth.bytes() / rows, "parquet": parquet / rows}
+    of_rows = {"held": held, "peak": peak, "parquet": parquet, "parquet_scores": scores}
+    return {"rows": rows} | {name: size / rows for name, size in of_rows.items()}
 
 
 def measure_checkpoint(name: str) -> dict[str, Any]:
@@ -345,6 +355,11 @@ def main(argv: list[str]) -> None:
             datasets.load(DATASET.value)  # reports unreadable data in one line
             results = header | fresh(measure_checkpoint, DATASET.value)
             name, table = "checkpoint", cost.checkpoint_block(results)
+        elif TABLES.value:
+            results = json.loads((out / "devices.json").read_text())
+            results |= {"tables": {kind: fresh(measure_tables, kind) for kind in TABLE_KINDS}}
+            results |= {"tables_date": header["date"], "tables_commit": header["commit"]}
+            name = "devices"
         else:
             partial = Partial(out / "partial.json", {key: header[key] for key in ("machine", "versions")})
             points = [
@@ -353,11 +368,12 @@ def main(argv: list[str]) -> None:
                 for members in MEMBERS.value
             ]
             large = partial.fresh(measure, Point(machine.cores(), LARGE, SHORT, 0.0))
-            tables = {kind: fresh(measure_tables, kind) for kind in ("predictions", "metrics")}
+            tables = {kind: fresh(measure_tables, kind) for kind in TABLE_KINDS}
             results = header | {"points": points, "large": large, "tables": tables}
             name = "devices"
             if all(one["others_percent"] <= machine.BUSY_PERCENT for one in (*points, large)):
                 partial.done()
+        if name == "devices":
             table = "\n".join([cost.devices_block(results), cost.flops_block(results), cost.tables_block(results)])
     except (InputError, BrokenProcessPool) as error:
         sys.exit(f"devices.py: {error}")

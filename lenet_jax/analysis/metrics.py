@@ -261,8 +261,8 @@ def confusion(answers: Answers) -> pd.DataFrame:
     pairs = (1 + answers.labels.astype(np.int32)) * len(classes) + (1 + answers.predicted)
     counts = np.bincount(pairs.ravel(), minlength=len(classes) ** 2).reshape(2 * [len(classes)])
     seen = counts.any(axis=0) | counts.any(axis=1)
-    shares = pd.DataFrame(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), classes, classes)
-    return shares.loc[seen & (classes >= 0), seen]
+    shares, rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), seen & (classes >= 0)
+    return pd.DataFrame(shares[np.ix_(rows, seen)], classes[rows], classes[seen])
 
 
 def misclassified_fraction(answers: Mapping[str, Answers]) -> pd.DataFrame:

@@ -121,7 +121,7 @@ def arranged(columns: dict[str, np.ndarray], count: int, where: str) -> Answers:
     return Answers(seeds, images, labels[0].copy(), **tables, **stored)
 
 
-def rounded(scores: Float[np.ndarray, "seeds images"]) -> Float[np.ndarray, "seeds images"]:
+def rounded(scores: Float[np.ndarray, "*images"]) -> Float[np.ndarray, "*images"]:
     """Scores as they are stored: multiples of 2^-16 with 12 significant bits, which take half the space on disk.
 
     A network's mean changes by about 1e-5 of itself.

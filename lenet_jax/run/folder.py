@@ -281,8 +281,8 @@ def load(folder: str | Path) -> Run:
     if os.path.lexists(folder / CONFIG) and not os.path.lexists(folder / SUMMARY):
         raise InputError(f"{field} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))
-    metrics = files.read_table(folder / METRICS)
-    tried = files.read_table(folder / TUNING) if os.path.lexists(folder / TUNING) else None
+    metrics = files.read_table(folder / METRICS, categories=True)
+    tried = files.read_table(folder / TUNING, categories=True) if os.path.lexists(folder / TUNING) else None
     run = Run(folder, config, provenance, summary, metrics, {}, tried)
     try:
         check_contents(run)

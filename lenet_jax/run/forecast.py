@@ -33,8 +33,8 @@ from lenet_jax.run.workers import Engine, Workers
 MAX_PROBES = 8
 """Programs that are measured, the most expensive ones; the others are assumed to be as slow as the slowest of them."""
 
-STATE_ON_DISK, ROW_ON_DISK, ROW_IN_MEMORY = 0.925, 5.7, 134.9
-"""Bytes on disk per byte of a state; bytes per row of the predictions, on disk and in memory while the tables are
+STATE_ON_DISK, ROW_ON_DISK, ROW_IN_MEMORY = 0.925, 8.4, 147.4
+"""Bytes on disk per byte of a state; bytes per row of the predictions, on disk and in memory while an arm's are
 written (`experiments/results/devices`)."""
 
 
@@ -88,11 +88,12 @@ def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str =
         costs[arm.arm.name] = sum(phase.size for phase, _ in found), compiling, training
         recipes -= {phase.recipe for phase, _ in found}
     # Predictions are stored twice at the end; the other tables are small.
-    rows = sum(arm.test.size * len(arm.test.predicted or ()) for arm in selected)
+    rows_of_arms = [arm.test.size * len(arm.test.predicted or ()) for arm in selected]
+    rows = sum(rows_of_arms)
     at_once = [memory.chunk_size(phase.size, phase.recipe, sys.maxsize) for phase in phases]
     largest = max(size * memory.state_size(phase.recipe) for size, phase in zip(at_once, phases, strict=True))
     networks = sum(arm.test.size * memory.state_size(arm.test.recipe) for arm in selected)
-    needed = resident + largest * memory.state_copies() + rows * ROW_IN_MEMORY
+    needed = resident + largest * memory.state_copies() + max(rows_of_arms) * ROW_IN_MEMORY
     disk = networks * STATE_ON_DISK + rows * ROW_ON_DISK
     most = disk + max(largest * states.MAX_TO_KEEP * STATE_ON_DISK, rows * ROW_ON_DISK)
     widened = any(arm.tuning and arm.arm.settings["tune_widenings"] for arm in selected)

@@ -279,7 +279,7 @@ def finish(workdir: Path, context: RunContext) -> None:
             files.write_table(workdir / name, pd.concat(frames, ignore_index=True))
     if predicted:
         # One arm at a time: those of 50 arms of 100 networks would take gigabytes.
-        columns = pd.DataFrame([{"arm": arm.name, **arm.axes} for arm in predicted]).dtypes
+        columns = pd.DataFrame([{"arm": arm.name, **arm.axes} for arm in predicted]).dtypes.to_dict()
         parts = [functools.partial(predictions_of, arm, context.stores[arm.name], columns) for arm in predicted]
         files.write_table(workdir / folder.PREDICTIONS, parts[0](), *parts[1:])
     first, *later = checkpoints.read_attempts(checkpoint_dir)
@@ -290,7 +290,7 @@ def finish(workdir: Path, context: RunContext) -> None:
     checkpoints.prune(checkpoint_dir, list(context.stores.values()))
 
 
-def predictions_of(arm: Arm, store: ArmStore, columns: Mapping[str, Any]) -> pd.DataFrame:
+def predictions_of(arm: Arm, store: ArmStore, columns: Mapping[Any, Any]) -> pd.DataFrame:
     """The predictions of a finished arm, whose name and axes have these types."""
     tables = [files.read_table(chunk.folder / folder.PREDICTIONS) for chunk in checkpoints.tested_chunks(store)]
     return labelled(pd.concat(tables, ignore_index=True), arm).astype(columns)

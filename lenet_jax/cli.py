@@ -33,8 +33,8 @@ HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 experiments in JAX
       resume.
   lenet-jax compare RUN [RUN ...] [--metric=test_error] [--baseline=ARM] [--out=DIR]
       Compares the arms of finished runs: statistics, figures, and a report.html.
-  lenet-jax evaluate RUN [--dataset=NAME] [--corruption=NAME:SEVERITY,...]
-      Tests the trained networks of a run on other digits, or on distorted ones. `compare --on` reads the results.
+  lenet-jax evaluate RUN --dataset=NAME [--corruption=rotation:0,10,20 ...]
+      Tests a run's trained networks on other digits; `compare RUN --on=NAME` compares its arms on these.
   lenet-jax classify RUN IMAGE [IMAGE ...] [--arm=ARM] [--seed=SEED]
       Classifies images of digits with the trained networks of a run.
 

@@ -1,8 +1,7 @@
 """Corrupted test images: translation, rotation, scale, squeezing, stroke width and noise, each with a severity.
 
-LeCun et al. 1998 (section III.D) state that recognition is accurate for "scale variations up to about a factor of two,
-vertical shift variations of plus or minus about half the height of the character, and rotations up to plus or minus 30
-degrees", and show digits with noise: each pixel "randomly inverted with probability 0.1".
+LeCun et al. 1998 (section III.D) estimate that LeNet-5 reads digits of up to twice or half the size, shifted by up to
+half their height, and rotated by up to 30 degrees, and show digits with noise, in which pixels are inverted at random.
 
 Severity 0 is the image itself. What is random (a direction, which pixels are inverted) depends on the image's index in
 its data set alone: neither on the severity nor on which other images are corrupted.

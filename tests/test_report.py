@@ -393,7 +393,7 @@ def test_verdicts_and_both_intervals_are_seen_on_a_phone_without_scrolling(page)
 
 
 def test_a_printed_page_holds_whole_tables(page):
-    """On A4; Chromium shrinks what is a little wider. Nothing is hidden in a region that scrolls."""
+    """On A4 with Chromium's margins, which shrinks what is wider; nothing is hidden in a region that scrolls."""
     page.set_viewport_size({"width": 720, "height": 1000})
     page.emulate_media(media="print")
     for section in ("arms", "tests"):

@@ -23,10 +23,12 @@ import importlib.metadata
 import json
 import sys
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import machine
 import numpy as np
+import report
 import scipy.special
 import worlds
 from absl import app, flags
@@ -90,7 +92,7 @@ def coverage(name: str, seeds: int, images: int, studies: int) -> dict[str, Any]
     truth, rng = WEIGHTS @ world.truth(), generator("coverage", name, seeds, images)
     held, length, equivalent = {"both": np.zeros(10), "seeds": np.zeros(10)}, np.zeros(10), np.zeros(10)
     for _ in range(studies):
-        layout = Layout.of(world.draw(rng, seeds, images)).contrast(WEIGHTS)
+        layout = Layout.of(list(world.draw(rng, seeds, images))).contrast(WEIGHTS)
         estimates = layout.estimates()
         ends = [crossed.error_interval(one, images) for one in estimates[:4]]
         low, high = np.array([*ends, *(one.interval() for one in estimates[4:])]).T
@@ -115,7 +117,7 @@ def significant(layout: Layout, over: str) -> dict[str, np.ndarray]:
         corrected = multiplicity.over_images(layout, over)
     else:
         own, corrected = stats.sign_flip_test(layout.seeds), multiplicity.over_seeds(layout.seeds)
-    found = {"max_t": corrected, "holm": np.array(stats.holm(own)), "uncorrected": own}
+    found = {"max_t": corrected, "holm": np.array(stats.holm(own.tolist())), "uncorrected": own}
     return {method: p < stats.ALPHA for method, p in found.items()}
 
 
@@ -129,7 +131,7 @@ def errors_and_power(name: str, over: str, seeds: int, images: int, studies: int
     for setting in (world, world.worse(shift)):
         any_false, power = {}, {}
         for _ in range(studies):
-            layout = Layout.of(setting.draw(rng, seeds, images)).contrast(worlds.EFFECTS)
+            layout = Layout.of(list(setting.draw(rng, seeds, images))).contrast(worlds.EFFECTS)
             for method, found in significant(layout, over).items():
                 false = found if setting is world else found[NULL]
                 any_false[method] = any_false.get(method, 0) + int(false.any())
@@ -145,7 +147,7 @@ def errors_and_power(name: str, over: str, seeds: int, images: int, studies: int
 def shifted(world: World, over: str, seeds: int, images: int) -> float:
     """The shift of `World.worse` that makes the first difference `DISTANCE` standard errors."""
     rng = generator("pilot", over, seeds, images)
-    drawn = (Layout.of(world.draw(rng, seeds, images)).contrast(worlds.EFFECTS[:1]) for _ in range(PILOT))
+    drawn = (Layout.of(list(world.draw(rng, seeds, images))).contrast(worlds.EFFECTS[:1]) for _ in range(PILOT))
     square = float(np.mean([layout.estimates(over)[0].se ** 2 for layout in drawn]))
     rates = scipy.special.expit(world.logits[1][world.kinds])
     return DISTANCE * np.sqrt(square) / float((rates * (1 - rates)).mean())
@@ -179,9 +181,113 @@ def simulate(studies: int, workers: int) -> dict[str, Any]:
     return results
 
 
+def spread(shares: Iterable[float]) -> str:
+    """The smallest and the largest share, in percent."""
+    ends = [f"{100 * end:.1f}" for end in (min(shares), max(shares))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def uncertainty(share: float, studies: int) -> str:
+    """Half the width of the 95 % interval of a share, in points."""
+    return f"{196 * np.sqrt(share * (1 - share) / studies):.1f}"
+
+
 def table(results: dict[str, Any]) -> str:
-    """Markdown page."""
-    return json.dumps(results)
+    """Markdown page with the coverage of intervals and the errors and power of tests."""
+    studies = results["studies"]
+    promised = [row for row in results["coverage"] if row["world"] != "skewed"]
+    held = {
+        over: [share for row in promised for part in PARTS for share in row[f"{part}_{over}"]]
+        for over in ("both", "seeds")
+    }
+    wrong = [row["family_wise_error"]["max_t"] for row in results["tests"]]
+    effects = "; ".join(
+        f"`{name}`: {sizes[0]:.2f} shared, {sizes[1]:.2f} of each arm" for name, sizes in results["effects"].items()
+    )
+    arms = "; ".join(
+        f"`{name}`: {', '.join(f'{error:.2f}' for error in errors)} %" for name, errors in results["errors"].items()
+    )
+    text = [
+        "# Do intervals over seeds and test images hold what they promise?\n",
+        f"{studies:,} simulated studies for each row of the first table, {studies // 2:,} of each row with "
+        f"{IMAGES[-1]:,} images and of the tables of tests, made by experiments/benchmarks/coverage_images.py. A share "
+        f"near 95 % is uncertain by about {uncertainty(0.95, studies)} and {uncertainty(0.95, studies // 2)} points, "
+        "95 % of the time.\n",
+        report.provenance(results),
+        f"In short: intervals over seeds and images contain the true value, of new seeds on new images, in "
+        f"{spread(held['both'])} % of studies (promised: 95 %), except in the skewed world. Intervals over seeds alone "
+        f"contain it in {spread(held['seeds'])} %. At most {100 * max(wrong):.1f} % of studies find a difference where "
+        "there is none (promised: 5 %).\n",
+        "## The worlds\n",
+        "Each study has 2 x 2 arms whose networks answer the same images. `errors of 1 to 2 %` is made from the stored "
+        "predictions of the ablation, `errors of 4 to 5 %` from those of label_noise (none and 20 %, both losses). "
+        "Images are drawn from the stored ones with replacement. The probability that an arm misreads an image is the "
+        "best linear prediction from the shares of stored networks that misread it. A seed moves the logits of all "
+        "probabilities; answers are then drawn independently. Standard deviations of the seeds' effects, in logits, "
+        f"from the stored components of variance: {effects}. In the skewed world, the first one with effects "
+        f"{results['skewed']:g} times as large, they are lognormal with a skewness of 6.2. True errors of the arms: "
+        f"{arms}. [coverage.md](coverage.md) has the simulations over seeds alone, on fixed images.\n",
+        "## Coverage\n",
+        "How many 95 % intervals contain the true value, in percent, smallest to largest of four arms, three "
+        "differences from the first arm, and three effects (two main effects, one interaction). Arms have Student's "
+        "interval on the logit scale (`crossed.error_interval`), the others Student's (`Estimate.interval`). `Over "
+        "seeds alone`: Student's intervals of the means of seeds, for all ten values: they promise new seeds on the "
+        "same images. `Length`: mean of the first arm's and of the first difference's interval, in points. "
+        "`Equivalent`: how many of the six comparisons have a 90 % interval inside a margin that equals the true "
+        "difference, largest share: at most 5 is right.\n",
+        report.markdown(
+            ("world", "seeds", "images", "arms", "differences", "effects", "over seeds alone", "length", "equivalent"),
+            [
+                [
+                    row["world"],
+                    str(row["seeds"]),
+                    f"{row['images']:,}",
+                    *(spread(row[f"{part}_both"]) for part in PARTS),
+                    spread([share for part in PARTS for share in row[f"{part}_seeds"]]),
+                    f"{row['arm_length'][0]:.2f}, {row['difference_length'][0]:.2f}",
+                    f"{100 * max(row['equivalent_at_margin']):.1f}",
+                ]
+                for row in results["coverage"]
+            ],
+        ),
+        "## Differences where there are none\n",
+        "Six comparisons of 2 x 2 arms that are equal in truth. Over both: each drawn image gives its probabilities to "
+        "the arms in a random order, so that arms differ on every image but not on average. Over seeds: all arms have "
+        "the probabilities of the first arm. How many studies have any corrected p < 0.05, in percent: by step-down "
+        "max-T (`multiplicity`), by Holm's correction of t-tests (over both) or of sign-flip tests (over seeds), and "
+        "uncorrected. `Beside true ones`: the same among three comparisons of equal arms, where the second and the "
+        f"fourth arm are worse, the first difference by {results['distance']:g} standard errors.\n",
+        report.markdown(
+            ("world", "over", "seeds", "images", "max-T", "Holm", "uncorrected", "beside true ones: max-T", "Holm"),
+            [
+                [
+                    *tested(row),
+                    *(f"{100 * row['family_wise_error'][method]:.1f}" for method in ("max_t", "holm", "uncorrected")),
+                    *(f"{100 * row['false_beside_true'][method]:.1f}" for method in ("max_t", "holm")),
+                ]
+                for row in results["tests"]
+            ],
+        ),
+        "## Power\n",
+        "The same studies: how many of the three true differences are found, in percent.\n",
+        report.markdown(
+            ("world", "over", "seeds", "images", "difference, points", "max-T", "Holm", "uncorrected"),
+            [
+                [
+                    *tested(row),
+                    f"{row['difference']:.2f}",
+                    *(f"{100 * row['power'][method]:.1f}" for method in ("max_t", "holm", "uncorrected")),
+                ]
+                for row in results["tests"]
+            ],
+        ),
+    ]
+    return "\n".join(text)
+
+
+def tested(row: dict[str, Any]) -> list[str]:
+    """The first cells of a row of tests."""
+    return [row["world"], row["over"], str(row["seeds"]), f"{row['images']:,}"]
 
 
 def main(argv: list[str]) -> None:

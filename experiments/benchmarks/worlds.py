@@ -72,10 +72,13 @@ class World:
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
         weights = weights / weights.sum()
         moved = (self.shared * self.effects(nodes)[:, None] + self.own * self.effects(nodes)).ravel()
-        shares = np.bincount(self.kinds, minlength=self.logits.shape[1]) / len(self.kinds)
-        rates = scipy.special.expit(self.logits[:, :, None] + moved)
-        found: np.ndarray = np.einsum("akn,k,n->a", rates, shares, np.outer(weights, weights).ravel())
-        return found
+        shares, weights = np.bincount(self.kinds) / len(self.kinds), np.outer(weights, weights).ravel()
+
+        def mean(logits: np.ndarray) -> float:
+            values, places = np.unique(logits, return_inverse=True)
+            return float(np.bincount(places, shares) @ scipy.special.expit(values[:, None] + moved) @ weights)
+
+        return np.array([mean(logits) for logits in self.logits])
 
     def equal_on_average(self) -> "World":
         """Arms with the same true error: each image gives its probabilities to the arms in a random order."""

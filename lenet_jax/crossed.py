@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from lenet_jax.stats import ALPHA, CONFIDENCE
+from lenet_jax.stats import ALPHA, CONFIDENCE, ROUNDING
 
 OVER = ("both", "seeds", "images")
 """What an interval covers: new seeds and new test images; new seeds on these images; these networks on new images."""
@@ -151,7 +151,7 @@ class Layout:
         both = np.maximum(of_seeds + np.maximum(of_images - rest, 0.0), rest)
         square = {"seeds": of_seeds, "images": of_images, "both": both}[over]
         df = np.full(len(square), max(seeds - 1.0, 1.0))
-        df = np.divide(square**2, unsure[over], out=df, where=unsure[over] > 0)  # Satterthwaite 1946
+        df = np.divide(square**2, unsure[over], out=df, where=unsure[over] > ROUNDING * square**2)  # Satterthwaite 1946
         parts = (
             np.sqrt(one) if n > 1 else np.full(len(one), np.nan) for one, n in ((of_seeds, seeds), (of_images, images))
         )

@@ -51,8 +51,8 @@ NEVER = ": none can be significant. Over test images, differences can."
         (6, THREE, f"6 seeds, 2 comparisons: over seeds alone, no p-value below 0.031{SHOWN}"),
         (7, THREE, f"7 seeds, 2 comparisons: over seeds alone, no p-value below 0.016{SHOWN}"),
         (2, THREE, f"2 seeds, 2 comparisons: over seeds alone, no p-value below 0.5{NEVER}"),
-        (1, THREE, "Nothing can be compared"),
-        (8, {}, "Nothing can be compared"),
+        (1, THREE, "Nothing can be compared over seeds"),
+        (8, {}, "Nothing can be compared over seeds"),
         # Many comparisons raise the floor of Holm's p-values, but not that of max-T.
         (
             9,

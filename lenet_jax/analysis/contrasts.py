@@ -175,7 +175,9 @@ def judge(
         rows = np.stack([values[arm].loc[list(seeds)].to_numpy(float) for arm in arms])
         means = rows.mean(axis=1)
         check_scale(scale, dict(zip(arms, means, strict=True)))
-        slopes, center = weights * SCALES[scale].slope(means), weights @ SCALES[scale].of(means)
+        slopes, scaled = weights * SCALES[scale].slope(means), SCALES[scale].of(means)
+        center = weights @ scaled
+        center[np.abs(center) <= stats.ROUNDING * np.abs(weights) @ np.abs(scaled)] = 0.0
         by_seed = slopes @ (rows - means[:, None]) + center[:, None]
         by_seed[np.abs(by_seed) <= stats.ROUNDING * np.abs(rows).max()] = 0.0
         over_seeds = estimates_of(by_seed)

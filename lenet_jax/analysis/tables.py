@@ -148,16 +148,16 @@ def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
     known = rows[0].over != "seeds"
     parts = ["these images", "SE seeds", "SE images"] if known else []
     counted = [name for name in ("failed", "diverged") if any(getattr(row, name) for row in rows)]
-    numbers = [*tuned, "n", "mean", "std", "median", "95 % CI", *parts, *counted]
+    numbers = [*tuned, "mean", "95 % CI", *parts, "std", "median", "n", *counted]
     lines = []
     for row in rows:
         names = [row.run] * several + ([format_value(row.axes[axis]) for axis in axes] or [row.arm] * named)
         chosen = [format_value(row.chosen[name]) if name in row.chosen else "-" for name in tuned]
-        shown = [metrics.show(value, metric) for value in (row.mean, row.std, row.median)]
+        mean, *spread = (metrics.show(value, metric) for value in (row.mean, row.std, row.median))
         errors = [getattr(row.estimate, name, None) for name in ("se_seeds", "se_images")]
         parts = [ends(row.ci95, metric), *(metrics.show(error, metric) for error in errors)] if known else []
-        counts = [str(getattr(row, name)) for name in counted]
-        lines.append([*names, *chosen, str(row.n), *shown, ends(row.interval, metric), *parts, *counts])
+        counts = [str(row.n), *(str(getattr(row, name)) for name in counted)]
+        lines.append([*names, *chosen, mean, ends(row.interval, metric), *parts, *spread, *counts])
     return header + numbers, lines, len(numbers)
 
 

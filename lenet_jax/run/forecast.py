@@ -172,7 +172,8 @@ def design(arms: Sequence[ArmPlan]) -> str:
     alike = [one for one in others if one.dataset is first.dataset and one.evaluated["test"] == first.evaluated["test"]]
     pairs = [common for one in alike if (common := len({*one.seeds} & {*first.seeds})) > 1]
     if not pairs:
-        return "Nothing can be compared: that takes two arms with two common seeds, on the same test images."
+        needed = "that takes two arms with two common seeds, on the same test images"
+        return f"Nothing can be compared over seeds: {needed}. `compare --over=images` takes one network of each arm."
     seeds = min(pairs)
     values = {axis: list(dict.fromkeys(arm.arm.axes[axis] for arm in arms)) for axis in arms[0].arm.axes}
     axes = {axis: found for axis, found in values.items() if len(found) > 1}

@@ -33,6 +33,8 @@ HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 experiments in JAX
       resume.
   lenet-jax compare RUN [RUN ...] [--metric=test_error] [--baseline=ARM] [--out=DIR]
       Compares the arms of finished runs: statistics, figures, and a report.html.
+  lenet-jax evaluate RUN --dataset=NAME [--corruption=rotation:0,10,20 ...]
+      Tests a run's trained networks on other digits; `compare RUN --on=NAME` compares its arms on these.
   lenet-jax classify RUN IMAGE [IMAGE ...] [--arm=ARM] [--seed=SEED]
       Classifies images of digits with the trained networks of a run.
 
@@ -184,6 +186,7 @@ def compare_command(argv: list[str]) -> None:
     first = "the first arm, or with several runs each arm's counterpart in the first run"
     string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
     string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
+    string("on", "", "evaluations, such as qmnist, as the test set: `lenet-jax evaluate` makes them; several: A,B")
     unit = "in the metric's unit (errors are fractions); default: the measured differences"
     number("difference", None, f"difference for which required numbers are estimated, {unit}", lower_bound=0.0)
     covered = (
@@ -206,14 +209,21 @@ def compare_command(argv: list[str]) -> None:
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
     margin = None if values.margin is None else contrasts.read_margin(values.margin, values.metric, values.scale)
-    comparison = compare.compare_runs(
-        runs, values.metric, values.baseline, values.difference, values.over, values.scale, margin
-    )
-    out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric)
-    files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
-    tables.print_comparison(comparison, Console())
-    others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
-    print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
+    compared = {"": runs}
+    if values.on:
+        from lenet_jax.analysis import evaluations
+
+        compared = {name: [evaluations.on(run, name) for run in runs] for name in values.on.split(",")}
+    for name, runs in compared.items():
+        comparison = compare.compare_runs(
+            runs, values.metric, values.baseline, values.difference, values.over, values.scale, margin
+        )
+        out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric, name)
+        out = out / run_folder.folder_name(name) if values.out and len(compared) > 1 else out
+        files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
+        tables.print_comparison(comparison, Console())
+        others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
+        print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 
 
 def classify_command(argv: list[str]) -> None:
@@ -249,7 +259,58 @@ def classify_command(argv: list[str]) -> None:
             print(f"{shortened(file, MAX_VALUE)} may be misread: {'; '.join(notes)}")
 
 
-COMMANDS = {"run": run_command, "compare": compare_command, "classify": classify_command}
+def evaluate_command(argv: list[str]) -> None:
+    """`lenet-jax evaluate`."""
+    values = flags.FlagValues()
+    string, _, _, _ = arguments.definers(values)
+    string("dataset", None, "data set whose test images the networks are evaluated on")
+    string("data-dir", "", "folder of downloads and of TFDS's data sets")
+    corruption = "corruption with its severities, such as rotation:0,10,20,30; several: repeat the flag"
+    flags.DEFINE_multi_string("corruption", [], corruption, flag_values=values)
+    string("out", None, "folder for tables and figures of corruptions; default: RUN/evaluations/NAME-robustness")
+    string("experiment", None, "experiment file that defines parts of the networks; it is executed")
+    rest = parse("evaluate", values, arguments.joined(argv))
+    if len(rest) != 1 or not values.dataset:
+        raise InputError("evaluate: expected a run and a data set; write lenet-jax evaluate RUN --dataset=NAME")
+
+    from rich.console import Console
+
+    from lenet_jax import population
+    from lenet_jax.analysis import compare, evaluations, networks, robustness, tables
+    from lenet_jax.data import corruptions
+    from lenet_jax.run import plan
+
+    corrupted = corruptions.parse(";".join(values.corruption)) if values.corruption else {"": [0.0]}
+    population.configure()
+    run = networks.load_run(rest[0], values.experiment and expanded(values.experiment, "experiment"))
+    dataset = plan.load(values.dataset, values["data-dir"].value or "")
+    pairs = [(name, severity) for name, severities in corrupted.items() for severity in severities]
+    command = shlex.join(["lenet-jax", "evaluate", *argv])
+    found: dict[str, dict[float, Any]] = {name: {} for name in corrupted}
+    for (name, severity), result in zip(pairs, evaluations.evaluate(run, dataset, pairs, command), strict=True):
+        found[name][severity] = compare.compare_runs([result], baseline=compare.ALL_PAIRS if len(run.arms) > 1 else "")
+    if not values.corruption:
+        Console().print(tables.table(found[""][0.0].arms, "test_error", Console()), crop=False)
+    else:
+        for name, of_severities in found.items():
+            title = f"{name}: {robustness.title(of_severities)}"
+            Console().print(tables.text_table(title, robustness.cells(of_severities), Console()), crop=False)
+        default = evaluations.path_of(run, f"{dataset.name}-robustness").with_suffix("")
+        if default.is_symlink() and not values.out:
+            raise InputError(f"out: {str(default)!r} is a link; name the folder that it leads to as --out")
+        out = expanded(values.out, "out") if values.out else default
+        written = robustness.write(found, run, dataset, out, command)
+        print("written:", *(printable(str(file)) for file in written), sep="\n  ")
+    again = shlex.join(["lenet-jax", "compare", str(run.folder), f"--on={result.summary['dataset']['name']}"])
+    print(printable(f"next:       {again}"))
+
+
+COMMANDS = {
+    "run": run_command,
+    "compare": compare_command,
+    "evaluate": evaluate_command,
+    "classify": classify_command,
+}
 
 
 def classification(names: Sequence[str], found: "Classification", title: str, probabilities: bool) -> "Table":

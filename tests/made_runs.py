@@ -39,6 +39,8 @@ def write_run(
     names=None,
     test=1000,
     curves=("train", "test"),
+    shared=None,
+    scores=False,
 ):
     """A run folder whose arms have these errors at the last of two epochs, and twice as much at the first.
 
@@ -53,17 +55,27 @@ def write_run(
       chosen: by arm, tuned hyperparameters, and those of them at an edge.
       names: of named arms, which have no axes.
       curves: splits that were measured at both epochs; of train and test, others at the last one alone.
+      shared: stores predictions, see `mistakes`; test errors are then rounded to whole images.
+      scores: stores nll and brier of each image, too.
     """
-    arms, tables = [], []
+    arms, tables, answered = [], [], {}
     data = {"name": "mnist10k", "fingerprint": fingerprint, "test": test}
     for index, (values, of_seeds) in enumerate(errors.items()):
         shown = {} if names else dict(zip(axes, values, strict=True))
+        if shared is not None:
+            wrong = mistakes(of_seeds, test, shared, index)
+            of_seeds = wrong.mean(axis=1)
         name = names[index] if names else ",".join(f"{axis}={value}" for axis, value in shown.items())
         picked, edge = (chosen or {}).get(values, ({}, []))
         found = {"axes": shown, "diverged": diverged, "chosen": picked, "chosen_at_edge": edge, "seconds": 2.0 + index}
         arms.append(summary_row(name, data, of_seeds, **found))
         first = first_seed[values] if isinstance(first_seed, dict) else first_seed
         splits = dict.fromkeys((*curves, "train", "test"))
+        if shared is not None:
+            answered[name] = one = answers_of(wrong, first, scores)
+            columns = {"arm": name, **shown, "epoch": 2, "split": "test", "seed": one.seeds}
+            for metric in ("nll", "brier") if scores else ():
+                tables.append(pd.DataFrame(columns | {"metric": metric, "value": getattr(one, metric).mean(axis=1)}))
         for epoch, split in itertools.product((1, 2), splits):
             if epoch == 1 and split not in curves:
                 continue
@@ -74,12 +86,39 @@ def write_run(
                 tables.append(pd.DataFrame(columns | seeds | {"metric": metric, "value": value}))
     folder.mkdir(parents=True)
     files.write_table(folder / run_folder.METRICS, pd.concat(tables, ignore_index=True))
+    if answered:
+        of_arms = {arm["name"]: arm["axes"] for arm in arms}
+        table = run_answers.frame(answered, of_arms)
+        texts = table.select_dtypes("category").columns
+        files.write_table(folder / run_folder.PREDICTIONS, table.astype(dict.fromkeys(texts, "str")))
     files.write_json(folder / run_folder.SUMMARY, {"dataset": data, "arms": arms})
     files.write_json(folder / run_folder.CONFIG, config or {})
     files.write_json(
         folder / run_folder.PROVENANCE, {"versions": versions or {}, "command": "lenet-jax run --config=x.py"}
     )
     return folder
+
+
+def mistakes(errors, images, shared, arm=0):
+    """Whether each network misclassifies each image, [seeds, images]: the hardest ones, as many as its error says.
+
+    An image is as hard for all networks of all runs, but for chance: `shared` is this part of the variance.
+    """
+    common = np.random.default_rng(0).normal(size=images)
+    own = np.random.default_rng([1, arm]).normal(size=(len(errors), images))
+    hardest = np.argsort(np.argsort(-(np.sqrt(shared) * common + np.sqrt(1 - shared) * own), axis=1), axis=1)
+    return hardest < np.round(np.array(errors)[:, None] * images)
+
+
+def answers_of(wrong, first_seed=0, scores=False):
+    """Answers with these mistakes, [seeds, images]; labels are 0 to 9 in turn."""
+    (seeds, images), rng = wrong.shape, np.random.default_rng(2)
+    labels = (np.arange(images) % 10).astype(np.int16)
+    right = np.where(wrong, 0.3, 0.9) * rng.uniform(0.8, 1.0, wrong.shape)
+    found = [run_answers.rounded(values) for values in (-np.log(right), 2 * (1 - right) ** 2)] if scores else []
+    margin = rng.uniform(0, 1, wrong.shape).astype(np.float32)
+    predicted = ((labels + wrong) % 10).astype(np.int16)
+    return Answers(first_seed + np.arange(seeds), np.arange(images), labels, predicted, margin, *found)
 
 
 def answers(predicted, labels=1, margin=1.0):

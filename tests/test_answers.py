@@ -128,10 +128,10 @@ def test_a_made_run_is_compared(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
 def test_a_run_of_fifty_million_answers_is_compared_within_30_seconds_and_2_gib(tmp_path):
-    """Seconds are those of all cores together, whatever else the machine does meanwhile."""
+    """Seconds are those of the processor, whatever else it does meanwhile; idle threads of BLAS would add to them."""
     folder = large_run(tmp_path / "run")
     command = [sys.executable, "-m", "lenet_jax", "compare", str(folder), f"--out={tmp_path / 'out'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0

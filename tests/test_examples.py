@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(info.name for info in pkgutil.walk_packages(lenet_jax.__path__, "lenet_jax."))
 SHOWN = {
     "lenet_jax.layers": ["convolve"],
-    "lenet_jax.stats": ["bootstrap_interval", "holm", "sign_flip_test", "summarize", "t_interval"],
+    "lenet_jax.stats": ["bootstrap_interval", "sign_flip_test", "summarize", "t_interval"],
     "lenet_jax.analysis.compare": ["compare_runs"],
     "lenet_jax.analysis.networks": ["classify", "load_run"],
 }
@@ -63,7 +63,7 @@ def test_functions_that_notebooks_call_have_examples(name):
 
 def test_an_example_that_is_false_is_found():
     """Also in a function that is wrapped, as all of lenet_jax are in the tests."""
-    test = examples_of(importlib.import_module("lenet_jax.stats"))["holm"]
+    test = examples_of(importlib.import_module("lenet_jax.stats"))["sign_flip_test"]
     test.examples[0].want = "[0.5]\n"
     said = []
     doctest.DocTestRunner().run(test, out=said.append)

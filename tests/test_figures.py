@@ -32,14 +32,17 @@ def test_learning_curves_leave_out_what_diverged():
 
 
 def test_final_values_show_every_seed(tmp_path):
-    axes = figures.final_values(
-        {"a": ([0.1, 0.2], (0.1, 0.2)), "b": ([0.3], None)}, "test_error", Figure().add_subplot()
-    )
+    arms = {"a": ([0.1, 0.2], (0.08, 0.22), (0.1, 0.2)), "b": ([0.3], None, None)}
+    axes = figures.final_values(arms, "test_error", "a title", Figure().add_subplot())
     points = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"]
     assert [list(values) for values in points] == [[0.1, 0.2], [0.3]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
     assert [text.get_text() for text in axes.texts] == ["15.00", "30.00"]
-    assert axes.get_title().endswith("95 % interval over seeds")
+    # The interval over seeds and images has caps; that over seeds alone is a thicker bar within it.
+    bars = {tuple(line.get_xdata()): line for line in axes.get_lines() if len(set(line.get_ydata())) == 1}
+    assert bars[0.08, 0.22].get_marker() == "|"
+    assert bars[0.08, 0.22].get_linewidth() < bars[0.1, 0.2].get_linewidth()
+    assert axes.get_title(loc="left") + axes.get_title() == "a title"
 
 
 def test_reject_curves_show_the_mean():
@@ -66,15 +69,22 @@ def test_many_arms_leave_their_seeds_out():
 
 
 def test_a_forest_fills_what_is_shown():
-    rows = {"first": (-0.01, -0.02, -0.005, True), "second": (0.0, -0.01, 0.01, False)}
-    axes = figures.forest(rows, "title", "difference", Figure().add_subplot(), percent=True)
+    rows = {
+        "first": figures.ForestRow(-0.01, (-0.02, -0.005), (-0.012, -0.008), True),
+        "second": figures.ForestRow(0.0, (-0.01, 0.01), (-0.01, 0.01), False),
+    }
+    axes = figures.forest(rows, "title", "difference", 0.0, (-0.001, 0.001), Figure().add_subplot(), percent=True)
     dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
     assert [line.get_xdata()[0] for line in dots] == [-0.01, 0.0]
     assert [line.get_markerfacecolor() for line in dots] == [figures.COLORS[0], "white"]
-    ends = [
-        tuple(line.get_xdata()) for line in axes.get_lines() if line.get_linewidth() == 2 and line.get_marker() != "o"
-    ]
-    assert ends == [(-0.02, -0.005), (-0.01, 0.01)]
+    thin, thick = (
+        [tuple(line.get_xdata()) for line in axes.get_lines() if line.get_linewidth() == width] for width in (1.5, 5)
+    )
+    thin = [ends for ends in thin if len(ends) == 2]
+    assert thin == [(-0.02, -0.005)]  # the second's intervals are the same: a bar
+    assert thick == [(-0.012, -0.008), (-0.01, 0.01)]
+    (shade,) = axes.patches
+    assert (shade.get_x(), shade.get_width()) == (-0.001, 0.002)
     assert axes.xaxis.get_major_formatter()(-0.01, 0) == "-1"
 
 
@@ -100,17 +110,20 @@ def test_confusions_show_percent_and_hide_zeros():
     assert [text.get_text() for text in made.axes[0].texts] == ["90", "10", "", "100"]
 
 
+SEEDS = {"$a$ < b": ([0.1, 0.2], None, None)}
+
+
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_a_figure_is_the_same_file_each_time(tmp_path, kind):
     for name in "ab":
-        made = figures.figure(lambda axes: figures.final_values({"$a$ < b": ([0.1, 0.2], None)}, "test_error", axes))
+        made = figures.figure(lambda axes: figures.final_values(SEEDS, "test_error", "$x$", axes))
         figures.save(made, tmp_path / f"{name}.{kind}")
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     assert matplotlib.rcParams["text.parse_math"]  # only our own figures are drawn otherwise
 
 
 def test_the_error_of_a_class_is_in_percent():
-    axes = figures.final_values({"a": ([0.1, 0.2], None)}, "test_error_class_3", Figure().add_subplot())
+    axes = figures.final_values(SEEDS, "test_error_class_3", "title", Figure().add_subplot())
     assert axes.texts[0].get_text() == "15.00"
     assert axes.get_xlabel() == "test error class 3 (%)"
 

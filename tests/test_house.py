@@ -36,6 +36,7 @@ BRIDGE = {"run.folder", "run.files", "run.answers", "run.tuning"}
 BEYOND = {
     ("analysis.networks", "run.checkpoints"): "trained networks are the last checkpoints of a run",
     ("analysis.networks", "run.parts"): "an experiment file that is named may define parts of its networks",
+    ("analysis.evaluations", "run.schema"): "what describes an evaluation is checked like a run's files",
     ("analysis.dynamics", "run.arms"): "trains and measures networks of an experiment's config",
     ("analysis.dynamics", "run.plan"): "trains and measures networks of an experiment's config",
     ("analysis.dynamics", "run.parts"): "a notebook may define parts of its own",

@@ -58,8 +58,12 @@ MUTATIONS = {
     "images past the split are measured": Mutation(
         "evaluate", "counted = indices < stop", "counted = indices <= stop", "test_train", "evaluat"
     ),
-    "corrected p-values may fall": Mutation(
-        "stats", "np.maximum.accumulate(p[order]", "np.array(p[order]", "test_stats", "holm"
+    "p-values are not corrected for the other contrasts": Mutation(
+        "multiplicity",
+        "np.maximum.accumulate(block[:, order[::-1]], axis=1)[:, ::-1]",
+        "block[:, order]",
+        "test_contrasts",
+        "enumeration",
     ),
     "curvatures without squares": Mutation(
         "curvature", "squared = jax.tree.map(jnp.square, parameters)", "squared = parameters", "test_curvature"

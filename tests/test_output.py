@@ -113,8 +113,8 @@ def test_no_number_is_cropped(tmp_path, width):
         text = shown.file.getvalue()
         assert max(map(len, text.splitlines())) <= max(width, 45)  # narrower terminals fold the lines themselves
         _, lines, numbers = tables.cells(comparison.arms, "test_error")
-        _, differences, _ = tables.judgement_cells(comparison.judgements, "test_error")
-        wanted = [cell for line in lines for cell in line[-numbers : None if diverged else -1]]
+        _, differences, _ = tables.judgement_cells(comparison)
+        wanted = [cell for line in lines for cell in line[-numbers:]]
         missing = [cell for cell in [*wanted, *differences[0][2:4]] if cell not in text]
         assert missing == []
 

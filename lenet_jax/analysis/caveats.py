@@ -91,7 +91,7 @@ def failures(arm: ArmStatistics, metric: str) -> list[str]:
         return []
     median = f"; the median is {metrics.show(arm.median, metric)}{metrics.unit(metric)}"
     mixed = "its mean, differences and effects mix networks that trained with networks that did not"
-    return [f"{' and '.join(counts)} of the {arm.n} networks of {arm.label}: {mixed}{median}"]
+    return [f"of the {arm.n} networks of {arm.label}, {' and '.join(counts)}: {mixed}{median}"]
 
 
 def advice(tested: Sequence[TestedContrast]) -> list[str]:

@@ -44,12 +44,12 @@ class TrainedRun(run_folder.Run):
 
     def seeds(self, arm: str = "") -> list[int]:
         """Seeds of an arm's networks."""
-        settings, _, _ = self._recorded(arm)
+        settings, _, _ = self.recorded(arm)
         return list(range(settings["first_seed"], settings["first_seed"] + self.arm(arm).seeds))
 
     def architecture(self, arm: str = "") -> Architecture:
         """The architecture of an arm's networks."""
-        settings, _, classes = self._recorded(arm)
+        settings, _, classes = self.recorded(arm)
         for field, table in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
             if settings[field] not in table:
                 raise InputError(
@@ -106,13 +106,13 @@ class TrainedRun(run_folder.Run):
         if images.shape[-2:] not in ((SIDE, SIDE), (IMAGE_SIZE, IMAGE_SIZE)):
             shape = list(images.shape)
             raise InputError(f"images: shape {shape}; allowed is [..., 28, 28], as lenet_jax.to_mnist makes")
-        settings, scaling, _ = self._recorded(arm)
+        settings, scaling, _ = self.recorded(arm)
         flat = images.reshape(-1, *images.shape[-2:])
         pixels = preprocess.pad(flat, settings["padding"]).astype(np.float32)
         scaled = np.float32(scaling["scale"]) * pixels + np.float32(scaling["shift"])
         return jnp.asarray(scaled.reshape(*images.shape[:-2], *pixels.shape[-2:]))
 
-    def _recorded(self, arm: str) -> tuple[dict[str, Any], dict[str, float], int]:
+    def recorded(self, arm: str) -> tuple[dict[str, Any], dict[str, float], int]:
         """Settings, scaling and classes of an arm's networks, which runs from before networks were kept don't have."""
         row = self.arm(arm)
         if row.settings is None or row.scaling is None or row.classes is None:

@@ -69,10 +69,7 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
     Raises:
       InputError: `out` can't be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
+    make_folder(out)
     drawn = {folder_name(name): figure for name, figure in figures_of(comparison).items()}
     images = {f"{name}.{kind}": figures.rendered(drawn[name].figure, kind) for name in drawn for kind in ("png", "svg")}
     texts = {"comparison.csv": tables.frame(comparison.arms, comparison.metric).to_csv(index=False)}
@@ -83,15 +80,30 @@ def write(comparison: Comparison, out: Path, command: str = "", dataset: Dataset
         "report.html": html(comparison, drawn, images, command, dataset),
     }
     contents = {name: text.encode(errors="backslashreplace") for name, text in texts.items()} | images
-    for name, content in contents.items():  # all at once: a kill before leaves the comparison of before
+    return write_files(out, contents)
+
+
+def make_folder(out: Path) -> None:
+    """Creates a folder if needed; raises InputError if it can't be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} can't be written ({error.strerror or error})") from error
+
+
+def write_files(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Writes files, all at once: a kill before leaves those of before; returns their paths."""
+    for name, content in contents.items():
         for left in files.partials_of(out / name):
             left.unlink(missing_ok=True)
         files.replace_file(out / name, functools.partial(Path.write_bytes, data=content))
     return [out / name for name in contents]
 
 
-def default_folder(runs: Sequence[Run], metric: str) -> Path:
+def default_folder(runs: Sequence[Run], metric: str, on: str = "") -> Path:
     """The folder that a comparison is written into by default: of a single run, or beside the first of several.
+
+    `on` is the evaluation that the runs are compared on.
 
     Raises:
       InputError: it is a link, which may lead anywhere; `--out` names such a folder.
@@ -100,6 +112,7 @@ def default_folder(runs: Sequence[Run], metric: str) -> Path:
     short = name if len(name.encode(errors="replace")) <= MAX_FOLDER_BYTES else folder_name(name)
     found = [folder / "plots" if len(runs) == 1 else folder.parent / short]
     found += [found[0] / folder_name(metric)] if metric != "test_error" else []
+    found += [found[-1] / folder_name(f"on-{on}")] if on else []
     if links := [path for path in found if path.is_symlink()]:
         raise InputError(f"out: {str(links[0])!r} is a link; name the folder that it leads to as --out")
     return found[-1]

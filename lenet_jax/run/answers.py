@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from lenet_jax.errors import InputError
+from lenet_jax.evaluate import Predictions
 from lenet_jax.run import files, schema
 
 DTYPES: dict[str, Any] = {"seed": np.int64, "image": np.int32, "label": np.int16, "predicted": np.int16}
@@ -128,6 +129,19 @@ def rounded(scores: Float[np.ndarray, "*images"]) -> Float[np.ndarray, "*images"
     """
     mantissa, exponent = np.frexp(np.round(scores.astype(np.float64) * 2**16) / 2**16)
     return np.ldexp(np.round(mantissa * 2**12) / 2**12, exponent).astype(np.float32)
+
+
+def of_networks(predictions: Predictions, labels: np.ndarray, seeds: Sequence[int]) -> Answers:
+    """The answers of an arm, from predictions [seeds, images]."""
+    return Answers(
+        seeds=np.array(seeds),
+        images=np.arange(len(labels)),
+        labels=labels.astype(np.int16),
+        predicted=np.asarray(predictions.predicted, np.int16),
+        margin=np.asarray(predictions.margin),
+        nll=rounded(np.asarray(predictions.nll)),
+        brier=rounded(np.asarray(predictions.brier)),
+    )
 
 
 def rows_of(answers: Answers, scores: Collection[str]) -> dict[str, np.ndarray]:

@@ -16,7 +16,6 @@ from lenet_jax import distributed, model, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.run import answers, schema, trackers
-from lenet_jax.run.answers import Answers
 from lenet_jax.run.checkpoints import ArmStore, Chunk, PopulationResult
 from lenet_jax.run.plan import STATE, ImageSpec, Members, Phase, Plan, images_of
 from lenet_jax.run.progress import Progress
@@ -203,14 +202,5 @@ def replay(metrics: pd.DataFrame, tracked: trackers.Tracker) -> None:
 
 
 def prediction_frame(predictions: evaluation.Predictions, labels: np.ndarray, seeds: Sequence[int]) -> pd.DataFrame:
-    """Predictions [seeds, images], one row per seed and image; see `answers.Answers`."""
-    found = Answers(
-        seeds=np.array(seeds),
-        images=np.arange(len(labels)),
-        labels=labels.astype(np.int16),
-        predicted=np.asarray(predictions.predicted, np.int16),
-        margin=np.asarray(predictions.margin),
-        nll=answers.rounded(np.asarray(predictions.nll)),
-        brier=answers.rounded(np.asarray(predictions.brier)),
-    )
-    return pd.DataFrame(answers.rows_of(found, schema.SCORE_COLUMNS))
+    """Predictions [seeds, images], one row per seed and image."""
+    return pd.DataFrame(answers.rows_of(answers.of_networks(predictions, labels, seeds), schema.SCORE_COLUMNS))

@@ -91,7 +91,7 @@ def overlap(digits: Digits) -> int:
 
 
 def judged(name: str, old: Estimate, new: Mapping[str, Estimate], both: Any, seeds: Any) -> dict[str, Any]:
-    """Whether intervals hold the new values, and their distance from the old one in standard errors of both image sets."""
+    """Whether intervals hold the new values, and their distance from the old one in standard errors of both sets."""
     row: dict[str, Any] = {"name": name, "old": old.mean, "both": list(both), "seeds": list(seeds), "new": {}}
     for digits, one in new.items():
         distance = (one.mean - old.mean) / float(np.hypot(old.se_images, one.se_images))
@@ -179,9 +179,9 @@ def table(results: dict[str, Any]) -> str:
         "images (`both`) and over seeds alone follow from the 5,000 test digits of mnist10k. An interval holds if the "
         "mean error of the same networks on the new digits lies in it. That value is a sample, too: `distance` is new "
         "minus old in standard errors of both sets of images; beyond 2, they differ by more than sampling.\n",
-        "The test digits are not from the same population: half of them are by other writers, and they come from "
-        "another collection. The other training digits are from that of mnist10k. All intervals of a study share its "
-        "networks and images, so that they hold or miss together: "
+        "MNIST's test digits are by other writers than its training digits: a shift of the population is mixed in. The "
+        "other training digits are from the population of mnist10k. All intervals of a study share its networks and "
+        "images, so that they hold or miss together: "
         "[the simulations](../coverage/images.md) are the measurement of coverage.\n",
         report.provenance(results),
         f"{results['overlap']} of the new digits are in mnist10k.\n",

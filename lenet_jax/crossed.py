@@ -146,7 +146,8 @@ class Layout:
         of_seeds, of_images, rest = (one / count for one, count in zip(self.mean_squares(), counts, strict=True))
         squares = np.square(self.images - self.images.mean(axis=1, keepdims=True))
         # Half the variance of each part. Errors are rare: that of images is far more uncertain than of normal values.
-        unsure = {"seeds": of_seeds**2 / max(seeds - 1, 1), "images": squares.var(axis=1) / (2 * images**3)}
+        unsure = {"seeds": of_seeds**2 / max(seeds - 1, 1), "images": of_images**2 / max(images - 1, 1)}
+        unsure["images"] = np.maximum(unsure["images"], squares.var(axis=1) / (2 * images**3))
         unsure["both"] = unsure["seeds"] + unsure["images"]
         both = np.maximum(of_seeds + np.maximum(of_images - rest, 0.0), rest)
         square = {"seeds": of_seeds, "images": of_images, "both": both}[over]

@@ -1,7 +1,7 @@
 """p-values of many contrasts at once: step-down max-T (Westfall and Young 1993, algorithm 4.1).
 
-All contrasts of a comparison are resampled with the same signs of seeds, and of test images, so that the correlation
-of contrasts, such as those with the same baseline, counts: Holm's method (1979) has to assume the worst.
+All contrasts of a comparison are resampled together, so that the correlation of contrasts, such as those with the same
+baseline, counts: Holm's method (1979) has to assume the worst.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,38 +36,44 @@ def over_seeds(differences: np.ndarray) -> np.ndarray:
 def over_images(layout: Layout, over: str) -> np.ndarray:
     """Corrected p-values of contrasts (see `Layout.contrast`) over ``both`` seeds and images, or over ``images``.
 
-    Random signs multiply the deviations of seeds from a contrast's mean, and normal numbers those of images: a wild
-    bootstrap. Each resample has its own standard error, so that few seeds have Student's long tails.
+    Means over images and means over seeds are drawn as normal, with their covariances between contrasts, and divided
+    by roots of chi-squared numbers, since variances are estimates: the distribution of Behrens and Fisher (Fisher 1935,
+    "The fiducial argument in statistical inference"). It is Student's where one part is 0, and conservative otherwise.
     """
     seeds, images = layout.shape
     over = over if seeds > 1 else "images"
     estimates = layout.estimates(over)
     mean, se = (np.array([getattr(estimate, name) for estimate in estimates]) for name in ("mean", "se"))
     observed = np.abs(np.divide(mean, se, out=np.where(mean != 0, np.inf, 0.0), where=se > 0))
-    of_seeds, of_images = (layout.seeds - mean[:, None]) * (over == "both"), layout.images - mean[:, None]
-    mean_squares = layout.mean_squares()
-    spread, rest = mean_squares[1] / images, mean_squares[2] / (seeds * images) * (over == "both")
+    of_seeds, of_images = layout.seeds - mean[:, None], layout.images - mean[:, None]
     if over == "both":
         # Means over seeds hold the residuals, too, which count once, among the seeds.
-        spread = np.maximum(spread - rest, 0.0)
-        of_images *= np.sqrt(np.divide(images * spread, mean_squares[1], out=0 * rest, where=mean_squares[1] > 0))[
-            :, None
-        ]
-    values, vectors = np.linalg.eigh(of_images @ of_images.T / images**2)
-    factor = vectors * np.sqrt(np.maximum(values, 0.0))  # of the covariance of the images' part
-    squares = np.square(of_seeds).sum(axis=1)
-    rng = np.random.default_rng(0)
+        (_, wanted, _), spread = layout.variances().T, layout.mean_squares()[1]
+        of_images *= np.sqrt(np.divide(wanted, spread, out=0 * spread, where=spread > 0))[:, None]
+    free = max(seeds - 1, 1), np.array([estimate.df for estimate in layout.estimates("images")])
+    parts = [
+        (factor_of(of_images @ of_images.T / images**2), free[1]),
+        (factor_of(of_seeds @ of_seeds.T / (seeds * free[0])) * (over == "both"), np.array([free[0]])),
+    ]
+    rng, size = np.random.default_rng(0), stats.block_size(len(mean))
 
     def drawn() -> Iterator[np.ndarray]:
-        for flips in stats.random_signs(seeds):
-            moved = flips @ of_seeds.T  # [resamples, contrasts]
-            means = moved / seeds + rng.standard_normal((len(flips), len(mean))) @ factor.T
-            parts = (squares - moved**2 / seeds) / max(seeds * (seeds - 1), 1) + spread
-            square = np.maximum(parts, rest)
-            yield np.abs(np.divide(means, np.sqrt(square), out=0 * means, where=square > 0))
+        for start in range(0, stats.RESAMPLES, size):
+            count, moved = min(size, stats.RESAMPLES - start), np.zeros(())
+            for factor, df in parts:
+                students = np.sqrt(df / rng.chisquare(df, (count, np.size(df))))
+                moved = moved + rng.standard_normal((count, len(mean))) @ factor.T * students
+            yield np.abs(np.divide(moved, se, out=0 * moved, where=se > 0))
 
     found: np.ndarray = np.maximum(step_down(observed, drawn(), 1), [estimate.p for estimate in estimates])
     return found
+
+
+def factor_of(covariance: np.ndarray) -> np.ndarray:
+    """A matrix that makes independent normal numbers vary with this covariance, whose rank may be smaller."""
+    values, vectors = np.linalg.eigh(covariance)
+    factor: np.ndarray = vectors * np.sqrt(np.maximum(values, 0.0))
+    return factor
 
 
 def step_down(observed: np.ndarray, drawn: Iterable[np.ndarray], extreme: int) -> np.ndarray:

@@ -7,6 +7,8 @@
   significant after Holm's correction.
 - Power: the fraction of studies that show the difference given by `stats.detectable`, which should be 80 %.
 
+All of these are over seeds alone; `coverage_images.py` simulates studies over seeds and images.
+
 Cost: about 5 minutes on one core.
 
     .venv/bin/python experiments/benchmarks/coverage.py [--studies=2000] [--out=FOLDER]

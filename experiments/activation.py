@@ -6,7 +6,7 @@ Command: lenet-jax run --config=experiments/activation.py
 Cost: 6 minutes on two CPU cores shared with other jobs.
 Result: experiments/results/activation. tanh (3.99 %) and 1998's scaled tanh (3.88 %) do not differ significantly.
 Sigmoid has a mean error of 10.34 % and a median of 7.89 %: one of its 20 networks hardly learns. ReLU (4.48 %) does not
-differ significantly from tanh, but makes more errors than scaled tanh (by 0.60 points, 95 % interval over seeds and
+differ significantly from tanh, nor, after correction, from scaled tanh (by 0.60 points, 95 % interval over seeds and
 test images 0.08 to 1.12).
 """
 

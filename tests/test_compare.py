@@ -285,7 +285,7 @@ def test_an_arm_that_nothing_is_compared_with_needs_no_name(tmp_path):
     assert [row.arm for row in rows] == [run_folder.ONLY_ARM]
     header, line = tables.markdown(rows, "test_error").splitlines()[::2]
     assert header == "| mean | 95 % CI | std | median | n |"
-    assert line.startswith("| 3 | 6.00 |")
+    assert line.startswith("| 6.00 | 5.00 - 7.00 |")
     several = load(write_run(tmp_path / "a", **one), write_run(tmp_path / "b", **one))
     assert tables.markdown(arms.arm_statistics(several), "test_error").startswith("| run | mean | 95 % CI ")
 
@@ -312,7 +312,7 @@ def test_of_many_arms_a_refusal_names_the_nearest():
 def test_the_markdown_is_a_table(tmp_path):
     lines = tables.markdown(arms.arm_statistics(load(write_run(tmp_path / "run"))), "test_error").splitlines()
     assert lines[0] == "| loss | activation | mean | 95 % CI | std | median | n |"
-    assert lines[2] == "| mse | tanh | 3 | 6.00 | 1.00 | 6.00 | 5.00 - 7.00 |"
+    assert lines[2] == "| mse | tanh | 6.00 | 5.00 - 7.00 | 1.00 | 6.00 | 3 |"
 
 
 def test_several_runs_are_told_apart(tmp_path):

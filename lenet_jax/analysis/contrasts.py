@@ -187,7 +187,8 @@ def judge(
         else:
             whole = Layout.of([scores[arm].values[np.searchsorted(scores[arm].seeds, seeds)] for arm in arms])
             layout = whole.contrast(slopes).shifted(center)
-            estimates = layout.estimates(over)
+            exact = zip(layout.estimates(over), center, strict=True)  # means of tables are rounded
+            estimates = [estimate._replace(mean=float(mean)) for estimate, mean in exact]
             own, corrected = np.array([one.p for one in estimates]), multiplicity.over_images(layout, over)
         level = stats.ALPHA / len(wanted)
         for row, index in enumerate(members):

@@ -106,6 +106,9 @@ BLOCKS = {
     "coverage": lambda: tables_in(STORED / "coverage" / "coverage.md")[0],
     "errors": lambda: tables_in(STORED / "coverage" / "coverage.md")[1],
     "power": lambda: tables_in(STORED / "coverage" / "coverage.md")[2],
+    "coverage_images": lambda: tables_in(STORED / "coverage" / "images.md")[0],
+    "errors_images": lambda: tables_in(STORED / "coverage" / "images.md")[1],
+    "power_images": lambda: tables_in(STORED / "coverage" / "images.md")[2],
     "studies": studies,
 }
 

@@ -251,14 +251,35 @@ def test_what_a_study_says_in_its_docstring_is_stored(name):
 
 
 def test_what_the_pages_say_of_coverage_is_stored():
-    """The ranges, of settings with 10 and 20 seeds, are those of the stored page's first sentence."""
-    text = (ROOT / "experiments" / "results" / "coverage" / "coverage.md").read_text()
+    """The ranges are those of the stored pages; over seeds, of settings with 10 and 20 seeds."""
+    stored = ROOT / "experiments" / "results" / "coverage"
+    text, images = (stored / "coverage.md").read_text(), (stored / "images.md").read_text()
     low, high, errs = re.search(r"in ([\d.]+) to ([\d.]+) % of studies.* at most ([\d.]+) %", text).groups()
     said = " ".join(TEXTS["docs/comparing.md"].split())
     assert f"in {low} to {high} % of studies for normal values and for errors of 1 and 5 %" in said
     skewed = re.findall(r"\| skewed \| [12]0 \| ([\d.]+) ", text)
     assert f"in {min(skewed)} to {max(skewed)} % for strongly skewed values" in said
     assert f"false findings in at most {errs} % of studies" in said
+    both, alone, most = re.search(
+        r"in ([\d.]+ to [\d.]+) % of studies .* alone contain it in ([\d.]+ to [\d.]+) %\. At most ([\d.]+) %", images
+    ).groups()
+    assert f"contain it in {both} % of studies" in said
+    assert f"Intervals over seeds alone contain it in {alone} %" in said
+    assert f"false findings in at most {most} % of studies" in said
+    cells = re.findall(r"\| skewed \| [\d]+ \| [\d,]+ \|((?: [\d.]+ to [\d.]+ \|){3})", images)
+    shares = [float(share) for row in cells for share in re.findall(r"[\d.]+", row)]
+    assert len(shares) == 54
+    assert f"in {min(shares)} to {max(shares)} % where" in said
+
+
+def test_what_the_pages_say_of_new_digits_is_stored():
+    stored = json.loads((ROOT / "experiments" / "results" / "new_digits" / "new_digits.json").read_text())
+    said = " ".join(TEXTS["docs/comparing.md"].split())
+    for digits in ("train", "test"):
+        for part in ("arms", "differences"):
+            rows = [row for study in stored["studies"] for row in study[part]]
+            held = {over: sum(row["new"][digits][f"{over}_holds"] for row in rows) for over in ("both", "seeds")}
+            assert f"{held['both']} of {len(rows)} {part} (over seeds alone: {held['seeds']})" in said, (digits, part)
 
 
 def test_notebooks_show_what_came_out_with_the_embedded_digits_as_they_are():

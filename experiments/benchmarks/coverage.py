@@ -321,9 +321,9 @@ def table(results: dict[str, Any]) -> str:
         ),
         "## Power\n",
         "Two arms that truly differ by `stats.detectable_size(seeds)` standard deviations. How many studies show it, "
-        "in percent: by p < 0.05 of the permutation test, uncorrected, and by a Student interval without 0; 80 is right. With 5 seeds no "
-        f"permutation test can have p < 0.05: the smallest is {stats.smallest_p(5):g}. `d_z` is the difference as a "
-        "multiple of its standard deviation between seeds.\n",
+        "in percent: by p < 0.05 of the permutation test, uncorrected, and by a Student interval without 0; 80 is "
+        f"right. With 5 seeds no permutation test can have p < 0.05: the smallest is {stats.smallest_p(5):g}. `d_z` is "
+        "the difference as a multiple of its standard deviation between seeds.\n",
         report.markdown(
             ("setting", "seeds", "permutation test", "Student's interval", "d_z"),
             [

@@ -39,7 +39,7 @@ FEW_SEEDS = 5
 """Up to this number, intervals of an arm's mean over seeds are too narrow (`experiments/results/coverage`)."""
 
 POWER = 0.8
-"""Probability of showing a true difference that `detectable` asks for."""
+"""Probability of showing a true difference that `detectable_size` asks for."""
 
 
 def vary(values: np.ndarray) -> bool:
@@ -170,43 +170,11 @@ def prediction_z(value: float, values: np.ndarray) -> float:
     >>> print(f"{prediction_z(0.020, np.array([0.010, 0.012, 0.011, 0.015, 0.013])):.2f}")
     3.70
     """
-    distance = float(difference(np.asarray(value), np.asarray(values.mean())))
+    distance = value - float(values.mean())
+    if abs(distance) <= ROUNDING * max(abs(value), float(np.abs(values).max())):
+        return 0.0
     error = float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values)) if vary(values) else 0.0
-    return distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
-
-
-class Contrast(NamedTuple):
-    """Statistics of the differences of n seeds between two arms.
-
-    Attributes:
-      std: standard deviation of the differences, with the divisor n - 1.
-      low, high: Student's 95 % interval of the mean.
-      p: two-sided p-value of the sign-flip permutation test for differences around 0; at least `smallest_p(n)`.
-      effect_size: mean / std (Cohen's d_z); None if the differences don't vary.
-    """
-
-    n: int
-    mean: float
-    std: float
-    low: float
-    high: float
-    p: float
-    effect_size: float | None
-
-
-def contrasts(differences: Sequence[np.ndarray]) -> list[Contrast]:
-    """Tests each array of differences, [seeds] with at least two finite values, by itself; see `holm` for many."""
-    found: dict[int, Contrast] = {}
-    for length in {len(values) for values in differences}:  # those of equal length in one call
-        indices = [index for index, values in enumerate(differences) if len(values) == length]
-        values = np.array([differences[index] for index in indices], float)
-        low, high = t_interval(values)
-        p = sign_flip_test(values)
-        for row, index in enumerate(indices):
-            mean, std = float(values[row].mean()), float(values[row].std(ddof=1))
-            size = mean / std if vary(values[row]) else None
-            found[index] = Contrast(length, mean, std, float(low[row]), float(high[row]), float(p[row]), size)
-    return [found[index] for index in range(len(differences))]
+    return distance / error if error else math.copysign(math.inf, distance)
 
 
 def sign_flip_test(values: np.ndarray) -> np.ndarray:
@@ -257,19 +225,6 @@ def smallest_p(n: int) -> float:
     return float(2 / min(2 ** int(n), RESAMPLES + 1))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for the number of tests (Holm 1979): the chance of any false finding stays below the level.
-
-    Examples:
-      >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-      [0.03, 0.06, 0.06]
-    """
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    stepped = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return [float(value) for value in stepped[np.argsort(order)]]
-
-
 def probability_of_superiority(
     values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray
 ) -> tuple[float, float, float]:
@@ -309,14 +264,6 @@ def power(n: int, effect_size: float, level: float = ALPHA) -> float:
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
-def detectable(n: int, std: float, level: float = ALPHA) -> float:
-    """The true difference that 80 % of studies with n seeds show, by the paired t-test at this level.
-
-    `std` is the standard deviation of the paired differences over seeds.
-    """
-    return std * detectable_size(n, level)
-
-
 @functools.cache
 def detectable_size(n: int, level: float) -> float:
     """The effect size (d_z) that 80 % of studies with n seeds show."""
@@ -337,14 +284,6 @@ class Effect(NamedTuple):
     changes: tuple[tuple[Any, Any], ...]
     over: tuple[str, ...]
     differences: np.ndarray
-
-
-def difference(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Values minus others; 0 where they differ by rounding errors only, NaN where either isn't finite."""
-    finite = np.isfinite(values) & np.isfinite(others)
-    values, others = np.where(finite, values, np.nan), np.where(finite, others, np.nan)
-    found = values - others
-    return np.where(np.abs(found) <= ROUNDING * np.maximum(np.abs(values), np.abs(others)), 0.0, found)
 
 
 def effects(axes: Mapping[str, Sequence[Any]], cells: Mapping[tuple[Any, ...], np.ndarray]) -> list[Effect]:

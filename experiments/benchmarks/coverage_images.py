@@ -32,6 +32,7 @@ import report
 import scipy.special
 import worlds
 from absl import app, flags
+from holm import holm
 from tqdm import tqdm
 from worlds import World
 
@@ -117,7 +118,7 @@ def significant(layout: Layout, over: str) -> dict[str, np.ndarray]:
         corrected = multiplicity.over_images(layout, over)
     else:
         own, corrected = stats.sign_flip_test(layout.seeds), multiplicity.over_seeds(layout.seeds)
-    found = {"max_t": corrected, "holm": np.array(stats.holm(own.tolist())), "uncorrected": own}
+    found = {"max_t": corrected, "holm": holm(own), "uncorrected": own}
     return {method: p < stats.ALPHA for method, p in found.items()}
 
 

@@ -82,8 +82,8 @@ def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
     """Mean, interval and values of the paired differences of the first arm minus the second."""
     values = np.subtract(first[metric]["per_seed"], second[metric]["per_seed"])
-    contrast = stats.contrasts([values])[0]
-    return {"mean": contrast.mean, "ci95": [contrast.low, contrast.high], "per_seed": values}
+    low, high = map(float, stats.t_interval(values))
+    return {"mean": float(values.mean()), "ci95": [low, high], "per_seed": values}
 
 
 class Compared(NamedTuple):

@@ -303,3 +303,9 @@ def test_stored_intervals_hold_what_they_promise(benchmark, simulated):
 
 def test_the_stored_page_is_made_from_the_stored_numbers(benchmark, simulated):
     assert benchmark.table(simulated) == (STORED / "images.md").read_text()
+
+
+def test_the_page_of_new_digits_is_made_from_the_stored_numbers(load_benchmark):
+    stored = STORED.parent / "new_digits"
+    results = json.loads((stored / "new_digits.json").read_text())
+    assert load_benchmark("new_digits").table(results) == (stored / "new_digits.md").read_text()

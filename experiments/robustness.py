@@ -1,12 +1,12 @@
 """The arms of `ablation.py` at the learning rates that were chosen there: networks to test on distorted digits.
 
-`lenet-jax evaluate` tests them on MNIST's test digits, translated, rotated, scaled, squeezed, thickened or with noise, at
-rising severity: the stored `robustness.md` has its command.
+`lenet-jax evaluate` tests them on MNIST's test digits, translated, rotated, scaled, squeezed, thickened or with noise,
+at rising severity: the stored `robustness.md` has its command.
 
 Command: lenet-jax run --config=experiments/robustness.py
 Cost: 24 million samples to train.
-Result: experiments/results/robustness. tanh resists all distortions but noise better than sigmoid with squared error, and
-many of them with cross-entropy; docs/findings.md has the numbers.
+Result: experiments/results/robustness. tanh resists all distortions but noise better than sigmoid with squared error,
+and many of them with cross-entropy; docs/findings.md has the numbers.
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,6 @@
 
 All of these are over seeds alone; `coverage_images.py` simulates studies over seeds and images.
 
-All of these are over seeds alone; `coverage_images.py` simulates studies over seeds and images.
-
 Cost: about 5 minutes on one core.
 
     .venv/bin/python experiments/benchmarks/coverage.py [--studies=2000] [--out=FOLDER]

@@ -104,7 +104,7 @@ def test_the_markdown_holds_the_whole_comparison(written):
     comparison, out = written
     text = (out / "comparison.md").read_text()
     assert "<script" not in text
-    assert "| arm | learning_rate | n | mean |" in text
+    assert "| arm | learning_rate | mean | 95 % CI |" in text
     assert "p (max-T)" in text
     assert text.startswith("On mnist10k, first has the lowest test error")
     assert all(escaped(note) in text for note in comparison.notes)

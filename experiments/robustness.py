@@ -5,8 +5,8 @@ at rising severity: the stored `robustness.md` has its command.
 
 Command: lenet-jax run --config=experiments/robustness.py
 Cost: 24 million samples to train.
-Result: experiments/results/robustness. tanh resists all distortions but noise better than sigmoid with squared error,
-and many of them with cross-entropy; docs/findings.md has the numbers.
+Result: experiments/results/robustness. Over seeds and test images, with squared error, tanh makes significantly fewer
+errors than sigmoid at all 24 severities without noise; with cross-entropy, at 14 of them.
 """
 
 from ml_collections import ConfigDict

@@ -213,7 +213,12 @@ def compare_command(argv: list[str]) -> None:
     if values.on:
         from lenet_jax.analysis import evaluations
 
-        compared = {name: [evaluations.on(run, name) for run in runs] for name in values.on.split(",")}
+        if not values.metric.startswith(("test_error", "test_nll", "test_brier")):
+            measured = "test_error, test_error_class_3, test_nll and test_brier"
+            raise InputError(
+                f"metric: {values.metric!r} is not measured by evaluations; allowed with --on are {measured}"
+            )
+        compared = {name: [evaluations.on(run, name) for run in runs] for name in map(str.strip, values.on.split(","))}
     for name, runs in compared.items():
         comparison = compare.compare_runs(
             runs, values.metric, values.baseline, values.difference, values.over, values.scale, margin

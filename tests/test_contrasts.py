@@ -208,9 +208,13 @@ def test_one_network_an_arm_is_compared_over_images(tmp_path):
     assert found.p == pytest.approx(2 * scipy.stats.t.sf(abs(found.mean) / se, df))
     assert np.isnan(found.estimate.se_seeds)
     assert len(comparison.judgements) == 3 + 3
-    paired = compare.compare_runs([run])
-    assert not paired.judgements
-    assert any("only one common seed (--over=images compares its networks)" in note for note in paired.notes)
+    default = compare.compare_runs([run])  # with a single seed, both are images alone
+    assert default.over == "images"
+    assert default.judgements[0].estimate.interval() == found.estimate.interval()
+    assert "interval over 1 seeds" not in tables.summary(default)
+    seeds = compare.compare_runs([run], over="seeds")
+    assert not seeds.judgements
+    assert any("only one common seed (--over=images compares its networks)" in note for note in seeds.notes)
     report.html(comparison, {}, {}, "", None)  # nothing of it needs a second seed
     tables.judgement_frame(comparison)
 

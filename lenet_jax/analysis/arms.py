@@ -69,7 +69,8 @@ class ArmStatistics(stats.Statistics):
 def arm_statistics(runs: Sequence[Run], metric: str = "test_error", over: str = "both") -> list[ArmStatistics]:
     """Statistics of every arm that has the metric (see `metrics`).
 
-    `over` is one of `crossed.OVER`; unless all arms have answers to single images, intervals are over seeds alone.
+    `over` is one of `crossed.OVER`. Intervals are over seeds alone unless all arms have answers to single images, and
+    over images alone if all arms have a single seed.
     """
     defaults = dict(base.get_config())
     measured = {run.folder: metrics.measured(run, metric) for run in runs}
@@ -80,8 +81,11 @@ def arm_statistics(runs: Sequence[Run], metric: str = "test_error", over: str = 
     values = [metrics.by_arm(run, metric) for run in runs]
     scores = scores_of(runs, metric) if over != "seeds" else {}
     names = run_names(runs)
-    if not all(label(name, arm) in scores for name, of_run in zip(names, values, strict=True) for arm in of_run):
+    seeds = {label(name, arm): len(of_run[arm]) for name, of_run in zip(names, values, strict=True) for arm in of_run}
+    if not all(arm in scores and len(scores[arm].images) > 1 for arm in seeds):
         scores = {}
+    if over == "both" and all(count == 1 for count in seeds.values()):
+        over = "images"
     rows = []
     for run, name, of_run in zip(runs, names, values, strict=True):
         split, failed = metrics.split_of(measured[run.folder]), failed_networks(run)
@@ -129,7 +133,7 @@ def estimated(statistics: stats.Statistics, metric: str, over: str, scores: Scor
             estimate = Estimate(statistics.mean, se, seeds - 1.0, se, math.nan)
         return {"over": "seeds", "estimate": estimate, "interval": statistics.ci95, "images": 0}
     (found,), images = Layout.of([scores.values]).estimates(over), len(scores.images)
-    if not math.isfinite(found.mean):
+    if not math.isfinite(found.mean) or (over == "both" and seeds == 1):
         return {"over": over, "estimate": None, "interval": None, "images": images}
     interval = crossed.error_interval(found, images) if metrics.is_percent(metric) else found.interval()
     return {"over": over, "estimate": found, "interval": interval, "images": images}

@@ -127,4 +127,4 @@ def unknown_images(runs: Sequence[Run], metric: str) -> str:
     without = [str(run.folder) for run in runs if not run.answers]
     if without and metrics.is_percent(metric):
         return f"{without[0]!r} stored no predictions (store_predictions=False)"
-    return f"{metrics.title(metric)} is not known for single test images"
+    return f"{metrics.title(metric)} is not known for two or more single test images"

@@ -113,7 +113,7 @@ def compare_runs(
     values = {arm.label: arm.values for arm in arms}
     scores = scores_of(runs, metric) if covered != "seeds" and wanted else {}
     tested = contrasts.judge(wanted, values, scores, covered, scale, margin or 0.0, difference)
-    if over != covered and metric not in metrics.OF_ARM:
+    if over != covered == "seeds" and metric not in metrics.OF_ARM:
         notes.append(f"intervals and tests cover new seeds on these images only: {unknown_images(runs, metric)}")
     notes = [*comparability_notes(runs, arms), *notes, *claim_limits(runs, metric, arms, tested)]
     return Comparison(

@@ -185,6 +185,7 @@ def judge(
             estimates, layout = over_seeds, None
             own, corrected = stats.sign_flip_test(by_seed), multiplicity.over_seeds(by_seed)
         else:
+            check_images({arm: scores[arm] for arm in arms}, seeds)
             whole = Layout.of([scores[arm].values[np.searchsorted(scores[arm].seeds, seeds)] for arm in arms])
             layout = whole.contrast(slopes).shifted(center)
             exact = zip(layout.estimates(over), center, strict=True)  # means of tables are rounded
@@ -223,6 +224,14 @@ def check_scale(scale: str, means: Mapping[str, float]) -> None:
         raise InputError(f"scale: {scale!r} needs {rule.allowed}, but {value}; use --scale={POINTS}")
 
 
+def check_images(scores: Mapping[str, Scores], seeds: Sequence[int]) -> None:
+    """Raises InputError unless all arms answer the same images with these seeds."""
+    first, *_ = scores.values()
+    for arm, one in scores.items():
+        if not np.array_equal(one.images, first.images) or not np.isin(seeds, one.seeds).all():
+            raise InputError(f"run: the predictions of {arm!r} are of other test images or seeds than the metrics")
+
+
 def read_margin(text: str, metric: str, scale: str) -> float:
     """The margin that a user gives, such as ``0.1`` or ``0.1 points``, as a difference on the scale.
 
@@ -230,7 +239,7 @@ def read_margin(text: str, metric: str, scale: str) -> float:
       InputError: it is negative or not a number, no ratio above 1 where the scale needs one, or has another unit.
     """
     unit = {POINTS: metrics.margin_unit(metric)}.get(scale, "")
-    found = re.fullmatch(r"\s*([-+.\deE]+)\s*(.*?)\s*", text)
+    found = re.fullmatch(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*(.*?)\s*", text)
     try:
         value = float(found[1]) if found else math.nan
     except ValueError:
@@ -238,7 +247,7 @@ def read_margin(text: str, metric: str, scale: str) -> float:
     least = 0.0 if scale == POINTS else 1.0
     if not (math.isfinite(value) and value > least):
         raise InputError(f"margin: {text!r}; allowed is a number above {least:g}{f' ({unit})' if unit else ''}")
-    if found and found[2] not in ("", unit):
+    if found and found[2].removeprefix("percentage ") not in ("", unit):
         allowed = f"{unit!r}, or no unit" if unit else "no unit"
         raise InputError(f"margin: {text!r} has the unit {found[2]!r}; allowed for {metric} on this scale: {allowed}")
     if scale != POINTS:
@@ -259,6 +268,8 @@ def improvement(one: Wanted, rows: np.ndarray, arms: Sequence[str]) -> tuple[flo
     if one.kind != "difference":
         return None
     first, second = (rows[arms.index(arm)] for arm in one.weights)
+    if len(first) < 2:
+        return None
     return stats.probability_of_superiority(first, second)
 
 

@@ -104,7 +104,7 @@ def sentence(tested: TestedContrast, comparison: Comparison) -> str:
 
 def show(value: float, comparison: Comparison, sign: str = "+") -> str:
     """A contrast as text, on the comparison's scale: a difference, or a ratio."""
-    if comparison.scale == POINTS:
+    if comparison.scale == POINTS or not np.isfinite(value):
         return metrics.show(value, comparison.metric, sign)
     return f"{SCALES[comparison.scale].shown(value):.2f}"
 
@@ -193,7 +193,8 @@ def judgement_cells(comparison: Comparison) -> Cells:
 
 def show_error(error: float, comparison: Comparison) -> str:
     """A standard error as text: of a difference, or of the logarithm of a ratio."""
-    return metrics.show(error, comparison.metric) if comparison.scale == POINTS else f"{error:.2f}"
+    points = comparison.scale == POINTS or not np.isfinite(error)
+    return metrics.show(error, comparison.metric) if points else f"{error:.2f}"
 
 
 def stacked(cells: Cells, *groups: tuple[str, ...]) -> Cells:

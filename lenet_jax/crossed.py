@@ -63,7 +63,7 @@ class Estimate(NamedTuple):
         else:
             below = float(scipy.special.stdtr(self.df, (-margin - self.mean) / self.se))
             above = float(scipy.special.stdtr(self.df, (self.mean - margin) / self.se))
-        return below, 1 - below - above, above
+        return below, max(1 - below - above, 0.0), above  # rounding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,16 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
-from lenet_jax.errors import MAX_MESSAGE, MAX_VALUE, InputError, Interrupted, RunError, one_line, shortened
+from lenet_jax.errors import (
+    MAX_MESSAGE,
+    MAX_VALUE,
+    InputError,
+    Interrupted,
+    RunError,
+    check_choice,
+    one_line,
+    shortened,
+)
 from lenet_jax.output import printable, unfailing
 from lenet_jax.paths import expanded
 from lenet_jax.run import signals
@@ -178,7 +187,7 @@ def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.F
 def compare_command(argv: list[str]) -> None:
     """`lenet-jax compare`."""
     values = flags.FlagValues()
-    string, _, number, _ = arguments.definers(values)
+    string, _, _, _ = arguments.definers(values)
     examples = "validation_nll, train_loss; or test_error_class_3, epochs_to_0.02, seconds, samples_per_second"
     string("metric", "test_error", f"metric to compare: a split and a measurement, for example {examples}")
     plots = "RUN/plots (RUN/plots/METRIC for metrics other than the test error), or compare-A-B beside the runs"
@@ -186,9 +195,8 @@ def compare_command(argv: list[str]) -> None:
     first = "the first arm, or with several runs each arm's counterpart in the first run"
     string("baseline", "", f"arm that the others are compared with, or 'all' for every pair; default: {first}")
     string("dataset", "", "data set of misread digits in the report; default: of the package's own, that of the runs")
-    string("on", "", "evaluations, such as qmnist, as the test set: `lenet-jax evaluate` makes them; several: A,B")
-    unit = "in the metric's unit (errors are fractions); default: the measured differences"
-    number("difference", None, f"difference for which required numbers are estimated, {unit}", lower_bound=0.0)
+    on = "evaluation, such as qmnist, as the test set: `lenet-jax evaluate` makes it; several: repeat the flag"
+    flags.DEFINE_multi_string("on", [], on, flag_values=values)
     covered = (
         "new seeds and test images (both), new seeds on these images (seeds), these networks on new images (images)"
     )
@@ -196,6 +204,7 @@ def compare_command(argv: list[str]) -> None:
     string("scale", "points", "compare differences (points), ratios of means (ratio) or ratios of odds (logit)")
     unit = "percentage points of errors, a ratio above 1 with --scale=ratio or logit, else the metric's unit"
     string("margin", None, f"largest difference without practical importance, for verdicts; in {unit}")
+    string("difference", None, f"true difference, for the numbers of seeds and images that show it; in {unit}")
     folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
@@ -208,7 +217,13 @@ def compare_command(argv: list[str]) -> None:
 
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
-    margin = None if values.margin is None else contrasts.read_margin(values.margin, values.metric, values.scale)
+    check_choice("scale", values.scale, contrasts.SCALES)
+    margin, difference = (
+        None
+        if (text := values[name].value) is None
+        else contrasts.read_difference(text, values.metric, values.scale, name)
+        for name in ("margin", "difference")
+    )
     compared = {"": runs}
     if values.on:
         from lenet_jax.analysis import evaluations
@@ -218,10 +233,10 @@ def compare_command(argv: list[str]) -> None:
             raise InputError(
                 f"metric: {values.metric!r} is not measured by evaluations; allowed with --on are {measured}"
             )
-        compared = {name: [evaluations.on(run, name) for run in runs] for name in map(str.strip, values.on.split(","))}
+        compared = {name: [evaluations.on(run, name) for run in runs] for name in values.on}
     for name, runs in compared.items():
         comparison = compare.compare_runs(
-            runs, values.metric, values.baseline, values.difference, values.over, values.scale, margin
+            runs, values.metric, values.baseline, difference, values.over, values.scale, margin
         )
         out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric, name)
         out = out / run_folder.folder_name(name) if values.out and len(compared) > 1 else out

@@ -11,9 +11,6 @@ import numpy as np
 from lenet_jax import stats
 from lenet_jax.crossed import Layout
 
-ROUNDING = 1e-9
-"""Relative differences of statistics below this are rounding errors."""
-
 
 def over_seeds(differences: np.ndarray) -> np.ndarray:
     """Corrected p-values of finite differences [contrasts, seeds] over seeds.
@@ -84,7 +81,7 @@ def step_down(observed: np.ndarray, drawn: Iterable[np.ndarray], extreme: int) -
     """
     order = np.argsort(-observed, kind="stable")
     # Statistics that are equal in theory count as equal.
-    least, total, reached = observed[order] * (1 - ROUNDING), extreme, np.full(len(observed), extreme)
+    least, total, reached = observed[order] * (1 - stats.ROUNDING), extreme, np.full(len(observed), extreme)
     for block in drawn:
         largest = np.maximum.accumulate(block[:, order[::-1]], axis=1)[:, ::-1]
         reached, total = reached + (largest >= least).sum(axis=0), total + len(block)

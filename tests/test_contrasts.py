@@ -388,7 +388,7 @@ def test_verdicts_are_in_tables_files_and_page(judged, tmp_path):
     ],
 )
 def test_a_margin_has_the_unit_of_its_scale(text, metric, scale, expected):
-    assert contrasts.read_margin(text, metric, scale) == pytest.approx(expected)
+    assert contrasts.read_difference(text, metric, scale, "margin") == pytest.approx(expected)
 
 
 BAD_MARGINS = [
@@ -430,7 +430,7 @@ BAD_MARGINS = [
 @pytest.mark.parametrize(("text", "metric", "scale", "said"), BAD_MARGINS)
 def test_a_bad_margin_is_refused(text, metric, scale, said):
     with pytest.raises(InputError) as refused:
-        contrasts.read_margin(text, metric, scale)
+        contrasts.read_difference(text, metric, scale, "margin")
     assert str(refused.value).startswith(said)
 
 

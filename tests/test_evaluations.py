@@ -171,7 +171,7 @@ def test_two_sets_of_digits_are_compared_one_after_the_other(folder, other, tmp_
     run, shown = lenet_jax.load_run(folder), {}
     list(evaluations.evaluate(run, datasets.load(other), [("", 0), ("noise", 0.1)]))
     monkeypatch.setattr(report, "write", lambda comparison, out, *rest: shown.update({out: comparison}) or [])
-    command("compare", folder, f"--on={other},{other}-noise-0.1", f"--out={tmp_path}", "--baseline=all")
+    command("compare", folder, f"--on={other}", f"--on={other}-noise-0.1", f"--out={tmp_path}", "--baseline=all")
     assert [out.name for out in shown] == [run_folder.folder_name(name) for name in (other, f"{other}-noise-0.1")]
     assert all(out.parent == tmp_path for out in shown)
     clean, noisy = (comparison.runs[0] for comparison in shown.values())
@@ -247,7 +247,7 @@ def test_a_run_without_its_networks_is_refused(folder, other, change, message, c
     command("evaluate", folder, f"--dataset={other}", code=2)
     said = capsys.readouterr().err
     assert message in said
-    assert f"train it again with --config=experiments/stored.py:{folder} --workdir=NEW" in said
+    assert f"train it again with lenet-jax run --config=experiments/stored.py:{folder} --workdir=NEW" in said
     assert said.count("\n") == 1
     assert not (folder / "evaluations").exists()
 

@@ -168,7 +168,7 @@ def test_what_is_not_there_is_refused(run, tmp_path):
     assert "images: type <U9; allowed are numbers" in refused(lenet_jax.classify, run, np.array("seven.png"))
     assert "is not a folder" in refused(lenet_jax.load_run, tmp_path / "none")
     stored = lenet_jax.load_run(Path(__file__).parent.parent / "experiments" / "results" / "lenet5_1998")
-    assert "holds no trained networks; train them again with --config=experiments/stored.py:" in refused(
+    assert "holds no trained networks; train them again with lenet-jax run --config=experiments/stored.py:" in refused(
         lenet_jax.classify, stored, image
     )
     for asked in (stored.params, stored.seeds, stored.architecture):

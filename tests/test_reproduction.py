@@ -99,7 +99,9 @@ def test_the_notebook_shows_the_stored_results(reproduction, compared):
 
 
 def test_a_value_that_the_paper_does_not_have(reproduction):
-    unknown = reproduction.Compared("pass 20", None, np.array([0.01, 0.02, 0.03]), "2.00")
+    unknown = importlib.import_module("lenet_jax.experiments.reproduction.paper").Compared(
+        "pass 20", None, np.array([0.01, 0.02, 0.03]), "2.00"
+    )
     assert unknown.cells() == ["-", "2.00", "-2.97 to 6.97", "-"]
     assert unknown.z is None
     known = unknown._replace(paper=5.0)

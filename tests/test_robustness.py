@@ -67,9 +67,8 @@ def sentences():
             for noise in (False, True):
                 of = rows[(rows.corruption == "noise") == noise]
                 better, worse = ((of.verdict == verdict).sum() for verdict in ("better", "worse"))
-                counts.append(
-                    f"{better} of {len(of)} severities {'of noise' if noise else 'without noise'} (more at {worse})"
-                )
+                more = f" (and more at {worse})" * bool(worse)
+                counts.append(f"{better} of {len(of)} severities {'of noise' if noise else 'without noise'}{more}")
             said += f" {what} with {given} at {' and '.join(counts)};"
     ends = []
     for given, rows in compared["tanh than sigmoid"].items():

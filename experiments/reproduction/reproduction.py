@@ -11,14 +11,13 @@ import functools
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from absl import app, flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +27,22 @@ from lenet_jax import distortions, model, population, stats
 from lenet_jax.analysis import dynamics, metrics, tables
 from lenet_jax.analysis import figures as analysis_figures
 from lenet_jax.data import datasets, preprocess
+from lenet_jax.experiments.reproduction.paper import (
+    COUNTS,
+    DISTORTED,
+    EFFECTIVE_RATES,
+    LENET4_REJECTS,
+    READING_ERROR,
+    SIZES,
+    TEST_CURVE,
+    TRAIN_CURVE,
+    arm_of,
+    difference,
+    errors,
+    outside_of,
+    passes,
+    percent,
+)
 from lenet_jax.paths import expanded
 from lenet_jax.run import files, folder
 from lenet_jax.run.folder import Run
@@ -35,23 +50,6 @@ from lenet_jax.run.folder import Run
 ROOT = Path(__file__).parents[2]
 STORED, DOCS = ROOT / "experiments" / "results", ROOT / "docs"
 RATES = "effective_rates.json"
-
-# Numbers from LeCun et al. 1998, in percent; the curves and the errors by size are read from its figures 5 and 6.
-READING_ERROR = 0.03
-"""Of values read from the paper's figures, in percentage points."""
-TEST_CURVE = [2.66, 2.24, 1.48, 1.43, 1.43, 1.09, 1.04, 1.07, 0.99, 0.96, 0.96, 0.99]
-TRAIN_CURVE = [4.90, 3.05, 1.77, 1.48, 1.22, 0.91, 0.78, 0.70, 0.57, 0.49, 0.47, 0.44, 0.41, 0.39]
-SIZES = {15000: (1.68, 0.05), 30000: (1.14, 0.31), 60000: (0.94, 0.35)}
-"""Training digits -> test and training error."""
-DISTORTED = 0.82
-LENET4_REJECTS = (1.8, 0.5)
-"""Rejection rate, and error on the remaining digits; the paper reports none for LeNet-5."""
-TEST, TRAINING = 0.95, 0.35
-DEMONSTRATION = 0.82
-"""Error of the authors' Lush demonstration according to the QMNIST page, +-0.2."""
-COUNTS = (60_000, 340_908)
-"""Numbers of trainable parameters and connections."""
-EFFECTIVE_RATES = (7e-5, 0.016)
 
 UNCHANGED = "(unchanged)"
 
@@ -62,98 +60,9 @@ BLOCK = "<!-- {name} -->\n.*?<!-- /{name} -->"
 PAPER_STYLE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "markerfacecolor": "none", "zorder": 5}
 
 
-def percent(values: Mapping[str, Any]) -> str:
-    """Mean and interval of a summary, in percent."""
-    low, high = values["ci95"]
-    return f"{stats.percent(values['mean'])} ({stats.percent(low)} - {stats.percent(high)})"
-
-
-def arm_of(run: Run, **axes: Any) -> dict[str, Any]:
-    """The arm with the given values of the axes."""
-    found: dict[str, Any] = next(arm for arm in run.summary["arms"] if axes.items() <= arm["axes"].items())
-    return found
-
-
 def fields_of(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a config for the fields of a dataclass."""
     return {field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config}
-
-
-def difference(first: Mapping[str, Any], second: Mapping[str, Any], metric: str = "test_error") -> dict[str, Any]:
-    """Mean, interval and values of the paired differences of the first arm minus the second."""
-    values = np.subtract(first[metric]["per_seed"], second[metric]["per_seed"])
-    low, high = map(float, stats.t_interval(values))
-    return {"mean": float(values.mean()), "ci95": [low, high], "per_seed": values}
-
-
-class Compared(NamedTuple):
-    """A value of the paper, which is of one network, and ours.
-
-    Attributes:
-      name: of what was measured.
-      paper: in percent; None if the paper has no such value.
-      ours: [seeds], as fractions.
-      shown: our mean, as text; with its interval where the page has one.
-    """
-
-    name: str
-    paper: float | None
-    ours: np.ndarray
-    shown: str
-
-    @property
-    def z(self) -> float | None:
-        """Distance of the paper's value from our mean, in standard errors of one more run."""
-        return None if self.paper is None else stats.prediction_z(self.paper / 100, self.ours)
-
-    @property
-    def p(self) -> float:
-        """Probability that one more run of ours is as far from our mean as the paper's."""
-        return float(2 * scipy.stats.t.sf(abs(self.z or 0.0), len(self.ours) - 1))
-
-    def cells(self) -> list[str]:
-        """The paper's value, ours, where one run of ours would lie, and z of the paper's value."""
-        low, high = (stats.percent(float(end)) for end in stats.prediction_interval(self.ours))
-        paper, z = ("-", "-") if self.paper is None or self.z is None else (f"{self.paper:.2f}", f"{self.z:+.1f}")
-        return [paper, self.shown, f"{low} to {high}", z]
-
-
-def of_summary(name: str, paper: float, summary: Mapping[str, Any]) -> Compared:
-    """A value of the paper beside the summary of one of our metrics."""
-    return Compared(name, paper, np.asarray(summary["per_seed"], float), percent(summary))
-
-
-def errors(runs: Path) -> list[Compared]:
-    """The paper's errors of final networks, and ours."""
-    plain, distorted = arm_of(folder.load(runs / "lenet5_1998")), arm_of(folder.load(runs / "lenet5_1998_distorted"))
-    sizes, demonstration = folder.load(runs / "training_set_size"), arm_of(folder.load(runs / "lush_demo"))
-    found = [
-        of_summary("test error, 60,000 digits", TEST, plain["test_error"]),
-        of_summary("training error, 60,000 digits", TRAINING, plain["train_error"]),
-        of_summary("test error, with distorted digits", DISTORTED, distorted["test_error"]),
-        of_summary("what distortions gain", TEST - DISTORTED, difference(plain, distorted)),
-    ]
-    for size in (30000, 15000):
-        arm = arm_of(sizes, train_size=size)
-        for paper, split, name in zip(SIZES[size], ("test", "train"), ("test", "training"), strict=True):
-            found.append(of_summary(f"{name} error, {size:,} digits", paper, arm[f"{split}_error"]))
-    name = "test error, the authors' later demonstration (QMNIST's page, +-0.2)"
-    return [*found, of_summary(name, DEMONSTRATION, demonstration["test_error"])]
-
-
-def passes(runs: Path) -> dict[str, list[Compared]]:
-    """The paper's errors after each pass, and ours: of the test set, and of the training set during the pass."""
-    run = folder.load(runs / "lenet5_1998")
-    found: dict[str, list[Compared]] = {}
-    for name, metric, paper in (("test", "test_error", TEST_CURVE), ("training", "running_error", TRAIN_CURVE)):
-        table = metrics.rows(run, metric).pivot(index="epoch", columns="seed", values="value")
-        found[name] = []
-        for epoch in range(1, run.config["epochs"] + 1):
-            ours = stats.round_errors(table.loc[epoch].to_numpy())
-            value = paper[epoch - 1] if epoch <= len(paper) else None
-            shown = stats.percent(float(ours.mean()))
-            found[name].append(Compared(f"{name} error of pass {epoch}", value, ours, shown))
-    return found
 
 
 def errors_table(runs: Path) -> str:
@@ -200,11 +109,6 @@ def agreement(runs: Path) -> str:
         f"{'the same' if same else 'another'} list."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
-
-
-def outside_of(values: Sequence[Compared], level: float = stats.ALPHA) -> list[Compared]:
-    """Those that one run of ours would not show at this level, the farthest first."""
-    return sorted((one for one in values if one.p < level), key=lambda one: one.p)
 
 
 def counts_table(runs: Path) -> str:

@@ -98,9 +98,7 @@ def advice(tested: Sequence[TestedContrast]) -> list[str]:
     """What would show the first undecided differences."""
     undecided = [one for one in tested if one.kind == "difference" and not (one.significant or one.equivalent)]
     found = []
-    for one in [one for one in undecided if one.needed][:MAX_ADVICE]:
-        assert one.needed
-        seeds, images, both = one.needed
+    for name, (seeds, images, both) in [(one.name, one.needed) for one in undecided if one.needed][:MAX_ADVICE]:
         alone = [f"{rough(count):,} {what}" for count, what in ((seeds, "seeds"), (images, "test images")) if count]
         together = f"{rough(both[0]):,} seeds and {rough(both[1]):,} test images" if both else ""
         if len(alone) == 1:
@@ -112,7 +110,7 @@ def advice(tested: Sequence[TestedContrast]) -> list[str]:
             ways = f"{together} (neither alone suffices)"
         else:
             continue
-        found.append(f"{one.name}: to show a difference of this size in 80 % of studies takes about {ways}")
+        found.append(f"{name}: to show a difference of this size in 80 % of studies takes about {ways}")
     return found
 
 

@@ -232,24 +232,21 @@ def check_images(scores: Mapping[str, Scores], seeds: Sequence[int]) -> None:
             raise InputError(f"run: the predictions of {arm!r} are of other test images or seeds than the metrics")
 
 
-def read_margin(text: str, metric: str, scale: str) -> float:
-    """The margin that a user gives, such as ``0.1`` or ``0.1 points``, as a difference on the scale.
+def read_difference(text: str, metric: str, scale: str, field: str) -> float:
+    """The size of a difference that a user gives, such as ``0.1`` or ``0.1 points``, on the scale.
 
     Raises:
       InputError: it is negative or not a number, no ratio above 1 where the scale needs one, or has another unit.
     """
     unit = {POINTS: metrics.margin_unit(metric)}.get(scale, "")
     found = re.fullmatch(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*(.*?)\s*", text)
-    try:
-        value = float(found[1]) if found else math.nan
-    except ValueError:
-        value = math.nan
-    least = 0.0 if scale == POINTS else 1.0
-    if not (math.isfinite(value) and value > least):
-        raise InputError(f"margin: {text!r}; allowed is a number above {least:g}{f' ({unit})' if unit else ''}")
-    if found and found[2].removeprefix("percentage ") not in ("", unit):
+    value, least = float(found[1]) if found else math.nan, 0.0 if scale == POINTS else 1.0
+    if not found or not least < value < math.inf:
+        ratio = "; 1.1 stands for up to 1.1 times as many" if least else ""
+        raise InputError(f"{field}: {text!r}; allowed is a number above {least:g}{f' ({unit})' if unit else ''}{ratio}")
+    if found[2].removeprefix("percentage ") not in ("", unit):
         allowed = f"{unit!r}, or no unit" if unit else "no unit"
-        raise InputError(f"margin: {text!r} has the unit {found[2]!r}; allowed for {metric} on this scale: {allowed}")
+        raise InputError(f"{field}: {text!r} has the unit {found[2]!r}; allowed for {metric} on this scale: {allowed}")
     if scale != POINTS:
         return math.log(value)
     return value / 100 if metrics.is_percent(metric) else value

@@ -99,7 +99,7 @@ def digest_of(run: TrainedRun, arm: str) -> str:
     try:
         leaves = jax.tree.leaves(run.params(arm))
     except InputError as error:
-        again = f"--config=experiments/stored.py:{run.folder} --workdir=NEW"
+        again = f"lenet-jax run --config=experiments/stored.py:{run.folder} --workdir=NEW"
         raise InputError(str(error) if again in str(error) else f"{error}; train it again with {again}") from error
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 

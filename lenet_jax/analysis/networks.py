@@ -118,7 +118,7 @@ class TrainedRun(run_folder.Run):
         if row.settings is None or row.scaling is None or row.classes is None:
             raise InputError(
                 f"run: {str(self.folder)!r} holds no trained networks; train them again with "
-                f"--config=experiments/stored.py:{self.folder} --workdir=NEW"
+                f"lenet-jax run --config=experiments/stored.py:{self.folder} --workdir=NEW"
             )
         if missing := {"activation", "initializer", "padding", "first_seed"} - set(row.settings):
             raise InputError(

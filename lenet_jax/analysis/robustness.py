@@ -37,7 +37,7 @@ def cells(of_severities: Severities) -> tables.Cells:
     lines = []
     for rows in zip(*(one.arms for one in of_severities.values()), strict=True):
         shown = [metrics.show(row.mean, METRIC) for row in rows]
-        ends = [" - ".join(metrics.show(end, METRIC) for end in row.interval) if row.interval else "-" for row in rows]
+        ends = [tables.ends(row.interval, METRIC) for row in rows]
         lines.append([rows[0].label, *(f"{mean} ({end})" for mean, end in zip(shown, ends, strict=True))])
     return ["arm", *map(format_value, of_severities)], lines, len(of_severities)
 

@@ -63,7 +63,7 @@ def summary(comparison: Comparison) -> str:
         count = sum(found.significant for found in differences)
         level = f"p < {stats.ALPHA:.2g} after correction for {len(comparison.judgements)} tests"
         sentences.append(f"{count} of {len(differences)} differences are significant ({level}).")
-    interactions = [found for found in comparison.of_kind("interaction") if found.significant]
+    interactions = [found for found in comparison.of_kind("interaction") if found.significant or found.equivalent]
     shown = [*shown, *comparison.of_kind("main effect")[:MAX_EFFECTS], *interactions[:1]]
     return " ".join([*sentences, *(sentence(found, comparison) for found in shown)])
 
@@ -122,8 +122,13 @@ def arms_title(rows: Sequence[ArmStatistics], metric: str) -> str:
     if metric in metrics.OF_ARM:
         return label
     when = "" if metric.startswith(metrics.EPOCHS_TO) else " at the last epoch"
-    alone = "; these images: over seeds alone" if rows[0].over != "seeds" else ""
-    return f"{label}{when}; 95 % CI over {COVERED[rows[0].over]}{alone}"
+    return f"{label}{when}; {covers(rows[0].over)}"
+
+
+def covers(over: str) -> str:
+    """What the intervals of a table cover."""
+    alone = "; 'these images': over seeds, on these images" if over != "seeds" else ""
+    return f"95 % CI over {COVERED[over]}{alone}"
 
 
 def differences_title(comparison: Comparison) -> str:
@@ -131,8 +136,13 @@ def differences_title(comparison: Comparison) -> str:
     metric, over = comparison.metric, comparison.over
     kind = {POINTS: "Paired differences in", LOGIT: "Ratios of the odds of"}.get(comparison.scale, "Ratios of")
     label = metrics.label(metric, metrics.difference_unit) if comparison.scale == POINTS else metrics.title(metric)
-    alone = "; these images: over seeds alone" if over != "seeds" else ""
-    return f"{kind} {label}; 95 % CI over {COVERED[over]}{alone}"
+    text = f"{kind} {label}; {covers(over)}"
+    if comparison.scale != POINTS:
+        text += "; SE of the logarithm"
+    if comparison.margin is not None:
+        unit = metrics.difference_unit(metric) if comparison.scale == POINTS else ""
+        text += f"; margin {show(comparison.margin, comparison, '')}{unit}"
+    return text
 
 
 def cells(rows: Sequence[ArmStatistics], metric: str) -> Cells:
@@ -172,7 +182,8 @@ def judgement_cells(comparison: Comparison) -> Cells:
     lower = metrics.lower_is_better(comparison.metric)
     regions = ["P(better)", "P(equivalent)", "P(worse)"] if margin else []
     parts = ["these images", "SE seeds", "SE images"] if known else []
-    numbers = ["verdict", "mean", "95 % CI", *parts, "p", "p (max-T)", *regions, "effect size", "P(run better)", "n"]
+    mean = "mean" if comparison.scale == POINTS else "ratio"
+    numbers = ["verdict", mean, "95 % CI", *parts, "p", "p (max-T)", *regions, "effect size", "P(run better)", "n"]
     lines = []
     for tested in comparison.judgements:
         low, high, *inner = (show(end, comparison) for end in (*tested.estimate.interval(), *tested.seeds_interval))
@@ -216,7 +227,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             judgement_cells(comparison),
             ("difference",),
             ("verdict",),
-            ("mean",),
+            ("mean",) if comparison.scale == POINTS else ("ratio",),
             ("95 % CI", "these images"),
             ("SE seeds", "SE images"),
             ("p (max-T)",),

@@ -102,16 +102,15 @@ def download(name: str, downloads: Path) -> None:
                         addresses.remove(address)
                 else:
                     for content in contents:
-                        whole.with_name(content).chmod(
-                            0o644
-                        )  # pooch makes files private, but others may use the folder
-                        whole.with_name(content).replace(downloads / content)
+                        verified = whole.with_name(content)
+                        verified.chmod(0o644)  # pooch makes files private, but others may use the folder
+                        verified.replace(downloads / content)
                     break
         else:
             missing += contents
     if missing:
         tried = "; ".join(f"{address!r} ({answer})" for address, answer in answers.items())
-        here = "a folder and use --config.dataset=idx:FOLDER" if source.layout == "idx" else repr(str(downloads))
+        here = "a folder and use the data set idx:FOLDER" if source.layout == "idx" else repr(str(downloads))
         raise InputError(
             f"dataset: {name!r} could not be downloaded: {', '.join(missing)} from {tried}. Put the files into {here}, "
             f"or set {MIRROR_VARIABLE} to an address that has {source.archive or 'them'}"

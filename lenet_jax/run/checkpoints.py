@@ -249,7 +249,9 @@ def networks(store: ArmStore, members: int) -> Snapshot:
     """The last states of an arm's tested members, [members, ...]; raises InputError if some are missing."""
     chunks = tested_chunks(store)
     if sum(chunk.size for chunk in chunks) != members:
-        raise InputError(f"run: {str(store.folder)!r} doesn't contain the {members} trained networks (any more)")
+        raise InputError(
+            f"run: {str(store.folder)!r} doesn't contain the {members} trained networks; stored results do not keep them"
+        )
     states = [chunk.last().state for chunk in chunks]
     return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
 

@@ -292,6 +292,9 @@ def load(folder: str | Path) -> Run:
         return run
     seeds = {arm.name: arm.seeds for arm in run.arms}
     found = answers.read(folder / PREDICTIONS, seeds, f"{field} is damaged: {PREDICTIONS}")
+    measured = {str(arm): sorted(of_arm.unique()) for arm, of_arm in metrics.groupby("arm", observed=True).seed}
+    if other := [arm for arm, one in found.items() if one.seeds.tolist() != measured[arm]]:
+        raise InputError(f"{field} is damaged: {PREDICTIONS}: arm {other[0]!r} has other seeds than in {METRICS}")
     return dataclasses.replace(run, answers=found)
 
 

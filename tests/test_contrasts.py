@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_runs import write_run
 
 from lenet_jax import cli
-from lenet_jax.analysis import arms, compare, contrasts, report, tables
+from lenet_jax.analysis import arms, compare, contrasts, metrics, report, tables
 from lenet_jax.analysis.contrasts import Wanted, judge
 from lenet_jax.analysis.metrics import Scores
 from lenet_jax.errors import InputError
@@ -482,7 +482,7 @@ def test_a_scale_is_the_delta_method(run, scale):
     row = tables.judgement_frame(comparison).iloc[0]
     assert (row["mean"], row.ci95_low, row.ci95_high) == pytest.approx((math.exp(center), *ends), rel=1e-9)
     cells = dict(zip(tables.judgement_cells(comparison)[0], tables.judgement_cells(comparison)[1][0], strict=True))
-    assert cells["mean"] == f"{math.exp(center):.2f}"
+    assert cells["ratio"] == f"{math.exp(center):.2f}"
     assert cells["95 % CI"] == f"{ends[0]:.2f} to {ends[1]:.2f}"
     word = {"ratio": "multiplies it by", "logit": "multiplies its odds by"}[scale]
     assert f"activation=tanh instead of {SECOND} {word} 0." in tables.summary(comparison)
@@ -660,3 +660,23 @@ def test_swapping_two_arms_mirrors_everything(seed, seeds, images, scale):
         if there.significant and back.significant:
             assert {back.verdict(True), there.verdict(True)} in ({"better", "worse"}, {"equivalent"})
         assert back.needed == there.needed
+
+
+def test_captions_say_the_margin_and_the_unit_of_a_difference_is_that_of_the_margin(run):
+    comparison = compare.compare_runs([run], margin=contrasts.read_difference("0.5", "test_error", "points", "margin"))
+    assert tables.differences_title(comparison).endswith("; margin 0.50 percentage points")
+    ratios = compare.compare_runs([run], scale="ratio", margin=math.log(1.1))
+    assert tables.differences_title(ratios).endswith("; SE of the logarithm; margin 1.10")
+    with pytest.raises(InputError, match=r"^difference: '-1'; allowed is a number above 0 \(points\)$"):
+        contrasts.read_difference("-1", "test_error", "points", "difference")
+
+
+def test_predictions_of_other_seeds_or_images_are_not_paired(run):
+    """Neither of a run folder, nor of answers that a caller makes."""
+    first, second, *_ = scores = metrics.per_image(run, "test_error")
+    shifted = {**scores, second: scores[second]._replace(seeds=scores[second].seeds + 100)}
+    other = {**scores, second: scores[second]._replace(images=scores[second].images + 1)}
+    for wrong in (shifted, other):
+        with pytest.raises(InputError, match="other test images or seeds"):
+            contrasts.check_images(wrong, scores[first].seeds.tolist())
+    contrasts.check_images(scores, scores[first].seeds.tolist())

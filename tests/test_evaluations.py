@@ -239,9 +239,7 @@ def damage(folder):
     largest.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"), [(lose, "doesn't contain the 3 trained networks"), (damage, "is corrupt")]
-)
+@pytest.mark.parametrize(("change", "message"), [(lose, "lacks the 3 trained networks"), (damage, "is corrupt")])
 def test_a_run_without_its_networks_is_refused(folder, other, change, message, capsys):
     change(folder)
     command("evaluate", folder, f"--dataset={other}", code=2)

@@ -491,6 +491,10 @@ def repeated(name, text, rows):
         (repeated("predictions.parquet", "x" * 100_000, 100_000), "column 'seed' has nothing; expected integers"),
         (changed("predictions.parquet", "label", "twice"), "arm 'activation=tanh': its rows don't stand together"),
         (retable("predictions.parquet", lambda table: table[1:]), "rows; its seeds and images have"),
+        (
+            retable("predictions.parquet", lambda table: table.assign(seed=table.seed + 100)),
+            "other seeds than in metrics",
+        ),
         (enlarge, "an array of shape (1099511627776,) in"),
     ],
 )

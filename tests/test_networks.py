@@ -192,7 +192,7 @@ def test_networks_that_are_gone_or_damaged_are_told_and_nothing_is_changed(folde
     assert sorted(copy.rglob("*")) == files
     assert damaged.params(RBF).output is None
     shutil.rmtree(copy / "checkpoints" / TANH)
-    assert f"run: '{copy}/checkpoints/{TANH}' doesn't contain the 3 trained networks (any more)" in refused(
+    assert f"run: '{copy}/checkpoints/{TANH}' lacks the 3 trained networks" in refused(
         lenet_jax.load_run(copy).params, TANH
     )
 

@@ -164,7 +164,7 @@ class TestDownloads:
             f"dataset: {name!r} could not be downloaded: {', '.join(lacking)} from '{server.address}'"
         )
         advice = (
-            "--config.dataset=idx:FOLDER" if name == "qmnist" else f"Put the files into '{downloads(tmp_path, name)}'"
+            "use the data set idx:FOLDER" if name == "qmnist" else f"Put the files into '{downloads(tmp_path, name)}'"
         )
         assert advice in message
         assert {path.name for path in downloads(tmp_path, name).iterdir()} == set(FILES[name]) - set(lacking)

@@ -378,7 +378,7 @@ class TestMirrors:
         assert message.startswith(
             f"dataset: 'mnist' could not be downloaded: {', '.join(lacking)} from '{server.address}' ({answer}"
         )
-        assert "--config.dataset=idx:FOLDER" in message
+        assert "use the data set idx:FOLDER" in message
         assert prepared.MIRROR_VARIABLE in message
         assert (downloads(tmp_path) / TRAIN_LABELS).read_bytes() == b"damaged"
         assert {path.name for path in downloads(tmp_path).iterdir()} == {*FILES} - {*lacking} | {TRAIN_LABELS}

@@ -338,7 +338,8 @@ def power_cells(comparison: Comparison) -> tables.Cells | None:
     if comparison.scale != POINTS or not found:
         return None
     sizes = list(found[0].detectable)
-    rows = [[one.name, *(metrics.show(value, comparison.metric) for value in one.detectable.values())] for one in found]
+    alike = [one for one in found if list(one.detectable) == sizes]  # others have other seeds in common
+    rows = [[one.name, *(metrics.show(value, comparison.metric) for value in one.detectable.values())] for one in alike]
     return ["difference", *sizes], rows, len(sizes)
 
 

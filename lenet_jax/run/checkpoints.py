@@ -250,7 +250,7 @@ def networks(store: ArmStore, members: int) -> Snapshot:
     chunks = tested_chunks(store)
     if sum(chunk.size for chunk in chunks) != members:
         raise InputError(
-            f"run: {str(store.folder)!r} doesn't contain the {members} trained networks; stored results do not keep them"
+            f"run: {str(store.folder)!r} lacks the {members} trained networks, which stored results do not keep"
         )
     states = [chunk.last().state for chunk in chunks]
     return {name: np.concatenate([state[name] for state in states]) for name in states[0]}

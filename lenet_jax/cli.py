@@ -1,6 +1,6 @@
 """The command line: subcommands and their flags.
 
-JAX is imported only when a command runs, so that help and errors appear at once.
+JAX is imported only when a command runs, so that help and errors appear at once: values are checked before.
 """
 
 import math
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
+from lenet_jax.choices import values_of
 from lenet_jax.errors import (
     MAX_MESSAGE,
     MAX_VALUE,
@@ -27,7 +28,7 @@ from lenet_jax.errors import (
     shortened,
 )
 from lenet_jax.output import printable, unfailing
-from lenet_jax.paths import expanded
+from lenet_jax.paths import existing_folder, expanded
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def run_command(argv: list[str]) -> None:
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     limits.check_limits()
     experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
+    check_values(config, only_arm, values.tracker)
     if values["dry-run"].value:
         dry_run(config, experiment, only_arm, values)
         return
@@ -168,6 +170,18 @@ def run_command(argv: list[str]) -> None:
         again = shlex.join([program, "compare", str(run.folder)])
         print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
     distributed.leave()
+
+
+def check_values(config: ConfigDict, only_arm: str, tracker: str) -> None:
+    """Checks what `runner.run` checks without JAX, before JAX is imported: that takes seconds."""
+    from lenet_jax.data import datasets
+    from lenet_jax.run.arms import expand, select_arms
+
+    check_choice("tracker", tracker, values_of("tracker"))
+    arms = expand(config)
+    select_arms(arms, only_arm)
+    for name in dict.fromkeys(arm.settings["dataset"] for arm in arms):
+        datasets.check_name(name)
 
 
 def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:
@@ -205,9 +219,11 @@ def compare_command(argv: list[str]) -> None:
     unit = "percentage points of errors, a ratio above 1 with --scale=ratio or logit, else the metric's unit"
     string("margin", None, f"largest difference without practical importance, for verdicts; in {unit}")
     string("difference", None, f"true difference, for the numbers of seeds and images that show it; in {unit}")
-    folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
+    folders = [existing_folder(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
+    for flag in ("over", "scale"):
+        check_choice(flag, values[flag].value, values_of(flag))
 
     from rich.console import Console
 
@@ -217,7 +233,6 @@ def compare_command(argv: list[str]) -> None:
 
     images = plan.load(values.dataset, "") if values.dataset else None
     runs = [run_folder.load(folder) for folder in folders]
-    check_choice("scale", values.scale, contrasts.SCALES)
     margin, difference = (
         None
         if (text := values[name].value) is None
@@ -256,6 +271,7 @@ def classify_command(argv: list[str]) -> None:
     folder, *files = parse("classify", values, argv) or [""]
     if not folder or not files:
         raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
+    existing_folder(folder, "run")
 
     import numpy as np
     from rich.console import Console
@@ -292,6 +308,7 @@ def evaluate_command(argv: list[str]) -> None:
     rest = parse("evaluate", values, arguments.joined(argv))
     if len(rest) != 1 or not values.dataset:
         raise InputError("evaluate: expected a run and a data set; write lenet-jax evaluate RUN --dataset=NAME")
+    existing_folder(rest[0], "run")
 
     from rich.console import Console
 

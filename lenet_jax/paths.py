@@ -21,3 +21,11 @@ def expanded(path: str | Path, field: str) -> Path:
     except UnicodeEncodeError as error:
         raise InputError(f"{field}: {str(path)!a} is not UTF-8; rename the file or folder") from error
     return found
+
+
+def existing_folder(path: str | Path, field: str) -> Path:
+    """The folder at this path, `expanded`; raises InputError if there is none."""
+    folder = expanded(path, field)
+    if not os.path.isdir(folder):
+        raise InputError(f"{field}: {str(folder)!r} is not a folder")
+    return folder

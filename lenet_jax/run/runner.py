@@ -13,11 +13,11 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
-from lenet_jax.errors import InputError, check_choice, listed
+from lenet_jax.errors import InputError, check_choice
 from lenet_jax.paths import expanded
 from lenet_jax.run import checkpoints, cleanup, files, folder, limits, locks, trackers, tuning
 from lenet_jax.run import plan as planning
-from lenet_jax.run.arms import Arm, describe, expand
+from lenet_jax.run.arms import Arm, describe, expand, select_arms
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
 from lenet_jax.run.folder import ArmSummary
 from lenet_jax.run.loop import RunContext
@@ -160,20 +160,6 @@ def check_still_same(finished: folder.Run, arms: Sequence[Arm]) -> None:
             except InputError:  # the folder is not there any more
                 continue
             checkpoints.check_data(finished.provenance["fingerprints"], {name: now})
-
-
-def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
-    """The arm with this name or number, or all if none is named.
-
-    Raises:
-      InputError: there is no such arm.
-    """
-    named = folder.arm_named(wanted, [arm.name for arm in arms])
-    found = [arm for number, arm in enumerate(arms, 1) if named in ("", arm.name, str(number))]
-    if not found:
-        allowed = listed([arm.name for arm in arms], wanted)
-        raise InputError(f"only-arm: {wanted!r} is not an arm; allowed are 1 to {len(arms)}, and {allowed}")
-    return found
 
 
 def now() -> str:

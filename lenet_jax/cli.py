@@ -173,7 +173,7 @@ def run_command(argv: list[str]) -> None:
 
 
 def check_values(config: ConfigDict, only_arm: str, tracker: str) -> None:
-    """Checks what `runner.run` checks without JAX, before JAX is imported: that takes seconds."""
+    """Checks the values that need no JAX, before seconds of imports; `runner.run` checks them for itself."""
     from lenet_jax.data import datasets
     from lenet_jax.run.arms import expand, select_arms
 

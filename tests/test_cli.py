@@ -80,7 +80,7 @@ def test_help_answers_within_a_second_and_without_jax(tmp_path):
     assert time.perf_counter() - started < 1
     assert result.returncode == 0
     assert "lenet-jax run --config=FILE" in result.stdout
-    check = "import sys, lenet_jax.cli; assert not {'jax', 'matplotlib', 'pandas'} & set(sys.modules)"
+    check = "import sys, lenet_jax.cli; assert not {'jax', 'matplotlib', 'numpy', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

@@ -161,7 +161,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
 
 
 def check_name(name: str) -> None:
-    """Raises InputError unless a name is one of `DATASETS`, or that of a data set which `load` refuses."""
+    """Raises InputError unless a name is one of `DATASETS`, or of a former one, of which finished runs may be."""
     kind, _, argument = name.partition(":")
     if name not in ("mnist10k", "mnist5k", *ALL_SOURCES) and not (kind in ("idx", "tfds") and argument):
         raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lenet_jax import blocked
+from lenet_jax.choices import register
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, PRECISION, rbf
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
@@ -97,3 +98,5 @@ STARTS: dict[str, Callable[[Array, Array, Loss], Array]] = {
 }
 """The curvature at F6's activations [batch, 84] with RBF outputs, by name; the paper doesn't specify it. With other
 outputs, the sweep always starts from the criterion's second derivatives with respect to the outputs."""
+
+register("curvature_start", STARTS)

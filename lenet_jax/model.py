@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lenet_jax import IMAGE_SIZE as IMAGE_SIZE
 from lenet_jax import layers
+from lenet_jax.choices import CHOICES, register
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.initializers import INITIALIZERS, Numbers, Start, scaled, uniform
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, convolve, dense, subsample
@@ -32,9 +33,9 @@ C3_TABLE: Table = (
 CONNECTIVITIES: dict[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
 """C3's connection table by name: for each output map, the maps of S2 that it sees."""
 
-SUBSAMPLINGS = ("trainable", "average", "max")
-WINDOWS = ("mean", "sum")
-OUTPUTS = ("softmax", "linear", "squashed", "rbf")
+register("connectivity", CONNECTIVITIES)
+
+SUBSAMPLINGS, WINDOWS, OUTPUTS = (CHOICES[field] for field in ("subsampling", "subsampling_window", "output"))
 
 
 @dataclasses.dataclass(frozen=True)

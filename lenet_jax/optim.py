@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lenet_jax.choices import register
 from lenet_jax.registry import Registry
 
 
@@ -37,6 +38,8 @@ class Hyperparameters:
 
 HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparameters) if field.name != "loss_number")
 """The names of the hyperparameters, which are config fields."""
+
+register("tune", HYPERPARAMETERS)
 
 
 class CurvatureState(NamedTuple):

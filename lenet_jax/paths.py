@@ -43,3 +43,11 @@ def check_private(*paths: Path) -> None:
         status = path.lstat()
         if status.st_uid != os.getuid() or path.is_symlink() or status.st_mode & 0o022:
             raise PermissionError(f"{str(path)!r} is not only this user's")
+
+
+def existing_folder(path: str | Path, field: str) -> Path:
+    """The folder at this path, `expanded`; raises InputError if there is none."""
+    folder = expanded(path, field)
+    if not os.path.isdir(folder):
+        raise InputError(f"{field}: {str(folder)!r} is not a folder")
+    return folder

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from lenet_jax import blocked, model, optim
 from lenet_jax.blocked import Grid
+from lenet_jax.choices import CHOICES
 from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, Distortion, distort, draw
 from lenet_jax.jax_settings import key_of
@@ -31,7 +32,7 @@ MAX_CALL_SAMPLES = 1_000_000
 MAX_SEGMENTS = 16
 """Upper limit of segments per epoch: each segment redraws the order of the whole epoch."""
 
-ORDERS = ("fresh", "constant", "stored")
+ORDERS = CHOICES["order"]
 """Orders of presentation: random for each epoch, random once for all epochs (as in 1998), or that of the data set."""
 
 

@@ -30,8 +30,8 @@ LONGEST = 400
 
 COMMANDS = {"cli", "arguments"}
 
-BRIDGE = {"run.folder", "run.files", "run.answers", "run.tuning"}
-"""What analysis reads a run by: the run folder, and the pure functions that draw tuning curves."""
+BRIDGE = {"run.folder", "run.files", "run.answers", "run.names", "run.tuning"}
+"""What analysis reads a run by: the run folder, names of arms, and the pure functions that draw tuning curves."""
 
 BEYOND = {
     ("analysis.networks", "run.checkpoints"): "trained networks are the last checkpoints of a run",

@@ -16,7 +16,7 @@ from lenet_jax import evaluate as evaluation
 from lenet_jax import population, train
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.experiments import base, lenet5_1998_distorted, stored
-from lenet_jax.run import files, loop, plan, runner, signals
+from lenet_jax.run import files, loop, plan, processes, runner, signals
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run import memory as run_memory
 from lenet_jax.run.arms import expand
@@ -190,7 +190,7 @@ def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
         ("workers", 0, 2**40),
         ("chunks", 1e9, 2 * run_memory.member_memory(recipe_for(config))),
     ):
-        monkeypatch.setattr(runner, "WORTH_WORKERS", worth)
+        monkeypatch.setattr(processes, "WORTH_WORKERS", worth)
         monkeypatch.setattr(run_memory, "memory_for_members", lambda memory=memory: memory)
         run = runner.run(config, tmp_path / name, "test")
         tables[name], predictions[name], tuning[name] = run.metrics, run.predictions, run.tuning

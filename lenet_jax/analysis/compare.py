@@ -14,7 +14,8 @@ from lenet_jax.analysis.caveats import claim_limits, comparability_notes, unknow
 from lenet_jax.analysis.contrasts import TestedContrast, Wanted
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.losses import Loss
-from lenet_jax.run.folder import Run, arm_named, format_value
+from lenet_jax.run.folder import Run
+from lenet_jax.run.names import arm_named, format_value
 
 ALL_PAIRS = "all"
 """The baseline that compares every pair of arms."""

@@ -14,10 +14,11 @@ import scipy.stats
 from lenet_jax import multiplicity, stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.metrics import Scores
+from lenet_jax.choices import CHOICES, register
 from lenet_jax.crossed import Estimate, Layout
 from lenet_jax.errors import InputError
 
-POINTS, RATIO, LOGIT = "points", "ratio", "logit"
+POINTS, RATIO, LOGIT = CHOICES["scale"]
 
 EQUIVALENCE = 0.9
 """Confidence of the interval that lies within the margin of equivalent arms: two one-sided tests at 5 %."""
@@ -49,6 +50,8 @@ SCALES = {
 }
 """Differences of means, ratios of means, and ratios of odds, by name. Means on other scales are linearized: the delta
 method."""
+
+register("scale", SCALES)
 
 
 class Wanted(NamedTuple):

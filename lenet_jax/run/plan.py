@@ -15,9 +15,9 @@ from lenet_jax.errors import MAX_LISTED, InputError, one_line, shortened
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.run.arms import Arm
+from lenet_jax.run.candidates import Tuning, Values
 from lenet_jax.run.files import seal_of
 from lenet_jax.run.parts import own_parts
-from lenet_jax.run.tuning import Tuning, Values
 from lenet_jax.train import Images, Recipe
 
 MAX_STEPS = 2**31 - 1

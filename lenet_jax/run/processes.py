@@ -23,6 +23,10 @@ from lenet_jax.run.signals import STOPPING
 SPAWN = multiprocessing.get_context("spawn")
 """Fresh processes: JAX's threads don't survive a fork."""
 
+WORTH_WORKERS = 500_000
+"""Samples x members above which worker processes gain more than the seconds that they take to start: on two cores, runs
+of this size took equally long either way."""
+
 POLL_S = 0.2
 """How long a worker polls for a request before it sleeps: a virtual machine's core may be slower after its sleep."""
 

@@ -213,9 +213,12 @@ def compare_command(argv: list[str]) -> None:
 
     from lenet_jax.analysis import compare, contrasts, report, tables
     from lenet_jax.run import folder as run_folder
-    from lenet_jax.run import plan
 
-    images = plan.load(values.dataset, "") if values.dataset else None
+    images = None
+    if values.dataset:
+        from lenet_jax.run import plan  # with JAX
+
+        images = plan.load(values.dataset, "")
     runs = [run_folder.load(folder) for folder in folders]
     check_choice("scale", values.scale, contrasts.SCALES)
     margin, difference = (

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.special
-import scipy.stats
 
 from lenet_jax import multiplicity, stats
 from lenet_jax.analysis import metrics
@@ -309,4 +308,4 @@ def detectable(layout: Layout, index: int, level: float) -> dict[str, float]:
 
 def quantiles(level: float) -> float:
     """The difference that 80 % of studies show at this level, in standard errors, by normal quantiles."""
-    return float(scipy.stats.norm.isf(level / 2) + scipy.stats.norm.ppf(stats.POWER))
+    return float(scipy.special.ndtri(stats.POWER) - scipy.special.ndtri(level / 2))

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # its modules are imported on first use: `scipy.stats`, which `power` alone needs, takes half a second
+import scipy  # its modules are imported on first use; `scipy.stats`, which `power` alone needs, takes half a second
 
 CONFIDENCE = 0.95
 
@@ -254,17 +254,15 @@ def probability_of_superiority(
     first, second = len(values), len(others)
     smaller = [np.searchsorted(np.sort(values), others, side).sum() for side in ("left", "right")]  # without, with ties
     found = float(sum(smaller)) / (2 * first * second)
-    z, mean_size = -float(scipy.special.ndtri(ALPHA / 2)), (first + second) / 2 - 1
-
-    def beyond(theta: float) -> float:
-        """Above 0 where the data would be outside of the 95 % of the probability `theta`."""
-        spread = 1 + mean_size * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-        return float((found - theta) ** 2 - z**2 * theta * (1 - theta) * spread / (first * second))
-
-    tiny = 1e-9  # 0 and 1 themselves are always roots
-    low = scipy.optimize.brentq(beyond, 0.0, found - tiny) if found > 0 else 0.0
-    high = scipy.optimize.brentq(beyond, found + tiny, 1.0) if found < 1 else 1.0
-    return found, float(low), float(high)
+    z, mean_size = float(scipy.special.ndtri(ALPHA / 2)), (first + second) / 2 - 1
+    # Newcombe's equation times (2 - theta) (1 + theta): above 0 where the data would be outside of the 95 % of the
+    # probability theta. Of its four roots one is at most 0, and one at least 1.
+    theta = np.polynomial.Polynomial([0, 1])
+    common = (2 - theta) * (1 + theta)
+    spread = common + mean_size * ((1 - theta) * (1 + theta) + theta * (2 - theta))
+    beyond = (found - theta) ** 2 * common - z**2 / (first * second) * theta * (1 - theta) * spread
+    low, high = np.clip(np.sort(beyond.roots().real)[1:3], 0.0, 1.0)
+    return found, float(low) if found > 0 else 0.0, float(high) if found < 1 else 1.0
 
 
 def power(n: int, effect_size: float, level: float = ALPHA) -> float:

@@ -161,7 +161,9 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> tuple[int, 
         return f"{both}: {metric} is a single number per arm"
     if arm.data != other.data:
         return f"{both}: they were measured on different images"
-    if metric.endswith("_loss") and any(arm.settings.get(field) != other.settings.get(field) for field in loss_fields()):
+    if metric.endswith("_loss") and any(
+        arm.settings.get(field) != other.settings.get(field) for field in loss_fields()
+    ):
         return f"{both}: they have different losses"
     seeds = arm.values.index.intersection(other.values.index)
     if len(seeds) < (1 if arm.over == "images" else 2):

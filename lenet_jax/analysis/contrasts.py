@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.special
+import scipy
 
 from lenet_jax import multiplicity, stats
 from lenet_jax.analysis import metrics
@@ -39,7 +39,7 @@ SCALES = {
     POINTS: Scale(np.asarray, np.ones_like, float, "any", np.isfinite),
     RATIO: Scale(np.log, np.reciprocal, math.exp, "means above 0", lambda means: means > 0),
     LOGIT: Scale(
-        scipy.special.logit,
+        lambda m: scipy.special.logit(m),
         lambda m: 1 / (m * (1 - m)),
         math.exp,
         "errors between 0 and 1",

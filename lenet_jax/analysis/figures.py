@@ -313,7 +313,8 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             for (row, column), value in np.ndenumerate(percent):
                 text = f"{value:.{1 if value < 9.95 else 0}f}" if value else ""
                 color = "white" if errors[arm].iloc[row, column] > 0.6 * largest else "#222222"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+                place: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}  # within the axes
+                axes.text(column, row, text, fontsize=7, color=color, **place)
             axes.set_xticks(range(percent.shape[1]), ["none" if label == -1 else str(label) for label in percent])
             axes.set_yticks(range(percent.shape[0]), list(percent.index))
             axes.set(xlabel="predicted", ylabel="class")

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C, 143 after SIGTERM or 129 after SIGHUP.
     """
-    gc.set_threshold(10_000)  # nothing that imports create is garbage; looking for some takes a tenth of their time
+    gc.set_threshold(10_000)  # imports create many objects and no garbage: searching it less often saves time
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))
     try:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # its modules are imported on first use; `scipy.stats`, which `power` alone needs, takes half a second
+import scipy  # imports its modules on first use: `scipy.stats`, which `power` alone needs, is the slowest of all
 
 CONFIDENCE = 0.95
 
@@ -82,7 +82,7 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
     tail = max(float(scipy.special.ndtr(math.sqrt(count / (count - 1)) * t)), 0.5 / RESAMPLES)  # none lies further out
     means = resampled_means(array)
     levels = bca_levels(array, means, tail)
-    # BCa is undefined where the jackknife is degenerate; the percentile bootstrap never is.
+    # BCa is undefined in degenerate cases; the percentile bootstrap never is.
     low, high = np.quantile(means, levels if np.isfinite(levels).all() else [tail, 1 - tail])
     return float(max(low, array.min())), float(min(high, array.max()))  # means of equal values are rounded
 
@@ -97,13 +97,12 @@ def resampled_means(values: np.ndarray) -> np.ndarray:
 def bca_levels(values: np.ndarray, means: np.ndarray, tail: float) -> np.ndarray:
     """Quantiles of the resampled means that BCa takes for `tail` and 1 - `tail` (Efron 1987); NaN if it is undefined.
 
-    The same as `scipy.stats.bootstrap`, which takes longer to import than a comparison takes to compute.
+    As in `scipy.stats.bootstrap`, but for its slow import. The acceleration is the jackknife's, in closed form.
     """
-    below = (np.count_nonzero(means < values.mean()) + np.count_nonzero(means <= values.mean())) / (2 * len(means))
-    jackknife = np.array([np.delete(values, index).mean() for index in range(len(values))])
-    influence = jackknife.mean() - jackknife
+    mean = values.mean()
+    below = (np.count_nonzero(means < mean) + np.count_nonzero(means <= mean)) / (2 * len(means))
     with np.errstate(all="ignore"):
-        acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+        acceleration = ((values - mean) ** 3).sum() / (6 * ((values - mean) ** 2).sum() ** 1.5)
         bias, z = scipy.special.ndtri(below), scipy.special.ndtri(tail) * np.array([1, -1])
         return np.asarray(scipy.special.ndtr(bias + (bias + z) / (1 - acceleration * (bias + z))))
 

@@ -26,7 +26,6 @@ import numpy as np
 from lenet_jax import jax_settings, output, population
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Snapshot
-from lenet_jax.run import parts
 from lenet_jax.run.signals import STOPPING
 from lenet_jax.train import Images, Recipe
 
@@ -72,6 +71,8 @@ def serve(connection: Connection, core: int | None, settings: Mapping[str, Any])
 def execute(held: dict[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
     """Executes a request in a worker, which holds images and a population from one request to the next."""
     if name == "define":
+        from lenet_jax.run import parts  # with pandas, which most workers do without
+
         parts.define(*arguments)
     elif name == "load":
         (held["images"],) = arguments

@@ -27,13 +27,13 @@ from lenet_jax.model import Architecture, Params
 
 def diagonal(
     params: Params,
-    grid: Float[Array, "1 4 8 16 2 batch"],
+    grid: blocked.Grid,
     labels: Int[Array, " batch"],
     architecture: Architecture,
     loss: Loss,
     start: str,
 ) -> Params:
-    """h_kk of every parameter, averaged over a batch in the layout of `blocked.to_grid`.
+    """h_kk of every parameter, averaged over a batch in a layout of `blocked.to_grid`.
 
     The criterion E is `loss`. With RBF outputs, the backward sweep starts from the curvature `start` of `STARTS` at F6.
     """

@@ -25,15 +25,17 @@ class Hyperparameters:
       momentum: the coefficient of ``momentum``, beta_1 of ``adam`` and ``adamw``.
       weight_decay: decoupled (times the learning rate) with ``adamw``, otherwise added to the gradient.
       mu: of `sdlm`.
+      loss_number: which of `train.Recipe.losses` it trains with; not a config field.
     """
 
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
     weight_decay: Float[Array, ""]
     mu: Float[Array, ""]
+    loss_number: Int[Array, ""] | int = 0
 
 
-HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparameters))
+HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparameters) if field.name != "loss_number")
 """The names of the hyperparameters, which are config fields."""
 
 

@@ -283,7 +283,7 @@ def test_a_module_that_the_experiment_file_imports_is_part_of_the_run(tmp_path, 
     assert parts.imported_from((tmp_path / "link").resolve()) == run.provenance["experiment"]["imported"]
     (tmp_path / "run" / "summary.json").unlink()
     helper.write_text("import jax\n\nactivation = jax.nn.silu\n")
-    with pytest.raises(InputError, match="was saved by a run with other settings or data"):
+    with pytest.raises(InputError, match="was saved by a run with other settings, data or programs"):
         runner.run(config, tmp_path / "run", "test", experiment=tmp_path / "mine.py")
     sys.modules.pop("my_helper")
 

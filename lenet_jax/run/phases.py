@@ -1,5 +1,6 @@
 """The phases of an arm: tuning, then the test; trained in chunks that fit in memory, or read from what was trained."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -60,7 +61,9 @@ def tune(
             return table, chosen, sum(result.wall for result in results)
         remaining -= 1
         tried, new = tuning.widened(tried, *allowed[0])
+        losses = phase.recipe.losses
         phase = planning.phase_of(plan.arm, phase.dataset, f"{TRIED}-{len(results)}", new)
+        phase = dataclasses.replace(phase, recipe=dataclasses.replace(phase.recipe, losses=losses))
         if progress:
             progress.more(phase.recipe.epochs)
 

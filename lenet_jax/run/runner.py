@@ -90,12 +90,14 @@ def run(
         say(f"{workdir} holds this run, already finished")
         checkpoints.prune_later(checkpoint_dir, list(map(ArmStore, folders.values())))
         return finished
-    plan = planning.make(arms)
+    plan, arithmetic = planning.make(arms), population.arithmetic()
     with contextlib.ExitStack() as owning:
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
+        environment |= {"arithmetic": arithmetic}
         environment |= own.describe() | {"fingerprints": plan.fingerprints}
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
         agreed |= {"version": environment["versions"], "JAX setting": environment["jax_settings"]}
+        agreed |= {"arithmetic": arithmetic}
         distributed.check_same(agreed)
         lock = None
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
@@ -117,7 +119,7 @@ def run(
         for note in plan.notes:
             say(note)
         stores = {
-            arm.arm.name: ArmStore(folders[arm.arm.name], save_every, arm.identity(own.digest), lock)
+            arm.arm.name: ArmStore(folders[arm.arm.name], save_every, arm.identity(own.digest, arithmetic), lock)
             for arm in plan.arms
         }
         selected = [arm for arm in plan.arms if arm.arm in wanted]

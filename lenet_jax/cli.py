@@ -3,6 +3,7 @@
 JAX is imported only when a command runs, so that help and errors appear at once: values are checked before.
 """
 
+import gc
 import math
 import os
 import shlex
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C, 143 after SIGTERM or 129 after SIGHUP.
     """
+    gc.set_threshold(10_000)  # imports create many objects and no garbage: searching it less often saves time
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))
     try:
@@ -246,11 +248,14 @@ def compare_command(argv: list[str]) -> None:
 
     from rich.console import Console
 
-    from lenet_jax.analysis import compare, contrasts, report, tables
+    from lenet_jax.analysis import compare, contrasts, tables
     from lenet_jax.run import folder as run_folder
-    from lenet_jax.run import plan
 
-    images = plan.load(values.dataset, "") if values.dataset else None
+    images = None
+    if values.dataset:
+        from lenet_jax.run import plan  # with JAX
+
+        images = plan.load(values.dataset, "")
     runs = [run_folder.load(folder) for folder in folders]
     margin, difference = (
         None
@@ -272,10 +277,12 @@ def compare_command(argv: list[str]) -> None:
         comparison = compare.compare_runs(
             runs, values.metric, values.baseline, difference, values.over, values.scale, margin
         )
+        tables.print_comparison(comparison, Console())
+        from lenet_jax.analysis import report  # with Matplotlib, which takes most of the time: the table is shown
+
         out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric, name)
         out = out / run_folder.folder_name(name) if values.out and len(compared) > 1 else out
         files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
-        tables.print_comparison(comparison, Console())
         others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
         print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 

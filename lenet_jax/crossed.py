@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
 from lenet_jax.choices import CHOICES
 from lenet_jax.stats import ALPHA, CONFIDENCE, ROUNDING

@@ -17,6 +17,7 @@ from pathlib import Path
 import few_digits
 import programs
 import pytest
+from made_runs import write_run
 
 import lenet_jax as package
 from lenet_jax import arguments, cli
@@ -127,6 +128,26 @@ def test_wrong_values_are_reported_before_anything_slow_is_imported(tmp_path):
     assert result.returncode == 0, result.stderr
     reported = [line.removeprefix("lenet-jax: ").partition(":")[0] for line in result.stderr.splitlines()]
     assert reported == [*wrong]
+
+
+def test_a_comparison_needs_neither_jax_nor_scipys_distributions(tmp_path):
+    """They take longer to import than the rest; the table stands before Matplotlib is imported for the figures."""
+    write_run(tmp_path / "run")
+    check = """
+import sys
+from lenet_jax import cli
+from lenet_jax.analysis import tables
+shown = tables.print_comparison
+def then(comparison, console):
+    assert "matplotlib" not in sys.modules
+    shown(comparison, console)
+tables.print_comparison = then
+cli.main(["compare", "run"])
+assert "matplotlib" in sys.modules
+found = {"jax", "scipy.stats", "scipy.optimize"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "classify"])

@@ -49,7 +49,7 @@ def test_statistics_at_the_last_epoch(tmp_path):
 
 
 def test_losses_are_defined_by_all_their_settings():
-    assert set(compare.LOSS_FIELDS) == {
+    assert set(compare.loss_fields()) == {
         *("loss", "output", "mse_point", "target_code", "mse_reduction", "mse_factor", "map_constant"),
     }
 

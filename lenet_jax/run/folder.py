@@ -131,6 +131,12 @@ class Run:
         return tuple(ArmSummary.from_json(row) for row in self.summary["arms"])
 
     @functools.cached_property
+    def at_end(self) -> "Run":
+        """The run with only the last epoch of each arm in its metrics."""
+        last = self.metrics.groupby("arm").epoch.transform("max")
+        return dataclasses.replace(self, metrics=self.metrics[self.metrics.epoch == last])
+
+    @functools.cached_property
     def predictions(self) -> pd.DataFrame | None:
         """The answers as a table, made on first use; None without answers.
 

@@ -151,9 +151,10 @@ def run(path: Path, folder: Path, compiled: bool) -> None:
     """Carries out the job."""
     job = json.loads(path.read_text())
     arms = job["arms"]
-    most = max(len(phase["rates"]) * len(phase["seeds"]) for arm in arms for phase in (arm["tuning"], arm["test"]) if phase)
+    phases = [[arm[kind] for arm in arms if arm[kind]] for kind in ("tuning", "test")]
+    networks = max(sum(len(phase["rates"]) * len(phase["seeds"]) for phase in kind) for kind in phases)
     cores = len(os.sched_getaffinity(0))
-    processes = min(cores, most)
+    processes = min(cores, networks)
     threads = cores // processes
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -180,17 +181,17 @@ def run(path: Path, folder: Path, compiled: bool) -> None:
                 rates = [choose(arm["tuning"]["rates"], errors)]
             tests.append((rates[0], submitted(pool, index, "test", arm["test"], rates)))
         for arm, tried, (rate, tested) in zip(arms, tuning, tests, strict=True):
-            networks = [future.result() for future in tested]
+            trained = [future.result() for future in tested]
             results[arm["name"]] = {
                 "rate": rate,
                 "seeds": arm["test"]["seeds"],
-                "errors": [network.history["test/error"][-1] for network in networks],
-                "histories": [network.history for network in networks],
+                "errors": [network.history["test/error"][-1] for network in trained],
+                "histories": [network.history for network in trained],
                 "tuning": [future.result().history for future in tried],
                 "seconds": np.sum([f.result().seconds for f in (*tried, *tested)], axis=0).tolist(),
             }
-            for name in networks[0].predictions:
-                predictions[f"{arm['name']}/{name}"] = np.stack([n.predictions[name] for n in networks])
+            for name in trained[0].predictions:
+                predictions[f"{arm['name']}/{name}"] = np.stack([n.predictions[name] for n in trained])
     (folder / "results.json").write_text(json.dumps(results))
     np.savez(folder / "predictions.npz", **predictions)
     print(table({name: np.array(found["errors"]) for name, found in results.items()}))

@@ -1,4 +1,4 @@
-"""The PyTorch peers: eager, compiled, and one process per core. `training_torch.py` says how they are written, and why."""
+"""The PyTorch peers: eager, compiled, and one process per core; `training_torch.py` says how they are written."""
 
 import time
 

@@ -38,7 +38,7 @@ experiments/results/time_to_result by default.
 """
 
 import ast
-import importlib
+import functools
 import json
 import os
 import shutil
@@ -47,15 +47,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jobs
 import machine
 import numpy as np
 import report
 from absl import app, flags
-from workers import SPAWN
+from jobs import JOBS, Job, RefusalError
 
 from lenet_jax import stats
 from lenet_jax.paths import expanded
@@ -64,43 +64,8 @@ HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent
 
 
-class Job(NamedTuple):
-    """An experiment: a file of `experiments/`, and the fields that are set on the command line."""
-
-    experiment: str
-    fields: dict[str, Any]
-
-
-JOBS = {
-    "quickstart": Job("quickstart", {}),
-    "tuned": Job("ablation", {"dataset": "mnist10k", "validation_size": 1000, "epochs": 12, "tune_widenings": 0}),
-    "one": Job("base", {"validation_size": 1000, "loss": "cross_entropy", "activation": "tanh", "seeds": 1}),
-}
-
 ARRANGEMENTS = ("lenet_jax_cold", "lenet_jax_warm", "torch", "torch_compile_cold", "torch_compile_warm")
 OURS = ARRANGEMENTS[:2]
-
-PORTED = {
-    "dataset",
-    "data_dir",
-    "padding",
-    "normalization",
-    "validation_size",
-    "train_size",
-    "label_noise",
-    "activation",
-    "loss",
-    "learning_rate",
-    "momentum",
-    "batch_size",
-    "epochs",
-    "seeds",
-    "first_seed",
-    "tune_seeds",
-    "tune_first_seed",
-    "refit",
-}
-"""Config fields that `job_torch.py` follows; the others must have their defaults."""
 
 LOSS_TOLERANCE = 1e-5
 """Relative tolerance of the validation loss of equal initial weights."""
@@ -109,97 +74,10 @@ JOB_LIST = flags.DEFINE_list("jobs", list(JOBS), f"Of {', '.join(JOBS)}.")
 TIMED = flags.DEFINE_list("arrangements", list(ARRANGEMENTS), f"Of {', '.join(ARRANGEMENTS)}.")
 ONCE = flags.DEFINE_list("once", list(ARRANGEMENTS[3:]), "Arrangements that are timed in the first round only.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of times that each job is timed.", lower_bound=1)
-TOLERANCE = flags.DEFINE_integer("tolerance", 25, "Largest difference of errors from equal weights, in test images.")
+TOLERANCE = flags.DEFINE_integer("tolerance", 10, "Largest difference of errors from equal weights, in test images.")
 FIELDS = flags.DEFINE_multi_string("fields", [], "Config field of all jobs, as epochs=1, for a trial; repeat the flag.")
 PYTHON = flags.DEFINE_string("python", sys.executable, "The Python interpreter of the PyTorch jobs.")
 OUT = flags.DEFINE_string("out", str(EXPERIMENTS / "results" / "time_to_result"), "Folder for the results.")
-
-
-class RefusalError(Exception):
-    """An error the user can fix, or a failed check, reported in one line."""
-
-
-# --- Export
-
-
-def export(job: Job, folder: Path, given: bool) -> None:
-    """Writes what `job_torch.py` reads: job.json and images.npz.
-
-    With `given`, also the initial weights of the first network of each arm, and its order of the images in each epoch.
-
-    Raises:
-      RefusalError: the PyTorch job doesn't know a field.
-    """
-    from lenet_jax import model  # imported here: the main process does not run JAX
-    from lenet_jax.experiments import base
-    from lenet_jax.run import arms, plan
-
-    config = importlib.import_module(f"lenet_jax.experiments.{job.experiment}").get_config()
-    config.update(job.fields)
-    planned = plan.make(arms.expand(config))
-    defaults = dict(arms.expand(base.get_config())[0].settings)
-    folder.mkdir(parents=True)
-    rows = []
-    for index, arm in enumerate(planned.arms):
-        differing = {name for name, value in arm.test.settings.items() if value != defaults[name]} - PORTED
-        if differing or arm.test.settings["loss"] not in ("mse", "cross_entropy"):
-            raise RefusalError(f"job_torch.py has no {', '.join(sorted(differing)) or arm.test.settings['loss']}")
-        names = {"name": arm.arm.name, "loss": arm.test.settings["loss"], "activation": arm.test.settings["activation"]}
-        phases = {"tuning": phase_row(arm.tuning) if arm.tuning else None, "test": phase_row(arm.test)}
-        if given:
-            phases["test"]["given"] = f"start-{index}.npz"
-            np.savez(folder / f"start-{index}.npz", **beginning(arm.test))
-        rows.append(names | phases)
-    images = plan.images_of(planned.arms[0].test.dataset, planned.arms[0].test.images)
-    np.savez(folder / "images.npz", pixels=images.pixels, labels=images.labels)
-    table = [[source in sources for source in range(6)] for sources in model.C3_TABLE]
-    (folder / "job.json").write_text(json.dumps({"images": "images.npz", "table": table, "arms": rows}))
-
-
-def phase_row(phase: Any) -> dict[str, Any]:
-    """A phase of a plan, for the PyTorch job."""
-    from lenet_jax.run import plan
-
-    images = plan.images_of(phase.dataset, phase.images)
-    settings = phase.settings
-    return {
-        "seeds": list(phase.seeds),
-        "rates": [candidate.get("learning_rate", settings["learning_rate"]) for candidate in phase.candidates],
-        "momentum": settings["momentum"],
-        "batch_size": settings["batch_size"],
-        "epochs": settings["epochs"],
-        "splits": {name: (split.start, split.stop) for name, split in phase.splits.items()},
-        "evaluated": list(phase.evaluated),
-        "scale": float(images.scale),
-        "shift": float(images.shift),
-        "samples": phase.samples,
-    }
-
-
-def beginning(phase: Any) -> dict[str, np.ndarray]:
-    """Initial weights of a phase's first network, and ``orders``: indices of its images [epochs, images]."""
-    import jax
-    import jax.numpy as jnp
-    import ours
-
-    from lenet_jax import optim, train
-
-    hyper = optim.Hyperparameters(*[jnp.float32(phase.settings[name]) for name in optim.HYPERPARAMETERS])
-    state = train.init(jnp.uint32(phase.seeds[0]), hyper, phase.recipe)
-
-    def order(epoch: jax.Array) -> jax.Array:
-        indices, _ = train.batch_indices(state.replace(step=epoch * phase.recipe.epoch_steps), phase.recipe)
-        return indices.ravel()
-
-    epochs = jnp.arange(phase.recipe.epochs)
-    return {**ours.flatten(state.params), "orders": np.stack([np.asarray(order(epoch)) for epoch in epochs])}
-
-
-def exported(job: Job, folder: Path, given: bool = False) -> Path:
-    """Calls `export` in a fresh process; returns the path of job.json."""
-    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
-        pool.submit(export, job, folder, given).result()
-    return folder / "job.json"
 
 
 # --- Timing
@@ -268,7 +146,7 @@ def time_round(job: Job, names: list[str], progress: str) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        path = exported(job, folder / "exported")
+        path = jobs.exported(job, folder / "exported")
         for name in names:
             cache = folder / ("xla" if name in OURS else "inductor")
             if name in OURS:
@@ -294,7 +172,7 @@ def check_equal_start(job: Job) -> dict[str, Any]:
     job = job._replace(fields={**job.fields, "seeds": 1})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        path = exported(job, folder / "exported", given=True)
+        path = jobs.exported(job, folder / "exported", given=True)
         mine = time_ours(job, folder / "ours", folder / "xla")
         time_torch(path, folder / "torch", folder / "inductor", compiled=False)
         theirs = json.loads((folder / "torch" / "results.json").read_text())
@@ -343,8 +221,10 @@ def compare_errors(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = [side["chosen"][name] for side in sides]
         (low, high), (other_low, other_high) = intervals
         if several and chosen[0] == chosen[1] and not (low <= other_high and other_low <= high):
-            raise RefusalError(f"{name}: lenet_jax's errors are {low:.4f} to {high:.4f}, PyTorch's {other_low:.4f} to "
-                               f"{other_high:.4f} (95 % intervals)")
+            raise RefusalError(
+                f"{name}: lenet_jax's errors are {low:.4f} to {high:.4f}, PyTorch's {other_low:.4f} to "
+                f"{other_high:.4f} (95 % intervals)"
+            )
         found.append(
             {
                 "arm": name,
@@ -405,7 +285,9 @@ def refuse_bad_flags() -> None:
             raise RefusalError(f"--fields: expected NAME=VALUE, got {field!r}")
     found = subprocess.run([PYTHON.value, "-c", "import torch"], capture_output=True, check=False)
     if found.returncode:
-        raise RefusalError(f"{PYTHON.value} has no PyTorch: pip install 'lenet_jax[benchmarks]', or name one by --python")
+        raise RefusalError(
+            f"{PYTHON.value} has no PyTorch: pip install 'lenet_jax[benchmarks]', or name one by --python"
+        )
 
 
 def names_of_round(index: int) -> list[str]:
@@ -440,15 +322,15 @@ def main(argv: list[str]) -> None:
         results = header()
         kept = {key: results[key] for key in ("machine", "versions", "commit", "settings")}
         partial = machine.Partial(out / "partial.json", kept)
-        jobs = given_jobs()
-        checked = partial.obtain("check", lambda: check_equal_start(next(iter(jobs.values()))))
+        wanted = given_jobs()
+        checked = partial.obtain("check", lambda: check_equal_start(next(iter(wanted.values()))))
         refuse_unequal(checked, TOLERANCE.value)
-        measured: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
-        for name, job in jobs.items():
+        measured: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+        for name, job in wanted.items():
             for index in range(ROUNDS.value):
                 names, label = names_of_round(index), f"{name}, round {index + 1} of {ROUNDS.value}"
                 key = f"{name}, round {index + 1}: {', '.join(names)}"
-                found = partial.obtain(key, lambda: time_round(job, names, label))
+                found = partial.obtain(key, functools.partial(time_round, job, names, label))
                 compare_errors(found["arrangements"])
                 measured[name].append(found)
     except RefusalError as error:
@@ -458,7 +340,7 @@ def main(argv: list[str]) -> None:
         "check": checked,
         "others_percent": max(found["others_percent"] for found in rounds),
         "jobs": {
-            name: results_of(jobs[name], [found["arrangements"] for found in job]) for name, job in measured.items()
+            name: results_of(wanted[name], [found["arrangements"] for found in job]) for name, job in measured.items()
         },
     }
     if results["others_percent"] <= machine.BUSY_PERCENT:

@@ -39,6 +39,7 @@ experiments/results/time_to_result by default.
 
 import ast
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -117,12 +118,27 @@ def time_ours(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     found = timed([run, [program, "compare", str(folder)]], {"XDG_CACHE_HOME": str(cache)}, folder.parent)
     arms = json.loads((folder / "summary.json").read_text())["arms"]
     of_run, compare = found.pop("steps")
-    in_arms = sum(arm["seconds"] for arm in arms)
     return found | {
-        "parts": {"arms": in_arms, "rest of the run": of_run - in_arms, "compare": compare},
+        "parts": {**parts_of(arms, of_run), "compare": compare},
         "errors": {arm["name"]: arm["test_error"]["per_seed"] for arm in arms},
         "chosen": {arm["name"]: arm["settings"]["learning_rate"] for arm in arms},
     }
+
+
+def parts_of(arms: list[dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Parts of a run of `seconds`, from the rows of its summary: its arms without training, training, and the rest.
+
+    Training is not stored for networks that hyperparameters are chosen by: with tuning, it is part of the arms.
+    """
+    training = 0.0
+    for arm in arms:
+        settings, rate = arm["settings"], arm["samples_per_second"]
+        batches = arm["dataset"]["train"] // settings["batch_size"]
+        samples = batches * settings["batch_size"] * settings["epochs"] * arm["seeds"]
+        training += 0 if arm["chosen"] else samples / rate
+    in_arms = sum(arm["seconds"] for arm in arms)
+    parts = {"training": training, "arms without training" if training else "arms": in_arms - training}
+    return {name: value for name, value in parts.items() if value} | {"start-up and tables": seconds - in_arms}
 
 
 def time_torch(path: Path, folder: Path, cache: Path, compiled: bool) -> dict[str, Any]:
@@ -160,7 +176,7 @@ def time_round(job: Job, names: list[str], progress: str) -> dict[str, Any]:
 # --- Checks
 
 
-def check_equal_start(job: Job) -> dict[str, Any]:
+def check_equal_start(quickstart: Job) -> dict[str, Any]:
     """Trains the first network of each arm on both sides, from equal weights and with equal orders of the images.
 
     Returns:
@@ -169,7 +185,7 @@ def check_equal_start(job: Job) -> dict[str, Any]:
     """
     import pandas as pd
 
-    job = job._replace(fields={**job.fields, "seeds": 1})
+    job = quickstart._replace(fields={**quickstart.fields, "seeds": 1})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = jobs.exported(job, folder / "exported", given=True)
@@ -205,35 +221,32 @@ def refuse_unequal(checked: dict[str, Any], tolerance: int) -> None:
 
 
 def compare_errors(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean test errors of both sides with their 95 % intervals over seeds (None for one seed), by arm.
+    """Mean test errors of lenet_jax and of the first peer, with their 95 % intervals over seeds, by arm.
+
+    Every peer's are checked. The intervals are None for a single seed.
 
     Raises:
-      RefusalError: the intervals of an arm don't overlap, although both chose the same learning rate.
+      RefusalError: a peer's interval of an arm doesn't overlap lenet_jax's, although both chose the same learning rate.
     """
-    sides = [next((row for name, row in rows.items() if (name in OURS) is ours), None) for ours in (True, False)]
-    if None in sides:
-        return []
-    found = []
-    for name in sides[0]["errors"]:
-        errors = [np.array(side["errors"][name], float) for side in sides]
-        several = min(map(len, errors)) > 1
+    ours = next((row for name, row in rows.items() if name in OURS), None)
+    peers = {name: row for name, row in rows.items() if name not in OURS}
+    compared = []
+    for (peer, theirs), arm in itertools.product(peers.items(), ours["errors"] if ours else []):
+        errors = [np.array(side["errors"][arm], float) for side in (ours, theirs)]
+        rates = [side["chosen"][arm] for side in (ours, theirs)]
         intervals = [[float(end) for end in stats.t_interval(values)] for values in errors]
-        chosen = [side["chosen"][name] for side in sides]
-        (low, high), (other_low, other_high) = intervals
-        if several and chosen[0] == chosen[1] and not (low <= other_high and other_low <= high):
+        several = min(map(len, errors)) > 1
+        (low, high), (peer_low, peer_high) = intervals
+        if several and rates[0] == rates[1] and not (low <= peer_high and peer_low <= high):
             raise RefusalError(
-                f"{name}: lenet_jax's errors are {low:.4f} to {high:.4f}, PyTorch's {other_low:.4f} to "
-                f"{other_high:.4f} (95 % intervals)"
+                f"{arm}: the mean error of lenet_jax is {low:.4f} to {high:.4f}, that of {peer} {peer_low:.4f} to "
+                f"{peer_high:.4f} (95 % intervals)"
             )
-        found.append(
-            {
-                "arm": name,
-                "means": [float(values.mean()) for values in errors],
-                "intervals": intervals if several else None,
-                "learning_rates": chosen,
-            }
-        )
-    return found
+        means = [float(values.mean()) for values in errors]
+        if peer == next(iter(peers)):
+            row = {"arm": arm, "means": means, "intervals": intervals if several else None, "learning_rates": rates}
+            compared.append(row)
+    return compared
 
 
 # --- Results
@@ -296,10 +309,10 @@ def names_of_round(index: int) -> list[str]:
 
 
 def given_jobs() -> dict[str, Job]:
-    """The jobs of --jobs, with --fields."""
+    """All jobs, with --fields."""
     pairs = [field.partition("=")[::2] for field in FIELDS.value]
     fields = {name: ast.literal_eval(value) if value[:1].isdigit() else value for name, value in pairs}
-    return {name: job._replace(fields={**job.fields, **fields}) for name, job in JOBS.items() if name in JOB_LIST.value}
+    return {name: job._replace(fields={**job.fields, **fields}) for name, job in JOBS.items()}
 
 
 def header() -> dict[str, Any]:
@@ -322,8 +335,9 @@ def main(argv: list[str]) -> None:
         results = header()
         kept = {key: results[key] for key in ("machine", "versions", "commit", "settings")}
         partial = machine.Partial(out / "partial.json", kept)
-        wanted = given_jobs()
-        checked = partial.obtain("check", lambda: check_equal_start(next(iter(wanted.values()))))
+        described = given_jobs()
+        wanted = {name: job for name, job in described.items() if name in JOB_LIST.value}
+        checked = partial.obtain("check", lambda: check_equal_start(described["quickstart"]))
         refuse_unequal(checked, TOLERANCE.value)
         measured: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
         for name, job in wanted.items():

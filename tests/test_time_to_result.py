@@ -186,7 +186,7 @@ def test_finished_measurements_are_kept_and_disturbed_ones_repeated(benchmark, t
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch comes with the extra 'benchmarks'")
 def test_the_benchmark_runs(tmp_path):
-    fields = [f"--fields={field}" for field in ("epochs=1", "seeds=2", "tune_seeds=1", "train_size=640")]
+    fields = [f"--fields={field}" for field in ("epochs=1", "seeds=2", "tune_seeds=1")]
     command = [sys.executable, BENCHMARKS / "time_to_result.py", "--rounds=1", f"--out={tmp_path}", *fields]
     subprocess.run([*command, "--arrangements=lenet_jax_cold,lenet_jax_warm,torch"], check=True)
     jobs = json.loads((tmp_path / "time_to_result.json").read_text())["jobs"]

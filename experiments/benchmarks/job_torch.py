@@ -134,15 +134,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def row(name: str, errors: np.ndarray) -> str:
-    """A line of the table, in percent."""
+    """A line of the table, in percent; a single seed has no interval."""
     low, high = interval(errors)
-    return f"{name:60} {100 * errors.mean():7.2f} {100 * low:8.2f} to {100 * high:.2f}"
+    ends = f"{100 * low:8.2f} to {100 * high:.2f}" if len(errors) > 1 else ""
+    return f"{name:60} {100 * errors.mean():7.2f} {ends}"
 
 
 def table(errors: dict[str, np.ndarray]) -> str:
     """The arms' mean test errors [seeds], and the paired differences of all pairs of arms."""
     lines = ["test error (%), mean and 95 % interval over seeds", *(row(name, e) for name, e in errors.items())]
-    lines += ["paired differences"]
+    lines += ["paired differences"] * (len(errors) > 1)
     lines += [row(f"{b} - {a}", errors[b] - errors[a]) for a, b in itertools.combinations(errors, 2)]
     return "\n".join(lines)
 

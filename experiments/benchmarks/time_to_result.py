@@ -27,7 +27,7 @@ stops if the 95 % intervals of the two sides for the mean error of an arm don't 
 learning rates. Rounds interleave the arrangements: A B C, A B C, ... Those of --once are timed in the first round only.
 Ratios are computed within each round; tables show their medians.
 
-Cost: about TODO minutes on two cores that must be otherwise idle. Finished rounds are stored in FOLDER/partial.json:
+Cost: about two hours on two cores that must be otherwise idle. Finished rounds are stored in FOLDER/partial.json:
 repeating the command measures only what is missing, and rounds during which other programs used more than 5 % of the
 processor. Requires PyTorch: pip install 'lenet_jax[benchmarks]', or --python with an interpreter that has it.
 
@@ -59,6 +59,7 @@ from absl import app, flags
 from jobs import JOBS, Job, RefusalError
 
 from lenet_jax import stats
+from lenet_jax.errors import InputError
 from lenet_jax.paths import expanded
 
 HERE = Path(__file__).parent
@@ -347,7 +348,7 @@ def main(argv: list[str]) -> None:
                 found = partial.obtain(key, functools.partial(time_round, job, names, label))
                 compare_errors(found["arrangements"])
                 measured[name].append(found)
-    except RefusalError as error:
+    except (RefusalError, InputError) as error:
         sys.exit(f"time_to_result.py: {error}")
     rounds = [found for job in measured.values() for found in job]
     results |= {

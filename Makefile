@@ -67,10 +67,12 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# About 20 minutes; leave the machine alone meanwhile. Results: experiments/results/throughput.
+# About 20 minutes for the throughput, then two hours for whole jobs; leave the machine alone meanwhile. Results:
+# experiments/results/throughput and time_to_result. Repeating time_to_result.py resumes it.
 benchmark: $(VENV)/installed
 	$(UV_INSTALL) '.[benchmarks]'
 	$(BIN)/python experiments/benchmarks/throughput.py
+	$(BIN)/python experiments/benchmarks/time_to_result.py
 
 # About two hours on two cores; the report is runs/reproduction/reproduction.md. What is finished isn't run again.
 # DATASET=idx:FOLDER for one's own MNIST.

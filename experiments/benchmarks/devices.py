@@ -278,13 +278,6 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     }
 
 
-def cpu_seconds() -> float:
-    """Processor seconds of all programs on this machine, except this process and its terminated children."""
-    times, own = psutil.cpu_times(), os.times()
-    everything = times.user + times.nice + times.system
-    return everything - own.user - own.system - own.children_user - own.children_system
-
-
 def fresh(function: Any, *arguments: Any) -> dict[str, Any]:
     """Calls a function in a fresh process, and repeats the call if other programs disturb it."""
     attempts: list[dict[str, Any]] = []
@@ -293,11 +286,11 @@ def fresh(function: Any, *arguments: Any) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE * timing
         while machine.busy().total > machine.BUSY_PERCENT and time.monotonic() < deadline:
             pass
-        before, started = cpu_seconds(), time.perf_counter()
+        before, started = machine.cpu_seconds(), time.perf_counter()
         with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
             result: dict[str, Any] = pool.submit(function, *arguments).result()
         all_cores = (time.perf_counter() - started) * machine.cores()
-        result["others_percent"] = 100 * (cpu_seconds() - before) / all_cores
+        result["others_percent"] = 100 * (machine.cpu_seconds() - before) / all_cores
         attempts.append(result)
         if result["others_percent"] <= machine.BUSY_PERCENT:
             break
@@ -308,29 +301,9 @@ def fresh(function: Any, *arguments: Any) -> dict[str, Any]:
     return result
 
 
-class Partial:
-    """Points measured so far: an interrupted command resumes, and disturbed points are measured again."""
-
-    def __init__(self, path: Path, where: dict[str, Any]) -> None:
-        """Reads the points from a file, if it is from the same machine and versions."""
-        self._path, self._held = path, {"where": where, "points": {}}
-        if path.exists() and (held := json.loads(path.read_text()))["where"] == where:
-            self._held = held
-
-    def fresh(self, function: Any, point: Point) -> dict[str, Any]:
-        """Stored result of a point, or `fresh` if there is none."""
-        key, points = repr(tuple(point)), self._held["points"]
-        if key not in points:
-            points[key] = found = fresh(function, point)
-            if found["others_percent"] > machine.BUSY_PERCENT:
-                return points.pop(key)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self._held))
-        return points[key]
-
-    def done(self) -> None:
-        """Deletes the file, once no point needs another measurement."""
-        self._path.unlink(missing_ok=True)
+def resumed(partial: machine.Partial, point: Point) -> dict[str, Any]:
+    """Stored result of a point, or `fresh` if there is none."""
+    return partial.obtain(repr(tuple(point)), lambda: fresh(measure, point))
 
 
 def rewrite(page: Path, blocks: dict[str, str]) -> None:
@@ -361,13 +334,13 @@ def main(argv: list[str]) -> None:
             results |= {"tables_date": header["date"], "tables_commit": header["commit"]}
             name = "devices"
         else:
-            partial = Partial(out / "partial.json", {key: header[key] for key in ("machine", "versions")})
+            partial = machine.Partial(out / "partial.json", {key: header[key] for key in ("machine", "versions")})
             points = [
-                partial.fresh(measure, Point(devices, members, 4000, SECONDS.value))
+                resumed(partial, Point(devices, members, 4000, SECONDS.value))
                 for devices in DEVICES.value
                 for members in MEMBERS.value
             ]
-            large = partial.fresh(measure, Point(machine.cores(), LARGE, SHORT, 0.0))
+            large = resumed(partial, Point(machine.cores(), LARGE, SHORT, 0.0))
             tables = {kind: fresh(measure_tables, kind) for kind in TABLE_KINDS}
             results = header | {"points": points, "large": large, "tables": tables}
             name = "devices"

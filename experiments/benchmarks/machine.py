@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shlex
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,39 @@ def header() -> dict[str, Any]:
     found = busy()
     warn_if(found)
     return {**describe(), "busy_percent_before": found.total}
+
+
+def cpu_seconds() -> float:
+    """Processor seconds of all programs on this machine, except this process and its terminated children."""
+    times, own = psutil.cpu_times(), os.times()
+    everything = times.user + times.nice + times.system
+    return everything - own.user - own.system - own.children_user - own.children_system
+
+
+class Partial:
+    """Results measured so far: an interrupted command resumes, and disturbed measurements are repeated."""
+
+    def __init__(self, path: Path, where: dict[str, Any]) -> None:
+        """Reads the results from a file, if it is from the same machine and versions."""
+        self._path, self._held = path, {"where": where, "results": {}}
+        if path.exists() and (held := json.loads(path.read_text()))["where"] == where:
+            self._held = held
+
+    def obtain(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Stored result, or that of `measure`, which is stored unless its ``others_percent`` is high."""
+        results = self._held["results"]
+        if key not in results:
+            found = measure()
+            if found["others_percent"] > BUSY_PERCENT:
+                return found
+            results[key] = found
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._held))
+        return results[key]
+
+    def done(self) -> None:
+        """Deletes the file, once nothing needs another measurement."""
+        self._path.unlink(missing_ok=True)
 
 
 def flags_only(argv: Sequence[str]) -> None:

@@ -298,3 +298,100 @@ def accelerator_cell(name: str, value: Any) -> str:
     return (
         "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )
+
+
+JOB_LABELS = {
+    "lenet_jax_cold": "lenet_jax, cold",
+    "lenet_jax_warm": "lenet_jax, warm",
+    "torch": "PyTorch eager",
+    "torch_compile_cold": "torch.compile, cold",
+    "torch_compile_warm": "torch.compile, warm",
+}
+
+
+def time_to_result_summary(results: dict[str, Any]) -> str:
+    """Table for the README: seconds of lenet_jax, cold and warm, and of the fastest PyTorch arrangement of each job."""
+    rows = []
+    for name, job in results["jobs"].items():
+        peers = {peer: seconds for peer, seconds in job["seconds"].items() if peer.startswith("torch")}
+        ratios = {(row["ours"], row["peer"]): row["median"] for row in job["ratios"]}
+        best = min(peers, key=peers.__getitem__) if peers else None
+        cells = [name]
+        for ours in ("lenet_jax_cold", "lenet_jax_warm"):
+            seconds = f"**{short(job['seconds'][ours])} s**" if ours in job["seconds"] else ""
+            cells += [seconds, f"{short(ratios[ours, best])}x" if (ours, best) in ratios else ""]
+        rows.append([*cells, f"{short(peers[best])} s ({JOB_LABELS[best]})" if best else ""])
+    return markdown(["job", "lenet_jax, cold", "", "lenet_jax, warm", "", "fastest PyTorch"], rows)
+
+
+def time_to_result_table(results: dict[str, Any]) -> str:
+    """The summary, and for each job a table of its arrangements and one of the errors of both sides."""
+    checked = results["check"]
+    fields = results["settings"]["fields"]
+    text = [
+        "# Seconds to the finished comparison\n",
+        "Whole jobs, from the command to the table: start-up, compiling, training, evaluation, saving, statistics. "
+        "Medians of interleaved rounds. `4.0x`: lenet_jax finishes 4 times sooner, the median of the ratios within "
+        "rounds. Cold: with empty caches of compiled programs; warm: the same job once more. "
+        "`experiments/benchmarks/time_to_result.py` describes the jobs and how they are timed.\n",
+        provenance(results),
+        *([f"TRIAL with {', '.join(fields)}: not the jobs' own size.\n"] if fields else []),
+        time_to_result_summary(results),
+    ]
+    for name, job in results["jobs"].items():
+        chosen = "".join(f" --config.{field}={value}" for field, value in job["fields"].items())
+        text += [f"## {name}\n", f"    lenet-jax run --config=experiments/{job['experiment']}.py{chosen}\n"]
+        text += [
+            markdown(["arrangement", *TIME_COLUMNS], [time_row(job, arrangement) for arrangement in job["seconds"]])
+        ]
+        if job["errors"]:
+            text.append(markdown(ERROR_COLUMNS, [error_row(row) for row in job["errors"]]))
+    text.append("## Checks\n")
+    text.append(
+        "One network of each arm trained on both sides from the same weights, with the same images in the same order. "
+        f"Errors on {checked['images']:,} test images, and the relative difference of the validation losses:\n"
+    )
+    rows = [
+        [arm, *map(str, row["errors"]), f"{row['loss'][0]:.1e}", f"{max(row['loss']):.1e}"]
+        for arm, row in checked["arms"].items()
+    ]
+    text.append(markdown(["arm", "lenet_jax", "PyTorch", "before training", "largest of all epochs"], rows))
+    text.append(
+        f"Before the timing, the processor was {results['busy_percent_before']:.0f} % busy; during it, other programs "
+        f"used at most {results['others_percent']:.1f} %.\n"
+    )
+    return "\n".join(text)
+
+
+TIME_COLUMNS = (
+    "seconds",
+    "least",
+    "greatest",
+    "lenet_jax cold is faster",
+    "lenet_jax warm is faster",
+    "CPU s",
+    "parts, s",
+)
+ERROR_COLUMNS = ("arm", "lenet_jax, %", "95 %", "PyTorch, %", "95 %", "learning rates")
+
+
+def time_row(job: dict[str, Any], name: str) -> list[str]:
+    """Row of an arrangement: its seconds, the ratios to it, processor seconds and parts of the first round."""
+    rounds = [found[name] for found in job["rounds"] if name in found]
+    seconds = [found["seconds"] for found in rounds]
+    ratios = {row["ours"]: row for row in job["ratios"] if row["peer"] == name}
+    cells = [JOB_LABELS[name] + ", once" * (len(rounds) < len(job["rounds"]))]
+    cells += [short(job["seconds"][name]), short(min(seconds)), short(max(seconds))]
+    for ours in ("lenet_jax_cold", "lenet_jax_warm"):
+        found = ratios.get(ours)
+        cells.append(f"{short(found['median'])}x ({short(found['min'])} to {short(found['max'])})" if found else "")
+    parts = ", ".join(f"{part} {short(value)}" for part, value in rounds[0]["parts"].items())
+    return [*cells, short(rounds[0]["cpu_seconds"]), parts]
+
+
+def error_row(row: dict[str, Any]) -> list[str]:
+    """Row of an arm: mean test error and its interval, of both sides."""
+    cells = [row["arm"]]
+    for mean, ends in zip(row["means"], row["intervals"] or (None, None), strict=True):
+        cells += [f"{100 * mean:.2f}", " to ".join(f"{100 * end:.2f}" for end in ends) if ends else ""]
+    return [*cells, ", ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rates"]))]

@@ -70,6 +70,7 @@ def test_workers_do_not_run_the_callers_script(monkeypatch, tmp_path, images):
 
 
 def test_workers_give_the_same_results(workers, images, assert_close):
+    workers.prepare([(RECIPE, len(SEEDS))], images)
     there, here = history(workers, images), history(population, images)
     assert len(np.unique(there[0].loss)) == 3
     assert_close(there, here, 1e-5)
@@ -83,7 +84,7 @@ def test_workers_resume_from_a_snapshot(workers, images, forked):
     assert {len(array) for array in saved.values()} == {3}
     expected = workers.train_segment(there)
     with Workers(2) as others:
-        again = others.create(SEEDS, HYPER, images, RECIPE)
+        others.load(images)
         others.restart()
         again = others.create(SEEDS, HYPER, images, RECIPE)
         others.restore(again, saved)
@@ -135,10 +136,10 @@ class Raising:
 
 def test_a_killed_worker_is_reported(images, forked):
     with Workers(2) as crew:
-        crowd = crew.create(SEEDS, HYPER, images, RECIPE)
+        crew.load(images)
         os.kill(crew._processes[1].pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"was ended by SIGKILL; .* memory"):
-            crew.train_segment(crowd)
+            crew.create(SEEDS, HYPER, images, RECIPE)
     assert not any(process.is_alive() for process in crew._processes)
 
 

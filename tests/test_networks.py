@@ -28,7 +28,7 @@ TANH, RBF = "tanh", "as in 1998"  # not in alphabetical order
 def small():
     config = few_digits.small(first_seed=5)
     config.sweep.arm = {
-        TANH: {"padding": "edge", "learning_rate": 0.3},
+        TANH: {"padding": "edge"},
         RBF: {
             "activation": "scaled_tanh",
             "output": "rbf",

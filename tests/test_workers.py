@@ -70,7 +70,6 @@ def test_workers_do_not_run_the_callers_script(monkeypatch, tmp_path, images):
 
 
 def test_workers_give_the_same_results(workers, images, assert_close):
-    workers.prepare([(RECIPE, len(SEEDS))], images)
     there, here = history(workers, images), history(population, images)
     assert len(np.unique(there[0].loss)) == 3
     assert_close(there, here, 1e-5)

@@ -37,15 +37,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lenet_jax import native
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, dense_kernel, product, rbf
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture, Params
+
+Grid = Float[Array, "1 4 8 16 2 batch"] | Float[Array, "1 32 32 batch"]
+"""Images as C1 takes them: in blocks or, for `native`, as a map."""
 
 WINDOW_AREA = 4
 """Outputs of a convolution per 2 x 2 pooling window."""
 
 
-def to_grid(images: Float[Array, "batch 32 32"]) -> Float[Array, "1 4 8 16 2 batch"]:
-    """Images cut into 8 x 16 blocks of 4 x 2 pixels."""
+def to_grid(images: Float[Array, "batch 32 32"], allow_native: bool = False) -> Grid:
+    """Images cut into 8 x 16 blocks of 4 x 2 pixels; or as `native` takes them, if it is allowed and they suffice."""
+    if allow_native and len(images) >= native.LEAST_IMAGES:
+        return native.to_maps(images)
     return images.reshape(-1, 8, 4, 16, 2).transpose(2, 1, 3, 4, 0)[None]
 
 
@@ -175,13 +181,23 @@ class Layer(NamedTuple):
     squashed: bool
 
 
-def layers_of(architecture: Architecture) -> list[Layer]:
+def layers_of(architecture: Architecture, native_form: bool = False) -> list[Layer]:
     """The layers with preactivations, in order; the first takes a grid, see `to_grid`. RBF units follow them."""
     table = CONNECTIVITIES[architecture.connectivity]
     trainable = architecture.subsampling == "trainable"
+    of_tiles = (
+        convolve if not native_form else lambda maps, parameters, table, *_: native.convolve(maps, parameters, table)
+    )
+    grid_of_s2 = (14, 14) if native_form else (2, 7, 7, 2)
+
+    def c1(grid: Array, parameters: Convolution, power: int) -> Array:
+        return of_tiles(grid, parameters, C1_TABLE, (2, 3), (2, 1))
 
     def s2(maps: Array, parameters: Subsampling | None, power: int) -> Array:
-        return pool(maps, parameters, architecture, power).reshape(len(C1_TABLE), 2, 7, 7, 2, -1)
+        return pool(maps, parameters, architecture, power).reshape(len(C1_TABLE), *grid_of_s2, -1)
+
+    def c3(grid: Array, parameters: Convolution, power: int) -> Array:
+        return of_tiles(grid, parameters, table, (3, 3), (1, 1))
 
     def s4(maps: Array, parameters: Subsampling | None, power: int) -> Array:
         return pool(maps, parameters, architecture, power).reshape(len(table) * 25, -1)
@@ -193,9 +209,9 @@ def layers_of(architecture: Architecture) -> list[Layer]:
         return product(inputs, parameters.kernel) + parameters.bias[None]
 
     hidden = [
-        Layer("c1", lambda grid, parameters, _: convolve(grid, parameters, C1_TABLE, (2, 3), (2, 1)), True),
+        Layer("c1", c1, True),
         Layer("s2", s2, trainable),
-        Layer("c3", lambda grid, parameters, _: convolve(grid, parameters, table, (3, 3), (1, 1)), True),
+        Layer("c3", c3, True),
         Layer("s4", s4, trainable),
         Layer("c5", c5, True),
         Layer("f6", dense, True),
@@ -205,27 +221,25 @@ def layers_of(architecture: Architecture) -> list[Layer]:
 
 
 def passes(
-    params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
+    params: Params, grid: Grid, architecture: Architecture
 ) -> tuple[list[tuple[Layer, Array, Array]], Float[Array, "batch units"]]:
     """Each layer with its inputs and its preactivations, and the activations of the last layer."""
     passed, activations = [], grid
-    for layer in layers_of(architecture):
+    for layer in layers_of(architecture, grid.ndim == 4):
         preactivations = layer.linear(activations, getattr(params, layer.name), 1)
         passed.append((layer, activations, preactivations))
         activations = ACTIVATIONS[architecture.activation](preactivations) if layer.squashed else preactivations
     return passed, activations
 
 
-def forward_grid(
-    params: Params, grid: Float[Array, "1 4 8 16 2 batch"], architecture: Architecture
-) -> Float[Array, "batch classes"]:
-    """`forward` for images in the layout of `to_grid`."""
+def forward_grid(params: Params, grid: Grid, architecture: Architecture) -> Float[Array, "batch classes"]:
+    """`forward` for images in a layout of `to_grid`."""
     _, activations = passes(params, grid, architecture)
     return rbf(activations, BITMAPS) if architecture.output == "rbf" else activations
 
 
 def forward(
-    params: Params, images: Float[Array, "batch 32 32"], architecture: Architecture
+    params: Params, images: Float[Array, "batch 32 32"], architecture: Architecture, allow_native: bool = False
 ) -> Float[Array, "batch classes"]:
     """`model.forward` for each image of a batch, equal up to rounding."""
-    return forward_grid(params, to_grid(images), architecture)
+    return forward_grid(params, to_grid(images, allow_native), architecture)

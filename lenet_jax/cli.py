@@ -1,8 +1,9 @@
 """The command line: subcommands and their flags.
 
-JAX is imported only when a command runs, so that help and errors appear at once.
+JAX is imported only when a command runs, so that help and errors appear at once: values are checked before.
 """
 
+import gc
 import math
 import os
 import shlex
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 import lenet_jax
 from lenet_jax import arguments
+from lenet_jax.choices import values_of
 from lenet_jax.errors import (
     MAX_MESSAGE,
     MAX_VALUE,
@@ -27,13 +29,16 @@ from lenet_jax.errors import (
     shortened,
 )
 from lenet_jax.output import printable, unfailing
-from lenet_jax.paths import expanded
+from lenet_jax.paths import existing_folder, expanded
 from lenet_jax.run import signals
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from lenet_jax.analysis.networks import Classification
+
+SMALLEST_SET = 5000
+"""Training images of the smallest data set that has a name."""
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 experiments in JAX
 
@@ -62,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C, 143 after SIGTERM or 129 after SIGHUP.
     """
+    gc.set_threshold(10_000)  # imports create many objects and no garbage: searching it less often saves time
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))
     try:
@@ -137,10 +143,12 @@ def run_command(argv: list[str]) -> None:
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     limits.check_limits()
     experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
+    check_values(config, only_arm, values.tracker)
     if values["dry-run"].value:
         dry_run(config, experiment, only_arm, values)
         return
     with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
+        start_workers(config, workdir, values)
         from rich.console import Console
 
         from lenet_jax import distributed
@@ -168,6 +176,33 @@ def run_command(argv: list[str]) -> None:
         again = shlex.join([program, "compare", str(run.folder)])
         print(printable(f"run folder: {run.folder}"), printable(f"next:       {again}"), sep="\n")
     distributed.leave()
+
+
+def check_values(config: ConfigDict, only_arm: str, tracker: str) -> None:
+    """Checks the values that need no JAX, before seconds of imports; `runner.run` checks them for itself."""
+    from lenet_jax.data import datasets
+    from lenet_jax.run.arms import expand, select_arms
+
+    check_choice("tracker", tracker, values_of("tracker"))
+    arms = expand(config)
+    select_arms(arms, only_arm)
+    for name in dict.fromkeys(arm.settings["dataset"] for arm in arms):
+        datasets.check_name(name)
+
+
+def start_workers(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> None:
+    """Starts worker processes before JAX is imported here, if the run will need them as far as can be said now."""
+    from lenet_jax.run import arms, processes
+
+    finished = (expanded(workdir, "workdir") / "summary.json").exists() and not values.fresh
+    settings = [arm.settings for arm in arms.expand(config)]
+    unknown = any(each["dataset"].startswith(("idx:", "tfds:")) and not each["train_size"] for each in settings)
+    if finished or unknown or values.distributed:
+        return
+    samples = sum(each["epochs"] * each["seeds"] * (each["train_size"] or SMALLEST_SET) for each in settings)
+    if samples >= processes.WORTH_WORKERS:
+        count = len(processes.cores(values.devices))
+        processes.start_early(min(count, max(each["seeds"] for each in settings)))
 
 
 def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:
@@ -205,19 +240,23 @@ def compare_command(argv: list[str]) -> None:
     unit = "percentage points of errors, a ratio above 1 with --scale=ratio or logit, else the metric's unit"
     string("margin", None, f"largest difference without practical importance, for verdicts; in {unit}")
     string("difference", None, f"true difference, for the numbers of seeds and images that show it; in {unit}")
-    folders = [expanded(folder, "run") for folder in parse("compare", values, argv)]
+    folders = [existing_folder(folder, "run") for folder in parse("compare", values, argv)]
     if not folders:
         raise InputError("run: missing; write lenet-jax compare RUN, for example lenet-jax compare runs/quickstart")
+    for flag in ("over", "scale"):
+        check_choice(flag, values[flag].value, values_of(flag))
 
     from rich.console import Console
 
-    from lenet_jax.analysis import compare, contrasts, report, tables
+    from lenet_jax.analysis import compare, contrasts, tables
     from lenet_jax.run import folder as run_folder
-    from lenet_jax.run import plan
 
-    images = plan.load(values.dataset, "") if values.dataset else None
+    images = None
+    if values.dataset:
+        from lenet_jax.run import plan  # with JAX
+
+        images = plan.load(values.dataset, "")
     runs = [run_folder.load(folder) for folder in folders]
-    check_choice("scale", values.scale, contrasts.SCALES)
     margin, difference = (
         None
         if (text := values[name].value) is None
@@ -238,10 +277,12 @@ def compare_command(argv: list[str]) -> None:
         comparison = compare.compare_runs(
             runs, values.metric, values.baseline, difference, values.over, values.scale, margin
         )
+        tables.print_comparison(comparison, Console())
+        from lenet_jax.analysis import report  # with Matplotlib, which takes most of the time: the table is shown
+
         out = expanded(values.out, "out") if values.out else report.default_folder(runs, values.metric, name)
         out = out / run_folder.folder_name(name) if values.out and len(compared) > 1 else out
         files = report.write(comparison, out, shlex.join(["lenet-jax", "compare", *argv]), images)
-        tables.print_comparison(comparison, Console())
         others = [printable(str(file)) for file in files if file.suffix not in (".png", ".svg")]
         print("written:", *others, printable(f"{out}{os.sep}*.png, *.svg"), sep="\n  ")
 
@@ -256,6 +297,7 @@ def classify_command(argv: list[str]) -> None:
     folder, *files = parse("classify", values, argv) or [""]
     if not folder or not files:
         raise InputError("image: missing; write lenet-jax classify RUN IMAGE, for example runs/quickstart mine.png")
+    existing_folder(folder, "run")
 
     import numpy as np
     from rich.console import Console
@@ -292,6 +334,7 @@ def evaluate_command(argv: list[str]) -> None:
     rest = parse("evaluate", values, arguments.joined(argv))
     if len(rest) != 1 or not values.dataset:
         raise InputError("evaluate: expected a run and a data set; write lenet-jax evaluate RUN --dataset=NAME")
+    existing_folder(rest[0], "run")
 
     from rich.console import Console
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
+from lenet_jax.choices import CHOICES
 from lenet_jax.stats import ALPHA, CONFIDENCE, ROUNDING
 
-OVER = ("both", "seeds", "images")
+OVER = CHOICES["over"]
 """What an interval covers: new seeds and new test images; new seeds on these images; these networks on new images."""
 
 BLOCK_VALUES = 2**22

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lenet_jax import blocked
+from lenet_jax.choices import register
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, PRECISION, rbf
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
@@ -27,13 +28,13 @@ from lenet_jax.model import Architecture, Params
 
 def diagonal(
     params: Params,
-    grid: Float[Array, "1 4 8 16 2 batch"],
+    grid: blocked.Grid,
     labels: Int[Array, " batch"],
     architecture: Architecture,
     loss: Loss,
     start: str,
 ) -> Params:
-    """h_kk of every parameter, averaged over a batch in the layout of `blocked.to_grid`.
+    """h_kk of every parameter, averaged over a batch in a layout of `blocked.to_grid`.
 
     The criterion E is `loss`. With RBF outputs, the backward sweep starts from the curvature `start` of `STARTS` at F6.
     """
@@ -97,3 +98,5 @@ STARTS: dict[str, Callable[[Array, Array, Loss], Array]] = {
 }
 """The curvature at F6's activations [batch, 84] with RBF outputs, by name; the paper doesn't specify it. With other
 outputs, the sweep always starts from the criterion's second derivatives with respect to the outputs."""
+
+register("curvature_start", STARTS)

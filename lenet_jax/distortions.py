@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from lenet_jax.choices import CHOICES
 from lenet_jax.errors import check_choice
 from lenet_jax.jax_settings import key_of
 from lenet_jax.layers import product
 
-AUGMENTATIONS = ("none", "affine", "elastic")
+AUGMENTATIONS = CHOICES["augmentation"]
 
 SMOOTHNESS = 4.0
 """Standard deviation, in pixels, of the Gaussian that smooths elastic fields; Simard et al.'s sigma."""

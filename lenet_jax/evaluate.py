@@ -1,13 +1,13 @@
 """Evaluating a single network: pure functions of its parameters."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lenet_jax import blocked, model, train
@@ -17,8 +17,8 @@ from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.registry import CACHES, Registry
 from lenet_jax.train import Images, Recipe, TrainState
 
-EVALUATION_BATCH_SIZE = 250
-"""Images evaluated together. The number of images need not be a multiple of it."""
+EVALUATION_BATCH_SIZE = 64
+"""Images evaluated together: their activations fit in a core's cache. Their number need not be a multiple of it."""
 
 Metric = Callable[[TrainState, Images, Recipe], Array | Mapping[str, Array]]
 """A network in training, all images (see `train.Images`) and its recipe -> a number, or several by name."""
@@ -32,8 +32,28 @@ CALIBRATION_BINS = 15
 
 
 @flax.struct.dataclass
+class Predictions:
+    """What a network answers for images, and the terms of the means in `Evaluation`.
+
+    Attributes:
+      predicted: the class; -1 if outputs aren't finite.
+      margin: of the best score over the second best, see `model.decide`.
+      loss: of the image alone.
+      nll, brier: see `Evaluation`; NaN if outputs aren't probabilities, see `model.PROBABILISTIC`.
+      confidence: the probability of the winning class; NaN if outputs aren't probabilities.
+    """
+
+    predicted: Int[Array, "*members images"]
+    margin: Float[Array, "*members images"]
+    loss: Float[Array, "*members images"]
+    nll: Float[Array, "*members images"]
+    brier: Float[Array, "*members images"]
+    confidence: Float[Array, "*members images"]
+
+
+@flax.struct.dataclass
 class Evaluation:
-    """Means over samples; `nll`, `brier` and `ece` are NaN if outputs aren't probabilities, see `model.PROBABILISTIC`.
+    """Means over images; `nll`, `brier` and `ece` are NaN if outputs aren't probabilities, see `model.PROBABILISTIC`.
 
     Attributes:
       loss, error: as in `train.Metrics`.
@@ -42,72 +62,70 @@ class Evaluation:
       ece: expected calibration error, `CALIBRATION_BINS` bins of the winning probability (Guo et al. 2017, eq. 3).
     """
 
-    loss: Float[Array, ""]
-    error: Float[Array, ""]
-    nll: Float[Array, ""]
-    brier: Float[Array, ""]
-    ece: Float[Array, ""]
+    loss: Float[np.ndarray, "*members"]
+    error: Float[np.ndarray, "*members"]
+    nll: Float[np.ndarray, "*members"]
+    brier: Float[np.ndarray, "*members"]
+    ece: Float[np.ndarray, "*members"]
 
 
-@flax.struct.dataclass
-class Predictions:
-    """A network's classes of images, -1 if outputs aren't finite; their margins (`model.decide`), nll and brier.
+def predict(
+    params: Params,
+    images: Images,
+    indices: Int[Array, " indices"],
+    recipe: Recipe,
+    loss_number: Int[Array, ""] | int = 0,
+) -> Predictions:
+    """The network's answers for the images at these indices; `loss_number`: see `optim.Hyperparameters`."""
+    padding = 0, -len(indices) % EVALUATION_BATCH_SIZE  # the last batch repeats the first image of the data set
+    batches = jnp.pad(indices, padding).reshape(-1, EVALUATION_BATCH_SIZE)
 
-    The last two are the terms of the means in `Evaluation`.
-    """
+    def predict_batch(indices: Int[Array, " batch"]) -> Predictions:
+        inputs, labels = images.take(indices)
+        outputs = blocked.forward(params, inputs, recipe.architecture, recipe.native)
+        return answer(outputs, labels, recipe, loss_number)
 
-    predicted: Int[Array, " images"]
-    margin: Float[Array, " images"]
-    nll: Float[Array, " images"]
-    brier: Float[Array, " images"]
-
-
-def evaluate(params: Params, images: Images, start: Int[Array, ""], stop: Int[Array, ""], recipe: Recipe) -> Evaluation:
-    """Evaluates the network on images `start` to `stop` - 1; as these are arrays, one program serves all splits."""
-
-    def add_batch(index: Int[Array, ""], total: tuple[Evaluation, Array]) -> tuple[Evaluation, Array]:
-        # The last batch repeats the last image; repetitions aren't counted.
-        indices = start + index * EVALUATION_BATCH_SIZE + jnp.arange(EVALUATION_BATCH_SIZE)
-        inputs, labels = images.take(jnp.minimum(indices, stop - 1))
-        outputs = blocked.forward(params, inputs, recipe.architecture)
-        counted = indices < stop
-
-        def add(total: Array, terms: Array) -> Array:
-            return total + jnp.where(counted.reshape(-1, *[1] * total.ndim), terms, 0).sum(axis=0)
-
-        summed: tuple[Evaluation, Array] = jax.tree.map(add, total, measure(outputs, labels, recipe))
-        return summed
-
-    batches = (stop - start + EVALUATION_BATCH_SIZE - 1) // EVALUATION_BATCH_SIZE
-    zero = jnp.zeros((), images.scale.dtype)
-    zeros = Evaluation(zero, zero, zero, zero, zero), jnp.zeros(CALIBRATION_BINS, zero.dtype)
-    total, gaps = jax.lax.fori_loop(0, batches, add_batch, zeros)
-    total = dataclasses.replace(total, ece=total.ece + jnp.abs(gaps).sum())
-    mean: Evaluation = jax.tree.map(lambda leaf: leaf / (stop - start), total)
-    return mean
+    predictions = jax.lax.map(predict_batch, batches)
+    unpadded: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(indices)], predictions)
+    return unpadded
 
 
-def measure(
-    outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], recipe: Recipe
-) -> tuple[Evaluation, Float[Array, "batch bins"]]:
-    """The terms of each sample in the means [batch], and its contribution to the gap of each calibration bin.
-
-    A bin's gap is the sum of its samples' confidence minus the number of correct ones; `ece` sums the absolute gaps.
-    """
-    logits = model.logits_of(outputs, recipe.architecture)
-    losses = jax.vmap(lambda logits, label: recipe.loss(logits[None], label[None]))(logits, labels)
-    errors = train.misclassified(outputs, labels, recipe).astype(losses.dtype)
+def answer(
+    outputs: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    recipe: Recipe,
+    loss_number: Int[Array, ""] | int = 0,
+) -> Predictions:
+    """What outputs say of each image of a batch."""
+    logits, loss = model.logits_of(outputs, recipe.architecture), recipe.loss_of(loss_number)
+    losses = jax.vmap(lambda logits, label: loss(logits[None], label[None]))(logits, labels)
+    digits, margin = model.decide(model.predict_scores(outputs, recipe.architecture))
+    predicted = jnp.where(jnp.isfinite(outputs).all(axis=-1), digits, -1)
     if recipe.architecture.output not in model.PROBABILISTIC:
         unknown = jnp.full_like(losses, jnp.nan)
-        return Evaluation(losses, errors, unknown, unknown, unknown), jnp.zeros((len(losses), CALIBRATION_BINS))
+        return Predictions(predicted, margin, losses, unknown, unknown, unknown)
     logs = model.log_probabilities(outputs, recipe.architecture)
     probabilities = jnp.exp(logs)
     nll = -jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0]
     brier = jnp.square(probabilities - jax.nn.one_hot(labels, logs.shape[-1], dtype=logs.dtype)).sum(axis=-1)
-    confidence = probabilities.max(axis=-1)
-    bins = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS).astype(jnp.int32) - 1, 0, CALIBRATION_BINS - 1)
-    gaps = jax.nn.one_hot(bins, CALIBRATION_BINS, dtype=logs.dtype) * (confidence - (1 - errors))[:, None]
-    return Evaluation(losses, errors, nll, brier, ece=jnp.zeros_like(losses)), gaps
+    return Predictions(predicted, margin, losses, nll, brier, confidence=probabilities.max(axis=-1))
+
+
+def evaluate(parts: Iterable[tuple[Predictions, Int[np.ndarray, " images"]]]) -> Evaluation:
+    """The means over all images, from predictions of some of them at a time [members, images] and their labels."""
+    count = 0
+    sums: dict[str, Any] = dict.fromkeys(("loss", "error", "nll", "brier"), 0.0)
+    gaps: Any = 0.0  # of each bin: the sum of its images' confidence minus the number of correct ones
+    for found, labels in parts:
+        count += len(labels)
+        wrong = np.asarray(found.predicted) != labels
+        for name, terms in {"loss": found.loss, "error": wrong, "nll": found.nll, "brier": found.brier}.items():
+            sums[name] += np.asarray(terms, np.float64).sum(axis=-1)
+        confidence = np.asarray(found.confidence)
+        bins = np.ceil(confidence * CALIBRATION_BINS).clip(1)[..., None] == np.arange(1, CALIBRATION_BINS + 1)
+        gap = np.where(bins, (confidence - ~wrong)[..., None].astype(np.float64), 0).sum(axis=-2)
+        gaps += np.where(np.isfinite(confidence).all(axis=-1)[..., None], gap, np.nan)
+    return Evaluation(ece=np.abs(gaps).sum(axis=-1) / count, **{name: total / count for name, total in sums.items()})
 
 
 def measure_own(state: TrainState, images: Images, recipe: Recipe) -> dict[str, Float[Array, ""]]:
@@ -145,20 +163,3 @@ def check_own(recipe: Recipe) -> None:
 
 
 CACHES.append(check_own.cache_clear)
-
-
-def predict(params: Params, images: Images, indices: Int[Array, " indices"], recipe: Recipe) -> Predictions:
-    """The network's classification of the images at these indices."""
-    padding = 0, -len(indices) % EVALUATION_BATCH_SIZE  # the last batch repeats the first image of the data set
-    batches = jnp.pad(indices, padding).reshape(-1, EVALUATION_BATCH_SIZE)
-
-    def predict_batch(indices: Int[Array, " batch"]) -> Predictions:
-        inputs, labels = images.take(indices)
-        outputs = blocked.forward(params, inputs, recipe.architecture)
-        digits, margin = model.decide(model.predict_scores(outputs, recipe.architecture))
-        terms, _ = measure(outputs, labels, recipe)
-        return Predictions(jnp.where(jnp.isfinite(outputs).all(axis=-1), digits, -1), margin, terms.nll, terms.brier)
-
-    predictions = jax.lax.map(predict_batch, batches)
-    unpadded: Predictions = jax.tree.map(lambda leaf: leaf.ravel()[: len(indices)], predictions)
-    return unpadded

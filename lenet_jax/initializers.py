@@ -1,12 +1,13 @@
 """Initializers: the ranges that initial weights and biases are drawn from."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from lenet_jax.registry import Registry
 
@@ -71,6 +72,16 @@ INITIALIZERS: Registry[Initializer] = Registry(
 ``INITIALIZERS["he"] = lambda fan_in, fan_out, activation: Start(np.sqrt(6 / fan_in), 0.0)``."""
 
 
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: Numbers) -> Array:
-    """Uniform numbers in [-bound, bound]; `bound` is one number, or an array that broadcasts to `shape`."""
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * jnp.asarray(bound, jnp.result_type(float))
+def uniform(keys: Key[Array, "*streams"], count: int) -> Float[Array, "*streams {count}"]:
+    """`count` uniform numbers in [-1, 1] from each key.
+
+    One stream after the other: a single small program draws all of them, which takes a third of the time to compile.
+    """
+    flat = jax.lax.map(lambda key: jax.random.uniform(key, (count,), minval=-1.0, maxval=1.0), keys.ravel())
+    numbers: Array = flat.reshape(*keys.shape, count)
+    return numbers
+
+
+def scaled(numbers: Float[Array, " numbers"], shape: tuple[int, ...], bound: Numbers) -> Array:
+    """The first numbers in this shape, times `bound`: one number, or an array that broadcasts to the shape."""
+    return numbers[: math.prod(shape)].reshape(shape) * jnp.asarray(bound, jnp.result_type(float))

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lenet_jax.choices import CHOICES, register
 from lenet_jax.errors import check_choice
 from lenet_jax.registry import Registry
 
 TARGET_CODES: Mapping[str, tuple[float, float]] = {"0/1": (0.0, 1.0), "+-1": (-1.0, 1.0)}
 """The targets of incorrect classes and of the correct class."""
 
-MSE_POINTS = ("softmax", "linear")
-MSE_REDUCTIONS = ("sum", "mean")
+register("target_code", TARGET_CODES)
+
+MSE_POINTS, MSE_REDUCTIONS = CHOICES["mse_point"], CHOICES["mse_reduction"]
 
 
 def mse(

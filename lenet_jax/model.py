@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lenet_jax import IMAGE_SIZE as IMAGE_SIZE
 from lenet_jax import layers
+from lenet_jax.choices import CHOICES, register
 from lenet_jax.errors import InputError, check_choice
-from lenet_jax.initializers import INITIALIZERS, Numbers, Start, uniform
+from lenet_jax.initializers import INITIALIZERS, Numbers, Start, scaled, uniform
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, convolve, dense, subsample
 
 C1_TABLE: Table = ((0,),) * 6
@@ -32,9 +33,9 @@ C3_TABLE: Table = (
 CONNECTIVITIES: dict[str, Table] = {"table": C3_TABLE, "full": (tuple(range(6)),) * 16}
 """C3's connection table by name: for each output map, the maps of S2 that it sees."""
 
-SUBSAMPLINGS = ("trainable", "average", "max")
-WINDOWS = ("mean", "sum")
-OUTPUTS = ("softmax", "linear", "squashed", "rbf")
+register("connectivity", CONNECTIVITIES)
+
+SUBSAMPLINGS, WINDOWS, OUTPUTS = (CHOICES[field] for field in ("subsampling", "subsampling_window", "output"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,10 @@ class Params:
     c5: Dense
     f6: Dense
     output: Dense | None
+
+
+LAYERS = tuple(field.name for field in dataclasses.fields(Params))
+"""The names of the layers with parameters, in order."""
 
 
 def activations(
@@ -178,17 +183,23 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
     example, see `forward`.
     """
     table = CONNECTIVITIES[architecture.connectivity]
-    keys = {field.name: jax.random.fold_in(key, index) for index, field in enumerate(dataclasses.fields(Params))}
     trainable, dense_output = architecture.subsampling == "trainable", architecture.output != "rbf"
+    c5 = len(table), 5, 5, 120
+    streams = jnp.stack([jax.random.split(jax.random.fold_in(key, index)) for index in range(len(LAYERS))])
+    draws = dict(zip(LAYERS, uniform(streams, math.prod(c5)), strict=True))
     return Params(
-        c1=init_convolution(keys["c1"], C1_TABLE, 1, architecture),
-        s2=init_subsampling(keys["s2"], len(C1_TABLE), architecture) if trainable else None,
-        c3=init_convolution(keys["c3"], table, len(C1_TABLE), architecture),
-        s4=init_subsampling(keys["s4"], len(table), architecture) if trainable else None,
-        c5=init_dense(keys["c5"], (len(table), 5, 5, 120), architecture),
-        f6=init_dense(keys["f6"], (120, 84), architecture),
-        output=init_dense(keys["output"], (84, architecture.classes), architecture) if dense_output else None,
+        c1=init_convolution(draws["c1"], C1_TABLE, 1, architecture),
+        s2=init_subsampling(draws["s2"], len(C1_TABLE), architecture) if trainable else None,
+        c3=init_convolution(draws["c3"], table, len(C1_TABLE), architecture),
+        s4=init_subsampling(draws["s4"], len(table), architecture) if trainable else None,
+        c5=init_dense(draws["c5"], c5, architecture),
+        f6=init_dense(draws["f6"], (120, 84), architecture),
+        output=init_dense(draws["output"], (84, architecture.classes), architecture) if dense_output else None,
     )
+
+
+Draws = Float[Array, "2 numbers"]
+"""Uniform numbers in [-1, 1], for a layer's weights and for its biases; at least as many as are needed."""
 
 
 def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Start:
@@ -196,36 +207,33 @@ def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Sta
     return INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
 
 
-def init_convolution(key: PRNGKeyArray, table: Table, inputs: int, architecture: Architecture) -> Convolution:
+def init_convolution(draws: Draws, table: Table, inputs: int, architecture: Architecture) -> Convolution:
     """C1 or C3: a unit has 25 inputs per connected map, and an input is seen by 25 units of each connected map."""
     area = layers.KERNEL_SIZE**2
-    weight_key, bias_key = jax.random.split(key)
     output, _ = layers.connections(table)
     fan_in = np.array([area * float(len(sources)) for sources in table])
     start = start_of(fan_in, area * len(output) / inputs, architecture)
     bound = np.broadcast_to(start.weight, len(table))[output][:, None, None]
-    kernel = uniform(weight_key, (len(output), layers.KERNEL_SIZE, layers.KERNEL_SIZE), bound)
+    kernel = scaled(draws[0], (len(output), layers.KERNEL_SIZE, layers.KERNEL_SIZE), bound)
     # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
     center = start.center if inputs > 1 else 0.0
     shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
-    return Convolution(kernel, uniform(bias_key, (len(table),), start.bias) - shift)
+    return Convolution(kernel, scaled(draws[1], (len(table),), start.bias) - shift)
 
 
-def init_subsampling(key: PRNGKeyArray, maps: int, architecture: Architecture) -> Subsampling:
+def init_subsampling(draws: Draws, maps: int, architecture: Architecture) -> Subsampling:
     """S2 or S4: a unit has 4 inputs with a common coefficient, and an input is seen by one unit."""
-    weight_key, bias_key = jax.random.split(key)
     start = start_of(4.0, 1.0, architecture)
-    coefficient = uniform(weight_key, (maps,), start.weight)
-    return Subsampling(coefficient, uniform(bias_key, (maps,), start.bias) - start.center * coefficient)
+    coefficient = scaled(draws[0], (maps,), start.weight)
+    return Subsampling(coefficient, scaled(draws[1], (maps,), start.bias) - start.center * coefficient)
 
 
-def init_dense(key: PRNGKeyArray, shape: tuple[int, ...], architecture: Architecture) -> Dense:
+def init_dense(draws: Draws, shape: tuple[int, ...], architecture: Architecture) -> Dense:
     """C5, F6 or the output: each unit sees all inputs."""
-    weight_key, bias_key = jax.random.split(key)
     start = start_of(float(math.prod(shape[:-1])), float(shape[-1]), architecture)
-    kernel = uniform(weight_key, shape, start.weight)
+    kernel = scaled(draws[0], shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
-    return Dense(kernel, uniform(bias_key, shape[-1:], start.bias) - shift)
+    return Dense(kernel, scaled(draws[1], shape[-1:], start.bias) - shift)
 
 
 def connection_table(architecture: Architecture) -> dict[str, int]:

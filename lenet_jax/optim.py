@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lenet_jax.choices import register
 from lenet_jax.registry import Registry
 
 
@@ -25,16 +26,20 @@ class Hyperparameters:
       momentum: the coefficient of ``momentum``, beta_1 of ``adam`` and ``adamw``.
       weight_decay: decoupled (times the learning rate) with ``adamw``, otherwise added to the gradient.
       mu: of `sdlm`.
+      loss_number: which of `train.Recipe.losses` it trains with; not a config field.
     """
 
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
     weight_decay: Float[Array, ""]
     mu: Float[Array, ""]
+    loss_number: Int[Array, ""] | int = 0
 
 
-HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparameters))
+HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparameters) if field.name != "loss_number")
 """The names of the hyperparameters, which are config fields."""
+
+register("tune", HYPERPARAMETERS)
 
 
 class CurvatureState(NamedTuple):

@@ -21,3 +21,33 @@ def expanded(path: str | Path, field: str) -> Path:
     except UnicodeEncodeError as error:
         raise InputError(f"{field}: {str(path)!a} is not UTF-8; rename the file or folder") from error
     return found
+
+
+def cache_folder(name: str) -> Path:
+    """A folder, made if needed, for files of this user that can be made again.
+
+    Raises:
+      InputError: it can't be made.
+    """
+    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "lenet_jax" / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"XDG_CACHE_HOME: {str(folder)!r} can't be made ({error})") from error
+    return folder
+
+
+def check_private(*paths: Path) -> None:
+    """Raises PermissionError if a path is a link, not this user's, or writable by others: we run what it holds."""
+    for path in paths:
+        status = path.lstat()
+        if status.st_uid != os.getuid() or path.is_symlink() or status.st_mode & 0o022:
+            raise PermissionError(f"{str(path)!r} is not only this user's")
+
+
+def existing_folder(path: str | Path, field: str) -> Path:
+    """The folder at this path, `expanded`; raises InputError if there is none."""
+    folder = expanded(path, field)
+    if not os.path.isdir(folder):
+        raise InputError(f"{field}: {str(folder)!r} is not a folder")
+    return folder

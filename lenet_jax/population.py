@@ -18,13 +18,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lenet_jax import distributed, jax_settings, train
+from lenet_jax import distributed, executables, jax_settings, native, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError
 from lenet_jax.evaluate import Evaluation, Predictions
 from lenet_jax.model import IMAGE_SIZE, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
-from lenet_jax.paths import expanded
+from lenet_jax.paths import cache_folder
 from lenet_jax.registry import CACHES
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
 
@@ -40,8 +40,8 @@ SIDE_BY_SIDE = {"cpu": 1}
 ACCELERATOR_SIDE_BY_SIDE = 256
 """Members that an accelerator trains side by side; if it has more, in turns. Not tuned by measurement yet."""
 
-RUN_ONCE_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0}
-"""Compiler options of programs that run once: optimizing these takes longer than running them."""
+PREDICTED_TOGETHER = 256
+"""Images that a call of `Programs.predict` answers: one program serves splits of all sizes."""
 
 CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True}
 """Compiler options on CPUs: fewer copies of parameters, which speeds up training with a batch size of 1."""
@@ -61,23 +61,33 @@ def configure(devices: int | None = None) -> None:
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices or cores())
     with contextlib.suppress(InputError):  # a user without a home folder has no cache
-        cache = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "lenet_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax_settings.check_platform()
+
+
+ARITHMETIC = 2
+"""Number of changes of the programs that changed rounding. 2: native convolutions, means of evaluations in float64."""
+
+AT_FIRST_USE = ("measure_own",)
+"""Programs that are compiled when they are first used, as metrics are optional."""
+
+
+def arithmetic() -> str:
+    """What rounding depends on, beside the config and the processor; a run doesn't mix results of several."""
+    return f"{ARITHMETIC}, {'native' if jax.default_backend() == 'cpu' and native.available() else 'blocked'}"
 
 
 class Programs(NamedTuple):
     """The programs of a population, functions of the arrays of all members; `train_segment` donates its state's memory.
 
-    `measure_own` and `predict` are compiled at their first use: metrics are optional, and the number of images varies.
+    `predict` takes the members' numbers of losses, too, and indices of `PREDICTED_TOGETHER` images.
     """
 
     init: Callable[[Array, Hyperparameters], TrainState]
     train_segment: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
     measure_own: Callable[[TrainState, Images], dict[str, Array]]
-    evaluate: Callable[[Params, Images, Array, Array], Evaluation]
-    predict: Callable[[Params, Images, Array], Predictions]
+    predict: Callable[[Params, Array | int, Images, Array], Predictions]
 
 
 @dataclasses.dataclass
@@ -100,12 +110,17 @@ class Population:
     memory: int
 
 
+def width_of(mesh: Mesh) -> int:
+    """The number of members that each device trains side by side, at most."""
+    return SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
+
+
 def over_members(function: Callable[..., Any], mesh: Mesh, count: int) -> Callable[..., Any]:
     """Lifts a function of one member, whose first `count` arguments are the member's own, to all members.
 
     Each device works on its part of the members, without waiting for the others.
     """
-    width = SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
+    width = width_of(mesh)
 
     def on_device(*arguments: Any) -> Any:
         members, shared = arguments[:count], arguments[count:]
@@ -138,41 +153,59 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 
     of_members: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, (members,), sharding=sharded)
     of_all: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, sharding=shared)
-    seeds, hyper = of_members(jnp.uint32), Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, of_members(jnp.float32)))
+    seeds, numbers = of_members(jnp.uint32), of_members(jnp.int32)
+    hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, of_members(jnp.float32)), loss_number=numbers)
     init = lifted(train.init, 2)
     shapes = jax.eval_shape(init, seeds, hyper)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded), shapes)
-    index, indices, number = of_all((), jnp.int32), of_all((image_count,), jnp.int32), of_all((), jnp.float32)
-    pixels = of_all((image_count, IMAGE_SIZE, IMAGE_SIZE), jnp.uint8)
-    images = Images(pixels, labels=indices, scale=number, shift=number)
+    pixels, labels = of_all((image_count, IMAGE_SIZE, IMAGE_SIZE), jnp.uint8), of_all((image_count,), jnp.int32)
+    images = Images(pixels, labels, scale=of_all((), jnp.float32), shift=of_all((), jnp.float32))
+    indices = of_all((PREDICTED_TOGETHER,), jnp.int32)
+
+    def predict(params: Params, number: Array, images: Images, indices: Array) -> Predictions:
+        return evaluation.predict(params, images, indices, recipe, number)
+
     return {
         "init": Lowerable(jax.jit(init), (seeds, hyper)),
         "train_segment": Lowerable(jax.jit(lifted(train.train_segment, 2), donate_argnums=0), (state, hyper, images)),
         "measure_own": Lowerable(jax.jit(lifted(evaluation.measure_own)), (state, images)),
-        "evaluate": Lowerable(jax.jit(lifted(evaluation.evaluate)), (state.params, images, index, index)),
-        "predict": Lowerable(jax.jit(lifted(evaluation.predict)), (state.params, images, indices)),
+        "predict": Lowerable(jax.jit(over_members(predict, mesh, 2)), (state.params, numbers, images, indices)),
     }
 
 
-@functools.lru_cache(maxsize=32)
-@jax_settings.fixed()
 def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
-    """Compiles a population's programs, once for all arms with the same recipe.
+    """Compiles a population's programs, once for all arms that share them; see `train.Recipe.shared`.
 
     The number of members must be a multiple of the number of devices. `image_count` counts the images of all splits.
     """
+    return Programs(*(compile_program(name, recipe, members, image_count, mesh) for name in Programs._fields))
+
+
+@functools.lru_cache(maxsize=128)
+@jax_settings.fixed()
+def compile_program(name: str, recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Any:
+    """One of `Programs`, compiled here or read from disk."""
     options: dict[str, Any] = {}
     if mesh.devices.flat[0].platform == "cpu":
-        options = CPU_OPTIONS
-        recipe = dataclasses.replace(recipe, microbatches=train.microbatches_for(recipe.batch_size))
-    options_of = {"init": RUN_ONCE_OPTIONS, "train_segment": options, "evaluate": options}
-    programs: dict[str, Any] = {}
-    for name, (function, arguments) in lowerables(recipe, members, image_count, mesh).items():
-        programs[name] = compiled(function.lower(*arguments), options_of[name]) if name in options_of else function
-    return Programs(**programs)
+        options, recipe = CPU_OPTIONS, for_cpu(recipe)
+
+    def lower() -> Any:
+        function, arguments = lowerables(recipe.shared, members, image_count, mesh)[name]
+        return function if name in AT_FIRST_USE else compiled(function.lower(*arguments), options)
+
+    if name in AT_FIRST_USE:
+        return lower()
+    described = name, recipe.shared, members, image_count, width_of(mesh), options
+    return executables.obtain(described, [*mesh.devices.flat], lower)
 
 
-CACHES.append(compile_programs.cache_clear)
+CACHES.append(compile_program.cache_clear)
+
+
+def for_cpu(recipe: Recipe) -> Recipe:
+    """The recipe as a CPU computes it fastest."""
+    microbatches = train.microbatches_for(recipe.batch_size)
+    return dataclasses.replace(recipe, microbatches=microbatches, native=native.available())
 
 
 def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
@@ -228,7 +261,9 @@ def create(
         return distributed.put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
 
     programs = compile_programs(recipe, len(seeds) + padding, len(images.labels), mesh)
-    member_hyper = Hyperparameters(**{name: padded(values, np.float32) for name, values in hyper.items()})
+    numbers = [recipe.losses.index(recipe.loss) if recipe.losses else 0] * len(seeds)
+    floats = {name: padded(values, np.float32) for name, values in hyper.items()}
+    member_hyper = Hyperparameters(**floats, loss_number=padded(numbers, np.int32))
     return Population(
         state=programs.init(padded(seeds, np.uint32), member_hyper),
         hyper=member_hyper,
@@ -253,19 +288,24 @@ def measure_own(population: Population) -> dict[str, np.ndarray]:
     return to_host(population.programs.measure_own(population.state, population.images), population.size)
 
 
-@jax_settings.fixed()
 def evaluate(population: Population, split: range) -> Evaluation:
     """Evaluates every member on a range of the images; returns NumPy arrays [members]."""
-    shared = population.images.scale.sharding
-    bounds = [distributed.put(np.array(bound, np.int32), shared) for bound in (split.start, split.stop)]
-    return to_host(population.programs.evaluate(population.state.params, population.images, *bounds), population.size)
+    labels = np.asarray(population.images.labels)
+    parts = [split[start : start + PREDICTED_TOGETHER] for start in range(0, len(split), PREDICTED_TOGETHER)]
+    return evaluation.evaluate((predict(population, part), labels[part.start : part.stop]) for part in parts)
 
 
 @jax_settings.fixed()
 def predict(population: Population, split: range) -> Predictions:
     """Classifies a range of the images by every member; returns NumPy arrays [members, images]."""
-    indices = distributed.put(np.arange(split.start, split.stop, dtype=np.int32), population.images.scale.sharding)
-    return to_host(population.programs.predict(population.state.params, population.images, indices), population.size)
+    shared, found = population.images.scale.sharding, []
+    params, number = population.state.params, population.hyper.loss_number
+    for start in range(split.start, split.stop, PREDICTED_TOGETHER):
+        indices = np.minimum(np.arange(start, start + PREDICTED_TOGETHER, dtype=np.int32), split.stop - 1)
+        answers = population.programs.predict(params, number, population.images, distributed.put(indices, shared))
+        found.append(to_host(answers, population.size))
+    whole: Predictions = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(split)], *found)
+    return whole
 
 
 Measured = TypeVar("Measured", Metrics, Evaluation, Predictions, Snapshot)

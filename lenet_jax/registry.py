@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from lenet_jax.choices import register
 from lenet_jax.errors import InputError
 
 Part = TypeVar("Part")
@@ -24,15 +25,17 @@ class Registry(UserDict[str, Part]):
     """Values of a config field by name: the package's parts, which can't be replaced, and a user's own.
 
     Examples:
-      >>> shapes = Registry("shape", round=abs)
-      >>> shapes["square"] = lambda x: x * x
-      >>> shapes["square"](3), shapes.own
+      >>> from lenet_jax.layers import ACTIVATIONS
+      >>> ACTIVATIONS["square"] = lambda x: x * x
+      >>> ACTIVATIONS["square"](3), ACTIVATIONS.own
       (9, ['square'])
+      >>> del ACTIVATIONS["square"]
     """
 
     def __init__(self, field: str, /, **shipped: Part) -> None:
         self.data = dict(shipped)
         self.field, self.shipped = field, frozenset(shipped)
+        register(field, self)
         REGISTRIES[field] = self
 
     @property

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -12,6 +13,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from lenet_jax import blocked, model, optim
+from lenet_jax.blocked import Grid
+from lenet_jax.choices import CHOICES
 from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, Distortion, distort, draw
 from lenet_jax.jax_settings import key_of
@@ -29,7 +32,7 @@ MAX_CALL_SAMPLES = 1_000_000
 MAX_SEGMENTS = 16
 """Upper limit of segments per epoch: each segment redraws the order of the whole epoch."""
 
-ORDERS = ("fresh", "constant", "stored")
+ORDERS = CHOICES["order"]
 """Orders of presentation: random for each epoch, random once for all epochs (as in 1998), or that of the data set."""
 
 
@@ -74,6 +77,10 @@ def uses_curvature(optimizer: optim.Optimizer) -> bool:
     return optim.curvature_of(jax.eval_shape(state)) is not None
 
 
+LossOf = Callable[[Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]]
+"""Logits and labels of a batch -> their mean loss."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that is fixed when training is compiled. Hashable.
@@ -87,6 +94,9 @@ class Recipe:
       curvature_start: a key of `curvature.STARTS`.
       metrics: keys of `evaluate.METRICS`.
       metrics_per_epoch: measurements of them at equal intervals; divides `segments`.
+      losses: what members of a population may train with (see `Hyperparameters`): arms that differ in the loss alone
+        share a program. Empty: `loss`.
+      native: whether convolutions may be computed by `lenet_jax.native`. Only rounding depends on it.
     """
 
     architecture: Architecture
@@ -106,6 +116,19 @@ class Recipe:
     curvature_start: str = "target"
     metrics: tuple[str, ...] = ()
     metrics_per_epoch: int = 1
+    losses: tuple[Loss, ...] = ()
+    native: bool = False
+
+    @property
+    def shared(self) -> "Recipe":
+        """The same for all recipes that share a program."""
+        return dataclasses.replace(self, loss=self.losses[0]) if self.losses else self
+
+    def loss_of(self, number: Int[Array, ""] | int) -> LossOf:
+        """The loss of a network: ``losses[number]``, or `loss` if there is no choice."""
+        if len(self.losses) < 2:
+            return self.loss
+        return lambda logits, labels: jax.lax.switch(number, self.losses, logits, labels)
 
     @property
     def epoch_steps(self) -> int:
@@ -143,8 +166,8 @@ class Images:
         return self.pixels[indices].astype(self.scale.dtype) * self.scale + self.shift, self.labels[indices]
 
 
-Batch = tuple[Float[Array, "1 4 8 16 2 batch"], Int[Array, " batch"]]
-"""Images in the layout of `blocked.to_grid`, and their labels."""
+Batch = tuple[Grid, Int[Array, " batch"]]
+"""Images in a layout of `blocked.to_grid`, and their labels."""
 
 
 @flax.struct.dataclass
@@ -187,13 +210,13 @@ def misclassified(outputs: Float[Array, "batch classes"], labels: Int[Array, " b
 
 
 def gradient_of(
-    params: Params, grid: Float[Array, "1 4 8 16 2 batch"], labels: Int[Array, " batch"], recipe: Recipe
+    params: Params, grid: Grid, labels: Int[Array, " batch"], recipe: Recipe, loss_number: Int[Array, ""] | int = 0
 ) -> tuple[Params, Metrics]:
-    """The gradient of the loss, and the metrics, for images in the layout of `blocked.to_grid`."""
+    """The gradient of the loss, and the metrics, for images in a layout of `blocked.to_grid`."""
 
     def objective(params: Params) -> tuple[Array, Metrics]:
         outputs = blocked.forward_grid(params, grid, recipe.architecture)
-        loss = recipe.loss(model.logits_of(outputs, recipe.architecture), labels)
+        loss = recipe.loss_of(loss_number)(model.logits_of(outputs, recipe.architecture), labels)
         return loss, Metrics(loss, misclassified(outputs, labels, recipe).mean())
 
     gradient, metrics = jax.grad(objective, has_aux=True)(params)
@@ -204,13 +227,13 @@ BatchIndices = tuple[Int[Array, "*batch"], Distortion | None]
 """Indices of images to present, and the distortion of each."""
 
 
-def gather_batch(images: Images, selected: BatchIndices) -> Batch:
+def gather_batch(images: Images, selected: BatchIndices, native: bool) -> Batch:
     """The normalized and distorted images, as `gradient_of` takes them."""
     indices, distortion = selected
     inputs, labels = images.take(indices)
     if distortion is not None:
         inputs = jax.vmap(distort, in_axes=(0, 0, None))(inputs, distortion, images.shift)
-    return blocked.to_grid(inputs), labels
+    return blocked.to_grid(inputs, native), labels
 
 
 def train_step(
@@ -226,8 +249,11 @@ def train_step(
     # gathered where it is used, XLA would gather every pixel again for each tile that reads it.
     def add_microbatch(carry: tuple[Any, Batch], indices: BatchIndices) -> tuple[tuple[Any, Batch], None]:
         total, batch = carry
-        next_batch = gather_batch(images, indices)
-        return (jax.tree.map(jnp.add, total, gradient_of(state.params, *batch, recipe)), next_batch), None
+        next_batch = gather_batch(images, indices, recipe.native)
+        return (
+            jax.tree.map(jnp.add, total, gradient_of(state.params, *batch, recipe, hyper.loss_number)),
+            next_batch,
+        ), None
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, Metrics(images.scale, images.scale)))
     (total, batch), _ = jax.lax.scan(add_microbatch, (zeros, batch), next_indices, unroll=recipe.microbatches == 1)
@@ -277,7 +303,7 @@ def train_segment(
 
     done = state.step % recipe.epoch_steps
     indices = batch_indices(state, recipe)
-    first = gather_batch(images, jax.tree.map(lambda leaf: leaf[0], indices))
+    first = gather_batch(images, jax.tree.map(lambda leaf: leaf[0], indices), recipe.native)
     (state, _), metrics = jax.lax.scan(stretch, (state, first), jax.tree.map(by_step, indices), unroll=stretches == 1)
     running: Metrics = jax.tree.map(lambda old, new: jnp.where(done == 0, 0, old) + new.sum(), state.running, metrics)
     done = done + recipe.epoch_steps // recipe.segments
@@ -335,7 +361,7 @@ def curvature(params: Params, images: Images, indices: Int[Array, " patterns"], 
     microbatches = indices.reshape(microbatches_for(len(indices)), -1)
 
     def add_microbatch(total: Params, indices: Int[Array, " microbatch"]) -> tuple[Params, None]:
-        grid, labels = gather_batch(images, (indices, None))
+        grid, labels = gather_batch(images, (indices, None), recipe.native)
         mean = diagonal(params, grid, labels, recipe.architecture, recipe.loss, recipe.curvature_start)
         return jax.tree.map(jnp.add, total, mean), None
 

@@ -59,6 +59,9 @@ def pytest_collection_finish(session):
     The fast tests' programs run for seconds; importing and compiling them takes longer. Slow tests depend on how fast
     users' programs are, and all tests of a session compare results of the same kind of program.
     """
+    from lenet_jax import executables
+
+    executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
         os.environ["XLA_FLAGS"] = QUICK  # XLA reads it when it compiles for the first time
         programs.FORKED = True

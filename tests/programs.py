@@ -20,7 +20,7 @@ FORKED = False
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [f"lenet_jax.{name}" for name in ("cli", "run.runner", "analysis.report", "analysis.tables", "analysis.networks")]
-    + ["tensorboardX"]
+    + ["tensorboardX", "scipy.special"]
 )
 
 

@@ -82,7 +82,7 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
     hyper["learning_rate"] = [arm.settings["learning_rate"] * factor for factor in (1, 0.5, 0.25, 0.125)]
 
     def trained(devices):
-        population.compile_programs.cache_clear()
+        population.compile_program.cache_clear()
         members = population.create(seeds, hyper, images, recipe, devices)
         for _ in range(recipe.epochs):
             metrics = population.train_segment(members)
@@ -93,7 +93,7 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
     alone, *measured = trained(jax.devices()[:1])
     monkeypatch.setattr(population, "SIDE_BY_SIDE", {})
     together, *measured_together = trained(jax.devices()[:1])
-    population.compile_programs.cache_clear()
+    population.compile_program.cache_clear()
     assert not np.array_equal(alone["params/c1/kernel"][0], alone["params/c1/kernel"][1])
     floats = {name for name, array in alone.items() if array.dtype == np.float32}
     for path in alone.keys() - floats:

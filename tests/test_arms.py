@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import ablation, base, quickstart
-from lenet_jax.run import tuning
 from lenet_jax.run.arms import FIELDS, describe, expand
-from lenet_jax.run.tuning import Tuning
+from lenet_jax.run.candidates import Tuning, log_uniform
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if path.stem not in ("__init__", "base", "stored"))
@@ -276,8 +275,8 @@ def test_random_sets_are_drawn_together_and_go_with_a_grid():
     config = tunable(weight_decay=spread, momentum=(0.5, 0.9), learning_rate={"low": 0.01, "high": 1, "count": 4})
     found = expand(config)[0].tuning
     assert found.grid == {"momentum": (0.5, 0.9)}
-    assert [point["weight_decay"] for point in found.drawn] == tuning.log_uniform("weight_decay", 1e-6, 1e-2, 4)
-    assert [point["learning_rate"] for point in found.drawn] == tuning.log_uniform("learning_rate", 0.01, 1.0, 4)
+    assert [point["weight_decay"] for point in found.drawn] == log_uniform("weight_decay", 1e-6, 1e-2, 4)
+    assert [point["learning_rate"] for point in found.drawn] == log_uniform("learning_rate", 0.01, 1.0, 4)
 
 
 RATES = {"learning_rate": (0.01, 0.1)}

@@ -17,6 +17,7 @@ from pathlib import Path
 import few_digits
 import programs
 import pytest
+from made_runs import write_run
 
 import lenet_jax as package
 from lenet_jax import arguments, cli
@@ -26,7 +27,7 @@ from lenet_jax.experiments import base
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run import limits, runner
 from lenet_jax.run.arms import expand
-from lenet_jax.run.tuning import Tuning, log_uniform
+from lenet_jax.run.candidates import Tuning, log_uniform
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 QUICK = [
@@ -80,8 +81,73 @@ def test_help_answers_within_a_second_and_without_jax(tmp_path):
     assert time.perf_counter() - started < 1
     assert result.returncode == 0
     assert "lenet-jax run --config=FILE" in result.stdout
-    check = "import sys, lenet_jax.cli; assert not {'jax', 'matplotlib', 'pandas'} & set(sys.modules)"
+    check = "import sys, lenet_jax.cli; assert not {'jax', 'matplotlib', 'numpy', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+WITHOUT_JAX = """
+import sys
+from lenet_jax import cli
+slow = {"jax", "jaxlib", "flax", "optax", "orbax", "scipy", "pandas", "pyarrow", "matplotlib"}
+for command in COMMANDS:
+    try:
+        cli.main(command.split())
+        raise AssertionError(command)
+    except SystemExit as error:
+        assert error.code == 2, command
+    assert not slow & set(sys.modules), command
+"""
+
+
+def test_wrong_values_are_reported_before_anything_slow_is_imported(tmp_path):
+    """By a process of its own; what they say is tested below, and in test_arms.py."""
+    (tmp_path / "mine.py").write_text(
+        "from lenet_jax.experiments import base\ndef get_config():\n  c = base.get_config()\n  c.epochs = 0\n  return c"
+    )
+    run = f"run --config={EXPERIMENTS}/quickstart.py"
+    wrong = {
+        "epochs": "run --config=mine.py",
+        "label_noise": f"{run} --dry-run --config.label_noise=2",
+        "batch_size": f"{run} --config.batch_size=0",
+        "loss": f"{run} --config.loss=foo",
+        "metrics": f"{run} --config.metrics=('foo',)",
+        "sweep.activation": f"{run} --config.sweep.activation=('foo',)",
+        "sweep.era.old.order": run + " --config.sweep.era={'old':{'order':'foo'}}",
+        "tune.mu": run + " --config.tune.mu={'low':2,'high':1,'count':3}",
+        "mse_point": f"{run} --config.output=linear",
+        "refit": f"{run} --config.refit",
+        "dataset": f"{run} --config.dataset=foo",
+        "tracker": f"{run} --tracker=foo",
+        "only-arm": f"{run} --only-arm=9",
+        "over": "compare . --over=foo",
+        "scale": "compare . --scale=foo",
+        "run": "compare nowhere",
+    }
+    code = WITHOUT_JAX.replace("COMMANDS", repr([*wrong.values()]))
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    reported = [line.removeprefix("lenet-jax: ").partition(":")[0] for line in result.stderr.splitlines()]
+    assert reported == [*wrong]
+
+
+def test_a_comparison_needs_neither_jax_nor_scipys_distributions(tmp_path):
+    """They take longer to import than the rest; the table stands before Matplotlib is imported for the figures."""
+    write_run(tmp_path / "run")
+    check = """
+import sys
+from lenet_jax import cli
+from lenet_jax.analysis import tables
+shown = tables.print_comparison
+def then(comparison, console):
+    assert "matplotlib" not in sys.modules
+    shown(comparison, console)
+tables.print_comparison = then
+cli.main(["compare", "run"])
+assert "matplotlib" in sys.modules
+found = {"jax", "scipy.stats", "scipy.optimize"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "classify"])

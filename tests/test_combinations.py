@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, distortions, initializers, losses, model, optim, train
+from lenet_jax import choices, crossed, curvature, distortions, initializers, losses, model, optim, registry, train
+from lenet_jax.analysis import contrasts
 from lenet_jax.data import preprocess
+from lenet_jax.evaluate import METRICS
 from lenet_jax.experiments import base
 from lenet_jax.layers import ACTIVATIONS
-from lenet_jax.run import plan
+from lenet_jax.run import plan, trackers
 from lenet_jax.run.arms import DEFAULTS, FIELDS, expand
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -121,6 +123,30 @@ def test_all_named_choices_take_part():
         *("architecture", "epochs", "train_size", "microbatches", "segments", "curvature_patterns"),
         *("metrics", "metrics_per_epoch"),
     }
+
+
+NAMED = {field: table for field, table in CHOICES.items() if field in choices.CHOICES} | {
+    "padding": preprocess.PADDINGS,
+    "mse_reduction": losses.MSE_REDUCTIONS,
+    "metrics": METRICS,
+    "tune": optim.HYPERPARAMETERS,
+    "tracker": trackers.TRACKERS,
+    "over": crossed.OVER,
+    "scale": contrasts.SCALES,
+}
+
+
+def test_tables_have_the_names_by_which_values_are_checked_before_they_are_imported():
+    assert {field: tuple(table) for field, table in NAMED.items()} == choices.CHOICES
+    assert {field for field in FIELDS if isinstance(DEFAULTS[field], str)} - {"dataset", "data_dir"} <= set(NAMED)
+    assert all(choices.values_of(field) is table for field, table in NAMED.items()), "what a user adds is a value, too"
+
+
+@pytest.mark.parametrize("names", [["sgd"], ["momentum", "sgd", "adam", "sdlm", "adamw"], [*optim.OPTIMIZERS, "lion"]])
+def test_a_table_with_other_names_is_refused(names):
+    with pytest.raises(ValueError, match=r"^optimizer: the table has .*; its names must be those of choices\.CHOICES$"):
+        registry.Registry("optimizer", **dict.fromkeys(names, abs))
+    assert choices.values_of("optimizer") is optim.OPTIMIZERS is registry.REGISTRIES["optimizer"]
 
 
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,6 +17,7 @@ from lenet_jax.analysis import arms, compare, report, tables
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run.names import ONLY_ARM, arm_named
 
 NOISE = np.random.default_rng(0).normal(0, 0.001, (6, 12))
 """By arm and seed."""
@@ -48,7 +49,7 @@ def test_statistics_at_the_last_epoch(tmp_path):
 
 
 def test_losses_are_defined_by_all_their_settings():
-    assert set(compare.LOSS_FIELDS) == {
+    assert set(compare.loss_fields()) == {
         *("loss", "output", "mse_point", "target_code", "mse_reduction", "mse_factor", "map_constant"),
     }
 
@@ -280,9 +281,9 @@ def test_members_that_diverged_are_in_the_table_and_the_notes(tmp_path):
 
 
 def test_an_arm_that_nothing_is_compared_with_needs_no_name(tmp_path):
-    one = {"errors": {(): [0.05, 0.06, 0.07]}, "names": [run_folder.ONLY_ARM]}
+    one = {"errors": {(): [0.05, 0.06, 0.07]}, "names": [ONLY_ARM]}
     rows = arms.arm_statistics(load(write_run(tmp_path / "run", **one)))
-    assert [row.arm for row in rows] == [run_folder.ONLY_ARM]
+    assert [row.arm for row in rows] == [ONLY_ARM]
     header, line = tables.markdown(rows, "test_error").splitlines()[::2]
     assert header == "| mean | 95 % CI | std | median | n |"
     assert line.startswith("| 6.00 | 5.00 - 7.00 |")
@@ -292,12 +293,12 @@ def test_an_arm_that_nothing_is_compared_with_needs_no_name(tmp_path):
 
 @pytest.mark.parametrize("written", ["rate=0.1,depth=3", "rate=0.10,depth=3.0", "rate=1e-1,depth=3"])
 def test_numbers_in_an_arms_name_may_be_written_otherwise(written):
-    assert run_folder.arm_named(written, ["rate=0.1,depth=3", "rate=0.1,depth=4"]) == "rate=0.1,depth=3"
+    assert arm_named(written, ["rate=0.1,depth=3", "rate=0.1,depth=4"]) == "rate=0.1,depth=3"
 
 
 @pytest.mark.parametrize("written", ["rate=0.1", "rate=0.1,depth=5", "depth=3,rate=0.1", "=", ""])
 def test_a_name_that_is_no_arms_stays_as_it_is(written):
-    assert run_folder.arm_named(written, ["rate=0.1,depth=3", "rate=0.10,depth=4", "plain"]) == written
+    assert arm_named(written, ["rate=0.1,depth=3", "rate=0.10,depth=4", "plain"]) == written
 
 
 def test_of_many_arms_a_refusal_names_the_nearest():

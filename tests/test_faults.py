@@ -63,7 +63,7 @@ def command(workdir, arguments, *more):
 def first(arguments):
     """Python code that is executed before the program."""
     # Forces worker processes: a run large enough for them trains for half a minute.
-    return "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0" if arguments in (PAIR, HARD) else ""
+    return "from lenet_jax.run import processes; processes.WORTH_WORKERS = 0" if arguments in (PAIR, HARD) else ""
 
 
 def lenet_jax(workdir, arguments, *more, limit="", env=None):

@@ -164,6 +164,13 @@ def legend_of(made):
     return [text.get_text() for text in made.axes[0].get_legend().get_texts()]
 
 
+def test_a_figure_holds_its_legend_and_is_laid_out_once():
+    made = drawn("a long name of an arm")
+    legend = made.axes[0].get_legend().get_window_extent()
+    assert made.axes[0].get_window_extent().x1 < legend.x0 < legend.x1 < made.bbox.x1
+    assert made.get_layout_engine() is None, "it would arrange the axes at each save"
+
+
 def test_an_arm_whose_name_begins_with_an_underscore_is_in_the_legend():
     assert legend_of(drawn("_x")) == [" _x", "other"]
     curve = pd.DataFrame({0: [0.1, 0.2]}, index=pd.Index([0.01, 0.1], name="rate"))

@@ -23,7 +23,7 @@ ENVIRONMENT = {"versions": {}, "processor": "", "fingerprints": {}, "started": "
 
 def trained(digits):
     """States before and after an epoch, and predictions, which are compiled on first use."""
-    population.compile_programs.cache_clear()
+    population.compile_program.cache_clear()
     pixels, labels = digits
     images = Images(pixels[:20], labels[:20], np.float32(1 / 255), np.float32(0))
     members = population.create([0, 7], HYPER, images, RECIPE)

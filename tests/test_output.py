@@ -18,7 +18,7 @@ from test_cli import QUICK
 from lenet_jax import cli, output, stats
 from lenet_jax.analysis import compare, metrics, tables
 from lenet_jax.run import folder as run_folder
-from lenet_jax.run import workers
+from lenet_jax.run import processes
 from lenet_jax.run.progress import Progress
 
 NASTY = "_x_ *y* `z` [red]a[/red] [b](c) ![d](e) <img src=f> &lt; $g$ ~~h~~ | :cat: # \\ snake_case \x1b]0;i\x07"
@@ -156,7 +156,7 @@ def serve_into(pipe, connection):
     write = os.open(pipe, os.O_WRONLY)
     os.dup2(write, 1)
     os.dup2(write, 2)
-    workers.serve(connection, None, {})
+    processes.serve(connection, None)
 
 
 def test_a_worker_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
@@ -168,7 +168,7 @@ def test_a_worker_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
     worker.start()
     there.close()  # so that the worker's end ends this test
     open(tmp_path / "pipe").close()
-    here.send(("define", (tmp_path / "own.py", experiment)))
+    here.send(("configure", ({}, (tmp_path / "own.py", experiment))))
     assert here.recv() == (None, None)
     worker.kill()
     worker.join()

@@ -198,7 +198,7 @@ def test_states_of_another_config_are_not_taken_up(finished, halved, tmp_path):
             (folder / path).unlink(missing_ok=True)
         before = everything(folder / "checkpoints" / "all")
         with pytest.raises(
-            InputError, match=r"checkpoints/all/.*' was saved by a run with other settings or data; name"
+            InputError, match=r"checkpoints/all/.*' was saved by a run with other settings, data or programs; name"
         ):
             runner.run(small(learning_rate=0.02), folder, "test")
         assert everything(folder / "checkpoints" / "all") == before
@@ -235,7 +235,7 @@ def test_networks_of_another_arm_are_not_read(finished, tmp_path):
     content = json.loads((run / "summary.json").read_text())
     store = ArmStore(run / "checkpoints" / "all", identity=content["arms"][0]["identity"])
     assert len(checkpoints.networks(store, 3)["step"]) == 3
-    with pytest.raises(InputError, match="was saved by a run with other settings or data"):
+    with pytest.raises(InputError, match="was saved by a run with other settings, data or programs"):
         checkpoints.networks(ArmStore(store.folder, identity="0" * 64), 3)
 
 

@@ -27,7 +27,7 @@ from lenet_jax.initializers import INITIALIZERS
 from lenet_jax.layers import ACTIVATIONS
 from lenet_jax.losses import LOSSES
 from lenet_jax.optim import OPTIMIZERS, SCHEDULES
-from lenet_jax.run import checkpoints, parts, runner
+from lenet_jax.run import checkpoints, parts, processes, runner
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.arms import expand
 
@@ -66,7 +66,7 @@ OWN = textwrap.dedent(
     """
 )
 
-WORKERS = "from lenet_jax.run import runner; runner.WORTH_WORKERS = 0"
+WORKERS = "from lenet_jax.run import processes; processes.WORTH_WORKERS = 0"
 """Worker processes, however small the run."""
 
 NAMES = ["state_gradient_norm_c1", "state_gradient_norm_f6"]
@@ -169,7 +169,7 @@ def small_config(**fields):
 
 def test_parts_of_a_notebook_are_trained_in_its_process(tmp_path, monkeypatch):
     """Other processes don't know them."""
-    monkeypatch.setattr(runner, "WORTH_WORKERS", 0)
+    monkeypatch.setattr(processes, "WORTH_WORKERS", 0)
     monkeypatch.setattr(dynamics, "RUNS", tmp_path)
     ACTIVATIONS["half_tanh"] = lambda a: jax.numpy.tanh(a) / 2
     METRICS["step"] = lambda state, images, recipe: state.step
@@ -275,7 +275,7 @@ def test_a_module_that_the_experiment_file_imports_is_part_of_the_run(tmp_path, 
     assert parts.imported_from((tmp_path / "link").resolve()) == run.provenance["experiment"]["imported"]
     (tmp_path / "run" / "summary.json").unlink()
     helper.write_text("import jax\n\nactivation = jax.nn.silu\n")
-    with pytest.raises(InputError, match="was saved by a run with other settings or data"):
+    with pytest.raises(InputError, match="was saved by a run with other settings, data or programs"):
         runner.run(config, tmp_path / "run", "test", experiment=tmp_path / "mine.py")
     sys.modules.pop("my_helper")
 

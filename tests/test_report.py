@@ -22,6 +22,7 @@ from lenet_jax.errors import InputError
 from lenet_jax.output import escaped
 from lenet_jax.run import files as run_files
 from lenet_jax.run import folder as run_folder
+from lenet_jax.run.names import format_value
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -409,7 +410,7 @@ def big_run(folder, arms=50, seeds=100, epochs=50):
     data = {"name": "mnist10k", "fingerprint": "sha256:0", "test": 1000}
     for arm in range(arms):
         axes = {"loss": f"loss{arm // 10}", "learning_rate": float(arm % 10)}
-        name = ",".join(f"{axis}={run_folder.format_value(value)}" for axis, value in axes.items())
+        name = ",".join(f"{axis}={format_value(value)}" for axis, value in axes.items())
         for split, names in (("running", ("loss", "error")), ("test", ("loss", "error", "nll", "brier", "ece"))):
             numbers = np.arange(split == "running", epochs + 1)
             places = {"epoch": np.repeat(numbers, seeds), "seed": np.tile(np.arange(seeds), len(numbers))}

@@ -17,7 +17,7 @@ from lenet_jax import evaluate as evaluation
 from lenet_jax import population, train
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.experiments import lenet5_1998_distorted, stored
-from lenet_jax.run import files, loop, plan, runner, signals
+from lenet_jax.run import files, loop, plan, processes, runner, signals
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run import memory as run_memory
 from lenet_jax.run.arms import expand
@@ -162,15 +162,15 @@ def test_an_arm_is_traced_once(tmp_path, monkeypatch):
     original = train.gradient_of
 
     def counted(*arguments):
-        traces.append(arguments[-1].loss.name)
+        traces.append(arguments[3].loss.name)
         return original(*arguments)
 
     monkeypatch.setattr(train, "gradient_of", counted)
-    population.compile_programs.cache_clear()
+    population.compile_program.cache_clear()
     config = with_sweep(small(seeds=2), loss=("mse", "cross_entropy"), learning_rate=(0.01, 0.05))
     runner.run(config, tmp_path / "run", "test")
-    # Arms that differ in a hyperparameter share a program: two traces for four arms of two epochs.
-    assert traces == ["mse", "cross_entropy"]
+    # Arms that differ in a hyperparameter or the loss share a program: one trace for four arms of two epochs.
+    assert traces == ["mse"]
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_workers_and_chunks_change_nothing(tmp_path, monkeypatch):
         ("workers", 0, 2**40),
         ("chunks", 1e9, 2 * run_memory.member_memory(recipe_for(config))),
     ):
-        monkeypatch.setattr(runner, "WORTH_WORKERS", worth)
+        monkeypatch.setattr(processes, "WORTH_WORKERS", worth)
         monkeypatch.setattr(run_memory, "memory_for_members", lambda memory=memory: memory)
         run = runner.run(config, tmp_path / name, "test")
         tables[name], predictions[name], tuning[name] = run.metrics, run.predictions, run.tuning

@@ -71,6 +71,16 @@ def test_interval_is_scipys_bca_at_hesterbergs_level(n, t):
     assert stats.bootstrap_interval(values) == pytest.approx(tuple(reference.confidence_interval), rel=1e-6)
 
 
+@pytest.mark.parametrize("n", [2, 7, 40, 2000])  # the last in several blocks of resamples
+def test_resamples_and_levels_are_scipys(n):
+    values = np.random.default_rng(n).lognormal(size=n)
+    means = stats.resampled_means(values)
+    reference = scipy.stats.bootstrap((values,), np.mean, confidence_level=0.9, n_resamples=9999, batch=5000, rng=0)
+    np.testing.assert_allclose(means, reference.bootstrap_distribution, rtol=1e-12)
+    ends = np.quantile(means, stats.bca_levels(values, means, 0.05))
+    np.testing.assert_allclose(ends, reference.confidence_interval, rtol=1e-12)
+
+
 def test_interval_of_many_values_is_hardly_expanded():
     values = np.random.default_rng(0).normal(size=300)
     plain = scipy.stats.bootstrap((values,), np.mean, confidence_level=0.95, n_resamples=9999, rng=0)

@@ -48,7 +48,7 @@ train_epoch = jax.jit(train.train_epoch, static_argnames="recipe")
 predict = jax.jit(evaluation.predict, static_argnames="recipe")
 with_curvature = jax.jit(train.with_curvature, static_argnames="recipe")
 batch_indices = jax.jit(train.batch_indices, static_argnames="recipe")
-measure = jax.jit(evaluation.measure, static_argnames="recipe")
+answer = jax.jit(evaluation.answer, static_argnames="recipe")
 
 
 @functools.partial(jax.jit, static_argnames="architecture")
@@ -161,13 +161,20 @@ def test_microbatches_of_a_batch(batch_size, microbatches):
 
 @pytest.fixture(scope="module")
 def evaluate():
-    return jax.jit(evaluation.evaluate, static_argnames="recipe")
+    """(params, images, begin, end, recipe) -> the evaluation on these images, predicted together."""
+    compiled = jax.jit(evaluation.predict, static_argnames="recipe")
+
+    def of_range(params, images, begin, end, recipe):
+        predictions = compiled(params, images, jnp.arange(begin, end), recipe=recipe)
+        return evaluation.evaluate([(predictions, np.asarray(images.labels)[begin:end])])
+
+    return of_range
 
 
-@pytest.mark.parametrize(("begin", "end"), [(0, 250), (20, 320), (100, 110)], ids=str)
+@pytest.mark.parametrize(("begin", "end"), [(0, 64), (20, 320), (100, 110)], ids=str)
 def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
-    assert evaluation.EVALUATION_BATCH_SIZE == 250, "the ranges hold one batch, one and a part, and a part"
-    metrics = evaluate(start.params, images, jnp.int32(begin), jnp.int32(end), recipe=RECIPE)
+    assert evaluation.EVALUATION_BATCH_SIZE == 64, "the ranges hold one batch, several and a part, and a part"
+    metrics = evaluate(start.params, images, begin, end, recipe=RECIPE)
     labels = np.asarray(images.labels)[begin:end]
     outputs = np.float64(outputs_of(start.params, images, RECIPE.architecture))[begin:end]
     probabilities = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
@@ -198,7 +205,7 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
     last = "output" if output == "softmax" else "f6"
     params = params.replace(**{last: jax.tree.map(lambda leaf: spread * leaf, getattr(params, last))})
     outputs = sign * np.float64(outputs_of(params, images, recipe.architecture))[17:380]
-    metrics = evaluate(params, images, jnp.int32(17), jnp.int32(380), recipe=recipe)
+    metrics = evaluate(params, images, 17, 380, recipe=recipe)
     assert 363 % evaluation.EVALUATION_BATCH_SIZE, "the last batch isn't full"
     weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels)[17:380]
@@ -215,36 +222,40 @@ def test_scores_that_are_not_probabilities_have_no_measures_of_calibration(outpu
     recipe = dataclasses.replace(
         RECIPE, architecture=Architecture("tanh", output=output), loss=Loss("mse", mse_point="linear")
     )
-    found, _ = measure(np.eye(10, dtype=np.float32)[:4], np.arange(4), recipe=recipe)
-    assert np.isfinite(found.loss).all()
-    np.testing.assert_array_equal(found.error, 0)
-    assert all(np.isnan(values).all() for values in (found.nll, found.brier, found.ece))
+    answers = answer(np.eye(10, dtype=np.float32)[:4], np.arange(4), recipe=recipe)
+    assert np.isfinite(answers.loss).all()
+    found = evaluation.evaluate([(answers, np.arange(4))])
+    assert found.error == 0
+    assert all(np.isnan(values) for values in (found.nll, found.brier, found.ece))
 
 
 @pytest.mark.parametrize(("right", "expected"), [(8, 0.0), (10, 0.2), (3, 0.5)])
 def test_a_network_that_is_right_as_often_as_it_says_is_calibrated(right, expected):
     """Ten samples, each given 80 % for class 3."""
     outputs = np.log([np.where(np.arange(10) == 3, 0.8, 0.2 / 9)] * 10).astype(np.float32)
-    found, gaps = measure(outputs, np.where(np.arange(10) < right, 3, 4), recipe=RECIPE)
-    gaps = np.asarray(gaps)
-    assert gaps.shape == (10, evaluation.CALIBRATION_BINS)
-    assert np.mean(found.ece) + np.abs(gaps.sum(axis=0)).sum() / 10 == pytest.approx(expected, abs=1e-6)
-    assert np.mean(found.error) == pytest.approx(1 - right / 10)
+    labels = np.where(np.arange(10) < right, 3, 4)
+    found = evaluation.evaluate([(answer(outputs, labels, recipe=RECIPE), labels)])
+    assert found.ece == pytest.approx(expected, abs=1e-6)
+    assert found.error == pytest.approx(1 - right / 10)
 
 
 def test_bins_of_confidence_that_err_in_opposite_ways_do_not_make_up_for_each_other():
-    outputs = np.log([np.where(np.arange(10) == 3, p, (1 - p) / 9) for p in (0.9, 0.5)]).astype(np.float32)
-    gaps = np.asarray(measure(outputs, np.array([4, 3]), recipe=RECIPE)[1])
-    np.testing.assert_allclose(np.abs(gaps.sum(axis=0)).sum(), 0.9 + 0.5, rtol=1e-6)
-    assert np.flatnonzero(gaps[0]) == [13], "0.9 is in (13/15, 14/15]"
-    assert np.flatnonzero(gaps[1]) == [7], "0.5 is in (7/15, 8/15]"
+    """Also when the images are predicted one by one; the upper end of a bin belongs to it."""
+    sure, unsure = (np.log(np.where(np.arange(10) == 3, p, (1 - p) / 9)).astype(np.float32) for p in (0.9, 0.5))
+    answers = [answer(outputs[None], np.array([label]), recipe=RECIPE) for outputs, label in ((sure, 4), (unsure, 3))]
+    found = evaluation.evaluate(zip(answers, np.array([[4], [3]]), strict=True))
+    assert found.ece == pytest.approx((0.9 + 0.5) / 2)
+    ends = dataclasses.replace(answers[0], confidence=np.float32([14 / 15]))
+    lower = dataclasses.replace(answers[1], confidence=np.float32([0.95]))
+    apart = evaluation.evaluate([(ends, np.array([4])), (lower, np.array([3]))])
+    assert apart.ece == pytest.approx((14 / 15 + 0.05) / 2), "14/15 isn't in the bin above it"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_diverged_network_classifies_none_right(value, start, images, evaluate):
     bias = start.params.output.bias.at[0].set(value)
     params = start.params.replace(output=start.params.output.replace(bias=bias))
-    metrics = evaluate(params, images, jnp.int32(20), jnp.int32(320), recipe=RECIPE)
+    metrics = evaluate(params, images, 20, 320, recipe=RECIPE)
     assert metrics.error == 1
     assert not any(np.isfinite(value) for value in (metrics.loss, metrics.nll, metrics.brier, metrics.ece))
 
@@ -255,7 +266,7 @@ def presented():
     images = Images(jnp.zeros((40, 32, 32), jnp.uint8), jnp.arange(40), jnp.float32(1), jnp.float32(0))
     seen = []
 
-    def note(params, grid, labels, recipe):
+    def note(params, grid, labels, *_):
         jax.debug.callback(lambda indices: seen.append(np.array(indices)), labels, ordered=True)
         return jax.tree.map(jnp.zeros_like, params), train.Metrics(jnp.float32(0), jnp.float32(0))
 
@@ -459,9 +470,7 @@ def test_predict_equals_evaluate(start, images, evaluate):
     found = predict(start.params, images, jnp.arange(20, 320), recipe=RECIPE)
     assert found.predicted.shape == found.margin.shape == (300,)
     error = np.mean(np.asarray(found.predicted) != np.asarray(images.labels)[20:320])
-    assert error == pytest.approx(
-        float(evaluate(start.params, images, jnp.int32(20), jnp.int32(320), recipe=RECIPE).error)
-    )
+    assert error == pytest.approx(float(evaluate(start.params, images, 20, 320, recipe=RECIPE).error))
     exponentials = np.exp(np.float64(outputs_of(start.params, images, RECIPE.architecture))[20:320])
     best = np.sort(exponentials / exponentials.sum(axis=1, keepdims=True), axis=1)
     np.testing.assert_allclose(found.margin, best[:, -1] - best[:, -2], rtol=1e-3, atol=1e-6)

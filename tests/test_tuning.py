@@ -11,9 +11,9 @@ from test_datasets import write
 from lenet_jax import population
 from lenet_jax.data import datasets
 from lenet_jax.experiments import base
+from lenet_jax.run import candidates, runner, tuning
 from lenet_jax.run import folder as run_folder
-from lenet_jax.run import runner, tuning
-from lenet_jax.run.tuning import Tuning
+from lenet_jax.run.candidates import Tuning
 
 RATES = (0.01, 0.1, 1.0)
 TUNED, TESTED, VALIDATION = (1_000_000, 1_000_001), range(6), range(300, 600)
@@ -103,16 +103,16 @@ def test_edges_of_several():
     ],
 )
 def test_beyond_an_edge_a_grid_goes_on_in_its_last_ratio(grid, value, further):
-    assert tuning.beyond(Tuning({"momentum": (0.5, 0.9), "mu": grid}), "mu", value) == further
+    assert candidates.beyond(Tuning({"momentum": (0.5, 0.9), "mu": grid}), "mu", value) == further
 
 
 def test_beyond_what_was_drawn_there_is_nothing():
-    assert tuning.beyond(Tuning({}, ({"mu": 0.1}, {"mu": 0.2})), "mu", 0.2) is None
+    assert candidates.beyond(Tuning({}, ({"mu": 0.1}, {"mu": 0.2})), "mu", 0.2) is None
 
 
 def test_widening_adds_a_value_with_all_others():
     first = Tuning({"momentum": (0.5, 0.9), "mu": (0.1, 1.0)}, ({"learning_rate": 0.1}, {"learning_rate": 0.2}))
-    more, new = tuning.widened(first, "mu", 0.01)
+    more, new = candidates.widened(first, "mu", 0.01)
     assert more.grid == {"momentum": (0.5, 0.9), "mu": (0.01, 0.1, 1.0)}
     assert list(more.grid) == list(first.grid)
     assert {point["mu"] for point in new.candidates()} == {0.01}
@@ -123,7 +123,7 @@ def test_widening_adds_a_value_with_all_others():
 
 def test_random_values_are_uniform_in_the_logarithm():
     low, high = 0.001, 10.0
-    values = np.array(tuning.log_uniform("learning_rate", low, high, 4000))
+    values = np.array(candidates.log_uniform("learning_rate", low, high, 4000))
     assert low <= values.min() < 1.01 * low
     assert 0.99 * high < values.max() <= high
     place = np.log(values / low) / np.log(high / low)
@@ -132,16 +132,16 @@ def test_random_values_are_uniform_in_the_logarithm():
 
 
 def test_random_values_leave_no_part_of_the_range_out():
-    values = np.array(tuning.log_uniform("momentum", 1e-6, 1e-2, 4))
+    values = np.array(candidates.log_uniform("momentum", 1e-6, 1e-2, 4))
     assert sorted((np.log10(values) + 6).astype(int)) == [0, 1, 2, 3]
 
 
 def test_random_values_are_always_the_same_for_a_name():
-    first = tuning.log_uniform("learning_rate", 0.001, 1.0, 20)
-    assert tuning.log_uniform("learning_rate", 0.001, 1.0, 20) == first
-    other = tuning.log_uniform("mu", 0.001, 1.0, 20)
+    first = candidates.log_uniform("learning_rate", 0.001, 1.0, 20)
+    assert candidates.log_uniform("learning_rate", 0.001, 1.0, 20) == first
+    other = candidates.log_uniform("mu", 0.001, 1.0, 20)
     assert abs(scipy.stats.spearmanr(first, other).statistic) < 0.5
-    assert tuning.log_uniform("mu", 0.5, 0.50001, 50) == pytest.approx([0.5] * 50, abs=2e-5)
+    assert candidates.log_uniform("mu", 0.5, 0.50001, 50) == pytest.approx([0.5] * 50, abs=2e-5)
 
 
 # Whole runs: 300 digits to train and 300 to validate, six members wherever it can be, so that little is compiled.
@@ -366,7 +366,7 @@ def test_no_value_beyond_what_a_field_may_be_is_tried(folder, tmp_path):
 def test_a_random_set(folder, tmp_path):
     config = small(folder, {"learning_rate": {"low": 0.001, "high": 1.0, "count": 3}}, tune_widenings=2)
     run = runner.run(config, tmp_path / "run", "test")
-    assert set(run.tuning.learning_rate) == set(tuning.log_uniform("learning_rate", 0.001, 1.0, 3))
+    assert set(run.tuning.learning_rate) == set(candidates.log_uniform("learning_rate", 0.001, 1.0, 3))
     errors = final_errors(run.tuning)
     best = min(errors, key=errors.get)
     (row,) = run.summary["arms"]

@@ -15,6 +15,7 @@ from lenet_jax import population
 from lenet_jax.errors import InputError, WorkerError
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
+from lenet_jax.run import processes
 from lenet_jax.run import workers as run_workers
 from lenet_jax.run.workers import Workers
 from lenet_jax.train import Images, Recipe
@@ -41,7 +42,7 @@ def images(digits):
 @pytest.fixture
 def forked(monkeypatch):
     """Forks workers from a process that has imported the program, which takes seconds; not for tests of their start."""
-    monkeypatch.setattr(run_workers, "SPAWN", programs.SERVER)
+    monkeypatch.setattr(processes, "SPAWN", programs.SERVER)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +93,9 @@ def test_workers_resume_from_a_snapshot(workers, images, forked):
 
 
 def test_a_worker_has_one_core(workers):
-    assert [process.is_alive() for process in workers._processes] == [True, True]
+    assert [worker.process.is_alive() for worker in workers._workers] == [True, True]
     if hasattr(os, "sched_getaffinity"):
-        pinned = [psutil.Process(process.pid).cpu_affinity() for process in workers._processes]
+        pinned = [psutil.Process(worker.process.pid).cpu_affinity() for worker in workers._workers]
         assert all(len(cores) == 1 for cores in pinned)
         assert pinned[0] != pinned[1]
 
@@ -102,15 +103,15 @@ def test_a_worker_has_one_core(workers):
 @pytest.mark.slow
 def test_workers_divide_the_compilation(images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    recipes = [RECIPE, dataclasses.replace(RECIPE, loss=Loss("mse"))]
+    recipes = [RECIPE, dataclasses.replace(RECIPE, architecture=Architecture("sigmoid"))]
 
     def kept():
-        return {path.name for path in tmp_path.rglob("*-cache")}
+        return {path.name for path in (tmp_path / "lenet_jax" / "programs").iterdir()}
 
     with Workers(2) as crew:
         crew.prepare([(recipe, len(SEEDS)) for recipe in recipes], images)
         prepared = kept()
-        assert len(prepared) >= 2
+        assert len(prepared) == len(recipes) * len(run_workers.COMPILED)
         for recipe in recipes:
             crowd = crew.create(SEEDS, HYPER, images, recipe)
             assert np.isfinite(crew.train_segment(crowd).loss).all()
@@ -136,10 +137,10 @@ class Raising:
 def test_a_killed_worker_is_reported(images, forked):
     with Workers(2) as crew:
         crew.load(images)
-        os.kill(crew._processes[1].pid, signal.SIGKILL)
+        os.kill(crew._workers[1].process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"was ended by SIGKILL; .* memory"):
             crew.create(SEEDS, HYPER, images, RECIPE)
-    assert not any(process.is_alive() for process in crew._processes)
+    assert not any(worker.process.is_alive() for worker in crew._workers)
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
@@ -149,7 +150,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         "from lenet_jax.run.workers import Workers\n"
         "if __name__ == '__main__':\n"
         "    crew = Workers(2)\n"
-        "    print(*[process.pid for process in crew._processes], flush=True)\n"
+        "    print(*[worker.process.pid for worker in crew._workers], flush=True)\n"
         "    time.sleep(600)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

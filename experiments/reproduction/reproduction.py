@@ -46,6 +46,7 @@ from lenet_jax.experiments.reproduction.paper import (
 from lenet_jax.paths import expanded
 from lenet_jax.run import files, folder
 from lenet_jax.run.folder import Run
+from lenet_jax.run.names import format_value
 
 ROOT = Path(__file__).parents[2]
 STORED, DOCS = ROOT / "experiments" / "results", ROOT / "docs"
@@ -153,7 +154,7 @@ def validation_table(runs: Path, name: str) -> str:
     run = folder.load(runs / name)
     rows = []
     for arm in run.summary["arms"]:
-        axes = [folder.format_value(value).replace("_", " ") for value in arm["axes"].values()]
+        axes = [format_value(value).replace("_", " ") for value in arm["axes"].values()]
         rows.append([*axes, percent(arm["validation_error"]), percent(arm["train_error"]), str(arm["diverged"])])
     axes = [axis.replace("_", " ") for axis in run.summary["arms"][0]["axes"]]
     return tables.markdown_table([*axes, "validation error (%)", "training error (%)", "diverged"], rows, 3)

@@ -13,7 +13,8 @@ from lenet_jax.analysis.metrics import Scores
 from lenet_jax.crossed import Estimate, Layout
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
-from lenet_jax.run.folder import ONLY_ARM, Run
+from lenet_jax.run.folder import Run
+from lenet_jax.run.names import ONLY_ARM
 
 FAILED = 0.5
 """Error above which a network has failed, as a fraction of the error of a guess."""

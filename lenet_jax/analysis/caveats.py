@@ -7,7 +7,8 @@ from lenet_jax import stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.arms import FAILED, ArmStatistics, label, run_names, swept_axes
 from lenet_jax.analysis.contrasts import TestedContrast
-from lenet_jax.run.folder import PACKAGES, Run, format_value
+from lenet_jax.run.folder import PACKAGES, Run
+from lenet_jax.run.names import format_value
 
 MAX_ADVICE = 3
 """Undecided differences for which a comparison says what would show them."""

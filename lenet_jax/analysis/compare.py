@@ -13,14 +13,11 @@ from lenet_jax.analysis.arms import ArmStatistics, arm_statistics, run_names, sc
 from lenet_jax.analysis.caveats import claim_limits, comparability_notes, unknown_images
 from lenet_jax.analysis.contrasts import TestedContrast, Wanted
 from lenet_jax.errors import InputError, check_choice
-from lenet_jax.losses import Loss
-from lenet_jax.run.folder import Run, arm_named, format_value
+from lenet_jax.run.folder import Run
+from lenet_jax.run.names import arm_named, format_value
 
 ALL_PAIRS = "all"
 """The baseline that compares every pair of arms."""
-
-LOSS_FIELDS = ("loss", "output", *(field.name for field in dataclasses.fields(Loss) if field.name != "name"))
-"""Config fields that define a loss; arms that differ in one are not compared by loss."""
 
 Pair = tuple[ArmStatistics, ArmStatistics]
 
@@ -165,7 +162,9 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> tuple[int, 
         return f"{both}: {metric} is a single number per arm"
     if arm.data != other.data:
         return f"{both}: they were measured on different images"
-    if metric.endswith("_loss") and any(arm.settings.get(field) != other.settings.get(field) for field in LOSS_FIELDS):
+    if metric.endswith("_loss") and any(
+        arm.settings.get(field) != other.settings.get(field) for field in loss_fields()
+    ):
         return f"{both}: they have different losses"
     seeds = arm.values.index.intersection(other.values.index)
     if len(seeds) < (1 if arm.over == "images" else 2):
@@ -175,6 +174,13 @@ def paired(arm: ArmStatistics, other: ArmStatistics, metric: str) -> tuple[int, 
     if not finite.all():
         return f"{both}: {int((~finite).sum())} of {len(seeds)} differences are not finite"
     return tuple(map(int, seeds))
+
+
+def loss_fields() -> list[str]:
+    """Config fields that define a loss; arms that differ in one are not compared by loss."""
+    from lenet_jax.losses import Loss  # with JAX, which no other comparison needs
+
+    return ["loss", "output", *(field.name for field in dataclasses.fields(Loss) if field.name != "name")]
 
 
 def effects_of(arms: Sequence[ArmStatistics]) -> list[Wanted]:

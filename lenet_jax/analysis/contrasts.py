@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.special
-import scipy.stats
+import scipy
 
 from lenet_jax import multiplicity, stats
 from lenet_jax.analysis import metrics
 from lenet_jax.analysis.metrics import Scores
+from lenet_jax.choices import CHOICES, register
 from lenet_jax.crossed import Estimate, Layout
 from lenet_jax.errors import InputError
 
-POINTS, RATIO, LOGIT = "points", "ratio", "logit"
+POINTS, RATIO, LOGIT = CHOICES["scale"]
 
 EQUIVALENCE = 0.9
 """Confidence of the interval that lies within the margin of equivalent arms: two one-sided tests at 5 %."""
@@ -40,7 +40,7 @@ SCALES = {
     POINTS: Scale(np.asarray, np.ones_like, float, "any", np.isfinite),
     RATIO: Scale(np.log, np.reciprocal, math.exp, "means above 0", lambda means: means > 0),
     LOGIT: Scale(
-        scipy.special.logit,
+        lambda m: scipy.special.logit(m),
         lambda m: 1 / (m * (1 - m)),
         math.exp,
         "errors between 0 and 1",
@@ -49,6 +49,8 @@ SCALES = {
 }
 """Differences of means, ratios of means, and ratios of odds, by name. Means on other scales are linearized: the delta
 method."""
+
+register("scale", SCALES)
 
 
 class Wanted(NamedTuple):
@@ -309,4 +311,4 @@ def detectable(layout: Layout, index: int, level: float) -> dict[str, float]:
 
 def quantiles(level: float) -> float:
     """The difference that 80 % of studies show at this level, in standard errors, by normal quantiles."""
-    return float(scipy.stats.norm.isf(level / 2) + scipy.stats.norm.ppf(stats.POWER))
+    return float(scipy.special.ndtri(stats.POWER) - scipy.special.ndtri(level / 2))

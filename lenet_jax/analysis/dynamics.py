@@ -220,11 +220,12 @@ def along(
     first: Params, second: Params, shares: Float[Array, " points"], setting: SingleArm, indices: range
 ) -> Evaluation:
     """Evaluation of networks on the line between two, on the images at these indices: means [points]."""
-    evaluate = jax.jit(evaluation.evaluate, static_argnames="recipe")
-    ends = jnp.int32(indices.start), jnp.int32(indices.stop)
+    predict = jax.jit(evaluation.predict, static_argnames="recipe")
+    labels = np.asarray(setting.images.labels)[indices.start : indices.stop]
     networks = (interpolate(first, second, share) for share in shares)
-    found = [evaluate(network, setting.images, *ends, recipe=setting.recipe) for network in networks]
-    means: Evaluation = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    predicted = (predict(network, setting.images, jnp.asarray(indices), recipe=setting.recipe) for network in networks)
+    found = [evaluation.evaluate([(predictions, labels)]) for predictions in predicted]
+    means: Evaluation = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
     return means
 
 

@@ -36,7 +36,8 @@ from lenet_jax.model import Params
 from lenet_jax.output import printable, unfailing
 from lenet_jax.run import answers, files, schema
 from lenet_jax.run.answers import Answers
-from lenet_jax.run.folder import Run, describe_environment, folder_name, format_value
+from lenet_jax.run.folder import Run, describe_environment, folder_name
+from lenet_jax.run.names import format_value
 from lenet_jax.train import Images, Recipe
 
 EVALUATIONS = "evaluations"

@@ -16,6 +16,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lenet_jax import stats
@@ -80,10 +81,14 @@ def figure(draw: Callable[[Axes], Axes], labels: Collection[str] = ()) -> Figure
     """A figure of one function that draws into axes, high enough for a column of `labels`."""
     lines = sum(label.count("\n") + 1.5 for label in labels)
     with styled(labels):
-        made = Figure(figsize=(8.0, max(4.4, 1.0 + 0.19 * lines)), layout="constrained")
+        made = Figure(figsize=(8.0, max(4.4, 1.0 + 0.19 * lines)))
         draw(made.add_subplot())
-        made.draw_without_rendering()
-        made.set_layout_engine("none")  # laid out once for all formats
+        return laid_out(made)
+
+
+def laid_out(made: Figure) -> Figure:
+    """The figure with its axes arranged, once for all formats: a figure with a layout engine does it at each save."""
+    ConstrainedLayoutEngine().execute(made)
     return made
 
 
@@ -299,7 +304,7 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     rows = -(-len(matrices) // columns)
     lines = max(arm.count("\n") + 1 for arm in matrices)
     with styled(matrices):
-        made = Figure(figsize=(5.0 * columns, (4.4 + 0.16 * lines) * rows), layout="constrained")
+        made = Figure(figsize=(5.0 * columns, (4.4 + 0.16 * lines) * rows))
         grid = made.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(matrices) :]:
             axes.set_axis_off()
@@ -308,23 +313,24 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             for (row, column), value in np.ndenumerate(percent):
                 text = f"{value:.{1 if value < 9.95 else 0}f}" if value else ""
                 color = "white" if errors[arm].iloc[row, column] > 0.6 * largest else "#222222"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+                place: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}  # within the axes
+                axes.text(column, row, text, fontsize=7, color=color, **place)
             axes.set_xticks(range(percent.shape[1]), ["none" if label == -1 else str(label) for label in percent])
             axes.set_yticks(range(percent.shape[0]), list(percent.index))
             axes.set(xlabel="predicted", ylabel="class")
             axes.set_title(drawable(arm), fontsize=9)
-    return made
+        return laid_out(made)
 
 
 def digits(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Figure:
     """Images in rows, black on white, with captions below."""
     rows = -(-len(images) // columns)
     with styled():
-        made = Figure(figsize=(0.8 * columns, 0.95 * rows), layout="constrained")
+        made = Figure(figsize=(0.8 * columns, 0.95 * rows))
         grid = made.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
         for axes, image, caption in zip(grid, images, captions, strict=False):
             axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
             axes.set_title(drawable(caption), y=-0.3, fontsize=8, fontweight="normal", loc="center")
-    return made
+        return laid_out(made)

@@ -7,7 +7,6 @@ Names of metrics: ``test_error``, ``validation_nll``, ``train_loss``, ... (a spl
 last training).
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -143,12 +142,6 @@ def rows(run: Run, metric: str) -> pd.DataFrame:
     return found
 
 
-def at_end(run: Run) -> Run:
-    """The run with only the last epoch of each arm: repeated look-ups of final metrics take less time."""
-    last = run.metrics.groupby("arm").epoch.transform("max")
-    return dataclasses.replace(run, metrics=run.metrics[run.metrics.epoch == last])
-
-
 def has_curve(run: Run, metric: str) -> bool:
     """Whether the metric was measured at every epoch."""
     split, _, name = metric.partition("_")
@@ -205,7 +198,7 @@ def by_arm(run: Run, metric: str) -> dict[str, pd.Series]:
             raise InputError(f"metric: {metric!r} is not one of {', '.join(names(run))} (run {str(run.folder)!r})")
         return {arm: pd.Series(one.values.mean(axis=1), one.seeds) for arm, one in of_images.items()}
     else:
-        values = rows(at_end(run), metric).groupby(["arm", "seed"]).value.first(skipna=False)
+        values = rows(run.at_end, metric).groupby(["arm", "seed"]).value.first(skipna=False)
         if is_percent(metric):
             values = pd.Series(stats.round_errors(values.to_numpy()), values.index)
     by_name = dict(iter(values.groupby(level="arm", sort=False)))

@@ -21,6 +21,7 @@ from lenet_jax.model import Architecture, Params
 from lenet_jax.run import checkpoints, files, parts
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.folder import ArmSummary
+from lenet_jax.run.names import arm_named
 from lenet_jax.run.parts import EXPERIMENT
 
 
@@ -38,7 +39,7 @@ class TrainedRun(run_folder.Run):
         if not name:
             return min(self.arms, key=lambda row: 1.0 if row.test_error.mean is None else row.test_error.mean)
         rows = {row.name: row for row in self.arms}
-        named = run_folder.arm_named(name, rows)
+        named = arm_named(name, rows)
         check_choice("arm", named, rows)
         return rows[named]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import matplotlib.image
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lenet_jax import __version__
 from lenet_jax.analysis import arms, figures, metrics, tables
@@ -305,15 +305,13 @@ def inline_svg(svg: str, prefix: str) -> str:
 def overview_cells(comparison: Comparison) -> tables.Cells:
     """The mean of every metric of the first run: one row per metric, one column per arm."""
     runs, arms = comparison.runs, [arm.label for arm in comparison.arms]
-    last_epochs = [metrics.at_end(run) for run in runs]
     rows = []
     for name in metrics.names(runs[0]):
         if name.startswith(metrics.CLASS_ERROR):
             continue
-        measured = runs if name.startswith(metrics.EPOCHS_TO) else last_epochs
         try:
             name = metrics.restricted(runs, name)
-            values = by_label(comparison, [metrics.by_arm(run, name) for run in measured])
+            values = by_label(comparison, [metrics.by_arm(run, name) for run in runs])
         except InputError:
             continue  # missing in another run
         means = [metrics.show(float(values[arm].mean()), name) if arm in values else "-" for arm in arms]
@@ -376,5 +374,5 @@ def digits_of(comparison: Comparison, dataset: Dataset | None = None) -> tuple[l
 def data_uri(image: np.ndarray) -> str:
     """A grey image [rows, columns] as a PNG in a data URI, black on white."""
     stream = io.BytesIO()
-    matplotlib.image.imsave(stream, 255 - image, cmap="gray", vmin=0, vmax=255, format="png", origin="upper")
+    Image.fromarray(255 - image).save(stream, "png")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -15,7 +15,8 @@ from lenet_jax.analysis.report import label_lines
 from lenet_jax.data import corruptions, preprocess
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.output import escaped, printable
-from lenet_jax.run.folder import Run, describe_environment, format_value
+from lenet_jax.run.folder import Run, describe_environment
+from lenet_jax.run.names import format_value
 
 Severities = Mapping[float, Comparison]
 """Severity, rising -> the same arms, compared by their test errors on images with that corruption."""

@@ -18,7 +18,8 @@ from lenet_jax.analysis.arms import ArmStatistics
 from lenet_jax.analysis.compare import Comparison
 from lenet_jax.analysis.contrasts import LOGIT, POINTS, SCALES, TestedContrast
 from lenet_jax.output import escaped, printable
-from lenet_jax.run.folder import ONLY_ARM, Run, format_value
+from lenet_jax.run.folder import Run
+from lenet_jax.run.names import ONLY_ARM, format_value
 
 Cells = tuple[list[str], list[list[str]], int]
 """A table as text: column names, rows of cells, and the number of columns at its end that hold numbers."""

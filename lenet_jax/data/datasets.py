@@ -146,6 +146,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
       >>> digits.test_labels[:8]
       array([1, 7, 3, 6, 0, 2, 4, 9], dtype=uint8)
     """
+    check_name(name)
     kind, _, argument = name.partition(":")
     if name == "mnist10k":
         return load_embedded()
@@ -154,11 +155,16 @@ def load(name: str, data_dir: str = "") -> Dataset:
         raise InputError(f"dataset: {name!r} was replaced by 'mnist10k', which has {contents}")
     if name in ALL_SOURCES:
         return Dataset(name=name, **prepared.load(name, prepared.data_folder(data_dir)))
-    if kind == "idx" and argument:
+    if kind == "idx":
         return Dataset(name=name, **idx.read_folder(expanded(argument, "dataset"), name))
-    if kind == "tfds" and argument:
-        return Dataset(name=name, **records.load(argument, prepared.data_folder(data_dir)))
-    raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")
+    return Dataset(name=name, **records.load(argument, prepared.data_folder(data_dir)))
+
+
+def check_name(name: str) -> None:
+    """Raises InputError unless a name is one of `DATASETS`, or of a former one, of which finished runs may be."""
+    kind, _, argument = name.partition(":")
+    if name not in ("mnist10k", "mnist5k", *ALL_SOURCES) and not (kind in ("idx", "tfds") and argument):
+        raise InputError(f"dataset: {name!r} is not one of {', '.join(map(repr, DATASETS))}")
 
 
 def at_hand(name: str, data_dir: str = "") -> Dataset | None:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lenet_jax import IMAGE_SIZE
+from lenet_jax.choices import register
 from lenet_jax.errors import InputError, check_choice
 
 PADDINGS: Mapping[str, Literal["constant", "edge"]] = {"background": "constant", "edge": "edge"}
@@ -62,3 +63,6 @@ NORMALIZATIONS: Mapping[str, Callable[[np.ndarray], Scaling]] = {
     "standard": standardize,
 }
 """Training images [N, 28, 28] -> scaling."""
+
+register("padding", PADDINGS)
+register("normalization", NORMALIZATIONS)

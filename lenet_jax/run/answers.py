@@ -13,7 +13,6 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from lenet_jax.errors import InputError
-from lenet_jax.evaluate import Predictions
 from lenet_jax.run import files, schema
 
 DTYPES: dict[str, Any] = {"seed": np.int64, "image": np.int32, "label": np.int16, "predicted": np.int16}
@@ -131,8 +130,8 @@ def rounded(scores: Float[np.ndarray, "*images"]) -> Float[np.ndarray, "*images"
     return np.ldexp(np.round(mantissa * 2**12) / 2**12, exponent).astype(np.float32)
 
 
-def of_networks(predictions: Predictions, labels: np.ndarray, seeds: Sequence[int]) -> Answers:
-    """The answers of an arm, from predictions [seeds, images]."""
+def of_networks(predictions: Any, labels: np.ndarray, seeds: Sequence[int]) -> Answers:
+    """The answers of an arm, from its `evaluate.Predictions` [seeds, images]."""
     return Answers(
         seeds=np.array(seeds),
         images=np.arange(len(labels)),

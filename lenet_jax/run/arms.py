@@ -1,4 +1,4 @@
-"""Arms: checks every field of a config and expands it into the arms that it compares.
+"""Arms: checks every field of a config and expands it into the arms that it compares, without JAX.
 
 The only module that reads fields from a ConfigDict.
 """
@@ -14,18 +14,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lenet_jax import curvature, optim, train
+from lenet_jax.choices import values_of
 from lenet_jax.config import plain
-from lenet_jax.data import preprocess
-from lenet_jax.distortions import Augmentation
-from lenet_jax.errors import InputError, check_choice, check_field, short_repr
-from lenet_jax.evaluate import METRICS
+from lenet_jax.errors import InputError, check_choice, check_field, listed, short_repr
 from lenet_jax.experiments import base
-from lenet_jax.losses import Loss
-from lenet_jax.model import OUTPUTS, Architecture
-from lenet_jax.run import folder, tuning
-from lenet_jax.run.schema import MAX_NAME
-from lenet_jax.run.tuning import Tuning
+from lenet_jax.run import candidates
+from lenet_jax.run.candidates import Tuning
+from lenet_jax.run.names import MAX_NAME, ONLY_ARM, arm_named, format_value
 
 Check = Callable[[str, Any], object]
 """Raises InputError if the value of a field is not allowed; the arguments are the field and the value."""
@@ -36,9 +31,9 @@ MAX_ARMS, MAX_MEMBERS = 10_000, 1_000_000
 """Arms of a config; tested members of an arm, and members that tune it. Larger values are assumed to be typos."""
 
 
-def choice(allowed: Collection[str]) -> Check:
-    """A check that a value is one of `allowed`."""
-    return lambda field, value: check_choice(field, value, allowed)
+def choice(field: str, value: Any) -> None:
+    """A check that a value is one of those of the field, see `choices`."""
+    check_choice(field, value, values_of(field))
 
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
@@ -55,33 +50,26 @@ def number(low: float, high: float = math.inf, *, open_low: bool = False, open_h
     return check
 
 
-def accepted_by(kind: type) -> dict[str, Check]:
-    """Checks of the config fields that are fields of a dataclass, which validates them itself."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name in DEFAULTS]
-    return dict.fromkeys(names, lambda field, value: kind(**{field: value}))
-
-
 def known_metrics(field: str, names: tuple[Any, ...]) -> None:
     """A check that metrics are defined."""
+    known = [*map(repr, values_of(field))]
     for name in map(short_repr, names):
-        if name not in map(repr, METRICS):
-            raise InputError(f"{field}: {name} is not in METRICS; allowed: {', '.join(map(repr, METRICS)) or 'none'}")
+        if name not in known:
+            raise InputError(f"{field}: {name} is not in METRICS; allowed: {', '.join(known) or 'none'}")
 
 
 FIELDS: Mapping[str, Check] = {
     # Any value of their types: data sets are checked when they are loaded, before anything is compiled.
     **dict.fromkeys(["dataset", "data_dir", "store_predictions", "test_curve", "refit"], lambda field, value: None),
-    "padding": choice(preprocess.PADDINGS),
-    "normalization": choice(preprocess.NORMALIZATIONS),
+    **dict.fromkeys(["padding", "normalization"], choice),
     "validation_size": number(0),
     "train_size": number(0),
     "label_noise": number(0, 1),
-    **accepted_by(Architecture),
-    "loss": lambda field, value: Loss(value),
-    **accepted_by(Loss),
+    **dict.fromkeys(["activation", "connectivity", "subsampling", "subsampling_window", "output"], choice),
+    **dict.fromkeys(["initializer", "loss", "mse_point", "target_code", "mse_reduction"], choice),
     "mse_factor": number(0, open_low=True),
     "map_constant": number(0, open_low=True),
-    "optimizer": choice(optim.OPTIMIZERS),
+    "optimizer": choice,
     "learning_rate": number(0, open_low=True),
     "momentum": number(0, 1, open_high=True),
     "weight_decay": number(0),
@@ -89,11 +77,9 @@ FIELDS: Mapping[str, Check] = {
     "curvature_patterns": number(1),
     "curvature_estimates": number(1),
     "curvature_memory": number(0, 1, open_high=True),
-    "curvature_start": choice(curvature.STARTS),
-    "schedule": choice(optim.SCHEDULES),
+    **dict.fromkeys(["curvature_start", "schedule"], choice),
     "batch_size": number(1),
-    "order": choice(train.ORDERS),
-    **accepted_by(Augmentation),
+    **dict.fromkeys(["order", "augmentation"], choice),
     "distorted_share": number(0, 1),
     **dict.fromkeys(["max_translation", "max_scaling", "max_squeezing", "max_shear"], number(0)),
     "elastic_displacement": number(0, 10),
@@ -181,11 +167,25 @@ def expand(config: ConfigDict) -> list[Arm]:
     return arms
 
 
+def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
+    """The arm with this name or number, or all if none is named.
+
+    Raises:
+      InputError: there is no such arm.
+    """
+    named = arm_named(wanted, [arm.name for arm in arms])
+    found = [arm for number, arm in enumerate(arms, 1) if named in ("", arm.name, str(number))]
+    if not found:
+        allowed = listed([arm.name for arm in arms], wanted)
+        raise InputError(f"only-arm: {wanted!r} is not an arm; allowed are 1 to {len(arms)}, and {allowed}")
+    return found
+
+
 def combine(defaults: Mapping[str, Any], choices: Collection[Choice], tuned: Tuning | None) -> Arm:
     """The arm with one choice of each axis."""
     shown = {name: value for choice in choices for name, value in choice.shown.items()}
     settings = {name: value for choice in choices for name, value in choice.settings.items()}
-    name = ",".join(f"{axis}={folder.format_value(value)}" for axis, value in shown.items()) or folder.ONLY_ARM
+    name = ",".join(f"{axis}={format_value(value)}" for axis, value in shown.items()) or ONLY_ARM
     if NAMED_ARMS in shown:
         name, shown = shown[NAMED_ARMS], {}
     return Arm(name, shown, {**defaults, **settings}, tuned)
@@ -268,11 +268,11 @@ def check_groups(axis: str, groups: Mapping[Any, Any]) -> list[Choice]:
 
 def check_tune(tune: Any) -> Tuning | None:
     """The values to try for tuned fields; None without any."""
-    grid, drawn = {}, {}
+    grid, drawn, tunable = {}, {}, values_of("tune")
     for name in names_of("tune", tune):
         values, path = tune[name], f"tune.{name}"
-        if name not in optim.HYPERPARAMETERS:
-            raise InputError(f"{path}: not a tunable field; allowed are {', '.join(optim.HYPERPARAMETERS)}")
+        if name not in tunable:
+            raise InputError(f"{path}: not a tunable field; allowed are {', '.join(tunable)}")
         if isinstance(values, Mapping):
             drawn[name] = check_random_set(name, values)
         else:
@@ -285,17 +285,17 @@ def check_tune(tune: Any) -> Tuning | None:
 
 
 def check_random_set(name: str, values: Mapping[Any, Any]) -> list[float]:
-    """Random values of a hyperparameter, see `tuning.log_uniform`."""
+    """Random values of a hyperparameter, see `candidates.log_uniform`."""
     if set(values) != {"low", "high", "count"}:
-        listed = ", ".join(sorted(map(short_repr, values))) or "none"
-        raise InputError(f"tune.{name}: a random set needs the keys low, high, count; got {listed}")
+        given = ", ".join(sorted(map(short_repr, values))) or "none"
+        raise InputError(f"tune.{name}: a random set needs the keys low, high, count; got {given}")
     low, high = (check_value(name, values[end], "tune.") for end in ("low", "high"))
     count = values["count"]
     if not 0 < low < high:
         raise InputError(f"tune.{name}: expected 0 < low < high, got low {low!r} and high {high!r}")
     if type(count) is not int or not 1 <= count <= MAX_MEMBERS:
         raise InputError(f"tune.{name}: count must be an integer from 1 to {MAX_MEMBERS}, got {short_repr(count)}")
-    return tuning.log_uniform(name, low, high, count)
+    return candidates.log_uniform(name, low, high, count)
 
 
 def names_of(path: str, mapping: Any) -> list[str]:
@@ -321,7 +321,7 @@ def check_settings_once(axes: Mapping[str, list[Choice]], tuned: Collection[str]
 def check_together(settings: Mapping[str, Any], tuned: Tuning | None) -> None:
     """Checks that the fields of an arm are compatible."""
     field = "mse_point" if settings["loss"] == "mse" else "loss"
-    allowed = ALLOWED_OUTPUTS.get((field, settings[field]), OUTPUTS)
+    allowed = ALLOWED_OUTPUTS.get((field, settings[field]), values_of("output"))
     if settings["output"] not in allowed:
         wanted = " or ".join(map(repr, allowed))
         raise InputError(f"{field}: {settings[field]!r} requires output {wanted}, got output {settings['output']!r}")

@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,7 @@ import pandas as pd
 
 from lenet_jax import stats
 from lenet_jax.errors import InputError, StorageError, short_repr
-from lenet_jax.paths import expanded
+from lenet_jax.paths import existing_folder
 from lenet_jax.run import answers, files, schema, tuning
 from lenet_jax.run.answers import Answers
 from lenet_jax.run.schema import Scalar
@@ -31,9 +31,6 @@ from lenet_jax.run.schema import Scalar
 CONFIG, PROVENANCE, METRICS, SUMMARY = "config.json", "provenance.json", "metrics.parquet", "summary.json"
 PREDICTIONS, TUNING = "predictions.parquet", "tuning.parquet"
 CHECKPOINTS = "checkpoints"
-
-ONLY_ARM = "all"
-"""The name of the only arm of a config without a sweep."""
 
 PACKAGES = ("lenet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "tensorflow_datasets")
 """Packages whose versions are part of the provenance."""
@@ -134,6 +131,12 @@ class Run:
         return tuple(ArmSummary.from_json(row) for row in self.summary["arms"])
 
     @functools.cached_property
+    def at_end(self) -> "Run":
+        """The run with only the last epoch of each arm in its metrics."""
+        last = self.metrics.groupby("arm").epoch.transform("max")
+        return dataclasses.replace(self, metrics=self.metrics[self.metrics.epoch == last])
+
+    @functools.cached_property
     def predictions(self) -> pd.DataFrame | None:
         """The answers as a table, made on first use; None without answers.
 
@@ -144,27 +147,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, arms={len(self.arms)})"
-
-
-def format_value(value: Any) -> str:
-    """A field's value as in an arm's name."""
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
-
-
-def arm_named(wanted: str, names: Collection[str]) -> str:
-    """The one of `names` that equals `wanted` up to the notation of numbers (3.0 for 3); else `wanted` itself."""
-
-    def plain(value: re.Match[str]) -> str:
-        try:
-            return format_value(float(value[0]))
-        except ValueError:
-            return value[0]
-
-    def usual(name: str) -> str:
-        return re.sub(r"(?<==)[^,]+", plain, name)
-
-    meant = [name for name in names if usual(name) == usual(wanted)]
-    return wanted if wanted in names or len(meant) != 1 else meant[0]
 
 
 def describe_environment(command: str) -> dict[str, Any]:
@@ -274,10 +256,8 @@ def load(folder: str | Path) -> Run:
     Raises:
       InputError: the folder holds no finished run, or a file of it is damaged.
     """
-    folder = expanded(folder, "run")
+    folder = existing_folder(folder, "run")
     field = f"run: {str(folder)!r}"
-    if not os.path.isdir(folder):
-        raise InputError(f"{field} is not a folder")
     if os.path.lexists(folder / CONFIG) and not os.path.lexists(folder / SUMMARY):
         raise InputError(f"{field} is not finished; rerun the command that started it to resume")
     config, provenance, summary = (files.read_json(folder / name) for name in (CONFIG, PROVENANCE, SUMMARY))

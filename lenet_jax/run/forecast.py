@@ -25,7 +25,7 @@ from rich.text import Text
 from lenet_jax import population, stats
 from lenet_jax.run import checkpoints, memory, runner, states
 from lenet_jax.run import plan as planning
-from lenet_jax.run.arms import expand
+from lenet_jax.run.arms import expand, select_arms
 from lenet_jax.run.parts import Definitions
 from lenet_jax.run.plan import ArmPlan, Phase
 from lenet_jax.run.workers import Engine, Workers
@@ -56,7 +56,7 @@ class Forecast(NamedTuple):
 def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str = "", devices: int = 0) -> Forecast:
     """Forecasts a run; arguments and errors are those of `runner.run`."""
     arms = expand(config)
-    wanted = runner.select_arms(arms, only_arm)
+    wanted = select_arms(arms, only_arm)
     plan = planning.make(arms)
     selected = [arm for arm in plan.arms if arm.arm in wanted]
     phases = sorted((phase for arm in selected for phase in arm.phases), key=lambda phase: -phase.samples)

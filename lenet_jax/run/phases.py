@@ -1,5 +1,6 @@
 """The phases of an arm: tuning, then the test; trained in chunks that fit in memory, or read from what was trained."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import pandas as pd
 from lenet_jax.run import plan as planning
 from lenet_jax.run import tuning
 from lenet_jax.run.arms import in_range
+from lenet_jax.run.candidates import Tuning, Values, beyond, widened
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
 from lenet_jax.run.loop import RunContext, replay, train_chunk
 from lenet_jax.run.memory import chunk_size, smaller_limit
@@ -22,7 +24,7 @@ class ArmResult(NamedTuple):
     phase: Phase
     tested: PopulationResult
     tried: pd.DataFrame
-    chosen: tuning.Values
+    chosen: Values
 
 
 Obtain = Callable[[Phase], PopulationResult]
@@ -32,7 +34,7 @@ Obtain = Callable[[Phase], PopulationResult]
 def arm_result(plan: ArmPlan, obtain: Obtain, progress: Progress | None = None) -> ArmResult:
     """The result of an arm, phase by phase: tuning, if any, then the test. `progress` counts added populations."""
     tried, wall = pd.DataFrame(), 0.0
-    chosen: tuning.Values = {}
+    chosen: Values = {}
     if plan.tuning and plan.arm.tuning:
         tried, chosen, wall = tune(plan, plan.tuning, plan.arm.tuning, obtain, progress)
     phase = planning.refine(plan, chosen)
@@ -41,8 +43,8 @@ def arm_result(plan: ArmPlan, obtain: Obtain, progress: Progress | None = None) 
 
 
 def tune(
-    plan: ArmPlan, phase: Phase, first: tuning.Tuning, obtain: Obtain, progress: Progress | None
-) -> tuple[pd.DataFrame, tuning.Values, float]:
+    plan: ArmPlan, phase: Phase, first: Tuning, obtain: Obtain, progress: Progress | None
+) -> tuple[pd.DataFrame, Values, float]:
     """Chooses an arm's hyperparameters; returns the measurements, the choice, and the wall time.
 
     Where the choice is at the edge of a grid, the grid is widened as often as the config allows.
@@ -54,13 +56,15 @@ def tune(
         results.append(obtain(phase))
         table = pd.concat([result.metrics for result in results], ignore_index=True)
         chosen = tuning.choose(table, first.names)
-        further = {name: tuning.beyond(tried, name, chosen[name]) for name in tuning.at_edge(chosen, table, first.grid)}
+        further = {name: beyond(tried, name, chosen[name]) for name in tuning.at_edge(chosen, table, first.grid)}
         allowed = [(name, value) for name, value in further.items() if value is not None and in_range(name, value)]
         if not remaining or not allowed:
             return table, chosen, sum(result.wall for result in results)
         remaining -= 1
-        tried, new = tuning.widened(tried, *allowed[0])
+        tried, new = widened(tried, *allowed[0])
+        losses = phase.recipe.losses
         phase = planning.phase_of(plan.arm, phase.dataset, f"{TRIED}-{len(results)}", new)
+        phase = dataclasses.replace(phase, recipe=dataclasses.replace(phase.recipe, losses=losses))
         if progress:
             progress.more(phase.recipe.epochs)
 

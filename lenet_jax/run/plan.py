@@ -15,9 +15,9 @@ from lenet_jax.errors import MAX_LISTED, InputError, one_line, shortened
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.run.arms import Arm
+from lenet_jax.run.candidates import Tuning, Values
 from lenet_jax.run.files import seal_of
 from lenet_jax.run.parts import own_parts
-from lenet_jax.run.tuning import Tuning, Values
 from lenet_jax.train import Images, Recipe
 
 MAX_STEPS = 2**31 - 1
@@ -127,14 +127,16 @@ class ArmPlan:
         """What is trained, as far as it is known before."""
         return [*([self.tuning] if self.tuning else []), self.test]
 
-    def identity(self, parts: str) -> str:
+    def identity(self, parts: str, arithmetic: str) -> str:
         """SHA-256 of all that decides the arm's result: its settings, its data, the digest of the user's own parts.
+
+        `arithmetic`: see `population.arithmetic`.
 
         What is saved carries it, and what carries another one is never read as this arm's.
         """
         deciding = {"name": self.arm.name, "settings": self.arm.settings, "data": self.test.dataset.fingerprint}
         tuned = dataclasses.asdict(self.arm.tuning) if self.arm.tuning else None
-        return seal_of(deciding | {"tuning": tuned, "parts": parts})
+        return seal_of(deciding | {"tuning": tuned, "parts": parts, "arithmetic": arithmetic})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,25 @@ def make(arms: Sequence[Arm]) -> Plan:
             loaded[key] = load(*key)
         tuning = phase_of(arm, loaded[key], f"{TRIED}-0", arm.tuning) if arm.tuning else None
         plans.append(ArmPlan(arm, tuning, phase_of(arm, loaded[key], TESTED)))
-    return Plan(tuple(plans))
+    return Plan(tuple(sharing_programs(plans)))
+
+
+def sharing_programs(plans: Sequence[ArmPlan]) -> list[ArmPlan]:
+    """The plans with `Recipe.losses` set: recipes that differ in the loss alone become one program."""
+    losses: dict[Recipe, dict[Loss, None]] = {}  # in the order of the arms
+    for recipe in (phase.recipe for plan in plans for phase in plan.phases):
+        losses.setdefault(dataclasses.replace(recipe, loss=Loss()), {})[recipe.loss] = None
+
+    def sharing(phase: Phase) -> Phase:
+        found = tuple(losses[dataclasses.replace(phase.recipe, loss=Loss())])
+        # A user's own metrics read the loss of the recipe, and the curvature its second derivatives.
+        alone = len(found) < 2 or phase.recipe.metrics or phase.recipe.uses_curvature
+        return phase if alone else dataclasses.replace(phase, recipe=dataclasses.replace(phase.recipe, losses=found))
+
+    return [
+        dataclasses.replace(plan, tuning=plan.tuning and sharing(plan.tuning), test=sharing(plan.test))
+        for plan in plans
+    ]
 
 
 def refine(plan: ArmPlan, chosen: Values) -> Phase:

@@ -13,11 +13,11 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from lenet_jax import distributed, model, population, stats
-from lenet_jax.errors import InputError, check_choice, listed
+from lenet_jax.errors import InputError, check_choice
 from lenet_jax.paths import expanded
-from lenet_jax.run import checkpoints, cleanup, files, folder, limits, locks, trackers, tuning
+from lenet_jax.run import checkpoints, cleanup, files, folder, limits, locks, processes, trackers, tuning
 from lenet_jax.run import plan as planning
-from lenet_jax.run.arms import Arm, describe, expand
+from lenet_jax.run.arms import Arm, describe, expand, select_arms
 from lenet_jax.run.checkpoints import ArmStore, PopulationResult
 from lenet_jax.run.folder import ArmSummary
 from lenet_jax.run.loop import RunContext
@@ -27,10 +27,6 @@ from lenet_jax.run.plan import ArmPlan, Phase, Plan
 from lenet_jax.run.progress import Progress, say
 from lenet_jax.run.signals import Stop
 from lenet_jax.run.workers import Engine, Workers
-
-WORTH_WORKERS = 500_000
-"""Samples x members above which worker processes gain more than the seconds that they take to start: on two cores, runs
-of this size took equally long either way."""
 
 
 def run(
@@ -90,12 +86,14 @@ def run(
         say(f"{workdir} holds this run, already finished")
         checkpoints.prune_later(checkpoint_dir, list(map(ArmStore, folders.values())))
         return finished
-    plan = planning.make(arms)
+    plan, arithmetic = planning.make(arms), population.arithmetic()
     with contextlib.ExitStack() as owning:
         environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
+        environment |= {"arithmetic": arithmetic}
         environment |= own.describe() | {"fingerprints": plan.fingerprints}
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
         agreed |= {"version": environment["versions"], "JAX setting": environment["jax_settings"]}
+        agreed |= {"arithmetic": arithmetic}
         distributed.check_same(agreed)
         lock = None
         tracked = trackers.TRACKERS[tracker if distributed.primary() else "none"](workdir)
@@ -117,7 +115,7 @@ def run(
         for note in plan.notes:
             say(note)
         stores = {
-            arm.arm.name: ArmStore(folders[arm.arm.name], save_every, arm.identity(own.digest), lock)
+            arm.arm.name: ArmStore(folders[arm.arm.name], save_every, arm.identity(own.digest, arithmetic), lock)
             for arm in plan.arms
         }
         selected = [arm for arm in plan.arms if arm.arm in wanted]
@@ -162,20 +160,6 @@ def check_still_same(finished: folder.Run, arms: Sequence[Arm]) -> None:
             checkpoints.check_data(finished.provenance["fingerprints"], {name: now})
 
 
-def select_arms(arms: list[Arm], wanted: str) -> list[Arm]:
-    """The arm with this name or number, or all if none is named.
-
-    Raises:
-      InputError: there is no such arm.
-    """
-    named = folder.arm_named(wanted, [arm.name for arm in arms])
-    found = [arm for number, arm in enumerate(arms, 1) if named in ("", arm.name, str(number))]
-    if not found:
-        allowed = listed([arm.name for arm in arms], wanted)
-        raise InputError(f"only-arm: {wanted!r} is not an arm; allowed are 1 to {len(arms)}, and {allowed}")
-    return found
-
-
 def now() -> str:
     """Date and time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -190,10 +174,11 @@ def engine_for(plan: Plan, own: Definitions, cores: int, at_once: bool) -> Itera
     members = max((phase.size for phase in plan.phases), default=0)
     samples = sum(phase.samples for phase in plan.phases)
     usable = jax.default_backend() == "cpu" and jax.process_count() == 1 and (own.file or not own.names)
-    if usable and members and samples >= WORTH_WORKERS:
+    if usable and members and samples >= processes.WORTH_WORKERS:
         with Workers(min(cores, members), at_once, own.file) as workers:
             yield workers
     else:
+        processes.end_early()
         yield population
 
 

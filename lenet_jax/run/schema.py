@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 
 from lenet_jax.errors import InputError, short_repr
 from lenet_jax.experiments import base
+from lenet_jax.run.names import MAX_NAME
 
 Scalar = str | int | float | bool
 """Values of a sweep's axis."""
 
-MAX_NAME, MAX_CLASSES = 2000, 256
-"""Characters of a name of an arm, axis, split or metric; classes of a data set."""
+MAX_CLASSES = 256
+"""Classes of a data set."""
 
 LARGEST = {int: 2**63, float: 1e300}
 """Absolute values up to which numbers are accepted: those that a config may have, and with which sums stay finite."""

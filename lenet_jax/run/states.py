@@ -43,7 +43,9 @@ class OtherRunError(InputError):
 def check_identity(path: Path, found: str | None, wanted: str) -> None:
     """Raises OtherRunError unless what was saved has the wanted identity ("" for any); see `plan.ArmPlan.identity`."""
     if wanted and found != wanted:
-        problem = "was saved by a run with other settings or data" if found else "was saved by an older version"
+        problem = (
+            "was saved by a run with other settings, data or programs" if found else "was saved by an older version"
+        )
         raise OtherRunError(f"run: {str(path)!r} {problem}; name another folder, or add --fresh to move it aside")
 
 

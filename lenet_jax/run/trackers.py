@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from lenet_jax.choices import register
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.run import files
 from lenet_jax.run import folder as run_folder
@@ -251,3 +252,5 @@ class MLflow(Tracker):
 
 TRACKERS = {"none": Tracker, "tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 """By name, the values of ``--tracker``."""
+
+register("tracker", TRACKERS)

@@ -7,91 +7,25 @@ move from core to core, and threads sleep and wake for microseconds of work. Pro
 
 import contextlib
 import functools
-import multiprocessing
-import os
 import signal
-import sys
-import threading
-import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lenet_jax import jax_settings, output, population
+from lenet_jax import jax_settings
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Snapshot
-from lenet_jax.run import parts
-from lenet_jax.run.signals import STOPPING
+from lenet_jax.run import processes
+from lenet_jax.run.processes import Worker
 from lenet_jax.train import Images, Recipe
 
-SPAWN = multiprocessing.get_context("spawn")
-"""Fresh processes: JAX's threads don't survive a fork."""
-
-POLL_S = 0.2
-"""How long a worker polls for a request before it sleeps: a virtual machine's core may be slower after its sleep."""
-
-
-def serve(connection: Connection, core: int | None, settings: Mapping[str, Any]) -> None:
-    """Main loop of a worker: executes requests until the connection closes, which is when its parent ends.
-
-    A request is (name of a function, arguments), its answer (result, None) or (None, the exception). Without a core to
-    run on, the system chooses one. `settings` are the parent's, see `jax_settings.current`.
-    """
-    sys.stdout, sys.stderr = map(output.unfailing, (sys.stdout, sys.stderr))  # the user's own parts may print
-    for stopping in STOPPING:  # handled by the parent, which ends this process
-        signal.signal(stopping, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if core is not None:
-        os.sched_setaffinity(0, {core})
-    os.environ |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}  # one XLA thread, no accelerator
-    population.configure(devices=1)
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    held: dict[str, Any] = {}
-    while True:
-        awake_until = time.perf_counter() + POLL_S
-        while not connection.poll() and time.perf_counter() < awake_until:
-            pass
-        try:
-            name, arguments = connection.recv()
-            try:
-                result, failure = execute(held, name, arguments), None
-            except Exception as error:  # raised in the parent
-                result, failure = None, error
-            connection.send((result, failure))
-        except (EOFError, OSError):  # the parent is gone
-            return
-
-
-def execute(held: dict[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
-    """Executes a request in a worker, which holds images and a population from one request to the next."""
-    if name == "define":
-        parts.define(*arguments)
-    elif name == "load":
-        (held["images"],) = arguments
-    elif name == "compile_programs":  # into the cache on disk, for all workers
-        population.compile_programs(*arguments, population.mesh_of(jax.devices()[:1]))
-    elif name == "create":
-        seeds, hyper, recipe = arguments
-        held["members"] = population.create(seeds, hyper, held["images"], recipe)
-        return held["members"].memory
-    else:
-        return getattr(population, name)(held["members"], *arguments)
-    return None
-
-
-def end_with_parent() -> None:
-    """Ends this process as soon as its parent has ended, even in the middle of an epoch."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+COMPILED = ("train_segment", "predict", "init")
+"""The programs of a population that workers compile for each other; the one that takes longest comes first."""
 
 
 class WorkerPopulation(NamedTuple):
@@ -111,38 +45,17 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     """
 
     def __init__(self, count: int, at_once: bool = True, experiment: tuple[Path, str] | None = None) -> None:
-        self._cores: list[int | None] = [None] * count
-        if hasattr(os, "sched_getaffinity"):
-            self._cores = [*sorted(os.sched_getaffinity(0))[:count]]
+        self._cores = processes.cores(count)
         self._experiment = experiment
         self._clear()
         if at_once:
             self._start()
 
     def _clear(self) -> None:
-        self._processes: list[Any] = []
-        self._connections: list[Connection] = []
+        self._workers: list[Worker] = []
         self._images: Images | None = None
         self._compiled: set[tuple[Recipe, int, int]] = set()
-        self._defined = False
-
-    def _start(self) -> None:
-        resource_tracker.ensure_running()  # if it were started later, it would unblock the signals
-        for core in self._cores:
-            here, there = SPAWN.Pipe()
-            process = SPAWN.Process(target=serve, args=(there, core, jax_settings.current()), daemon=True)
-            # A terminal sends Ctrl-C to all processes; a worker can't ignore it before it runs Python.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-            # Multiprocessing runs the script that is `__main__` again in each process, with all that it does.
-            script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-            try:
-                process.start()
-            finally:
-                sys.modules["__main__"] = script
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            there.close()  # so that the connection closes when the process ends
-            self._connections.append(here)
-            self._processes.append(process)
+        self._configured = False
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -154,26 +67,30 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
 
     def close(self) -> None:
         """Ends the processes at once, even in the middle of an epoch."""
-        for process in self._processes:
-            process.kill()  # it holds nothing that needs cleaning up
-        for process in self._processes:
-            process.join()
+        processes.end(self._workers)
+
+    def _start(self) -> None:
+        self._workers = processes.take(self._cores)
+
+    def _begin(self) -> None:
+        """Starts the processes, unless they run; and tells them what all requests depend on."""
+        if not self._workers:
+            self._start()
+        if not self._configured:
+            self._configured = True
+            self._call("configure", [(jax_settings.current(), self._experiment)] * len(self._workers))
 
     def _call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Calls a function on the first workers, with arguments for each; returns results, or raises an exception."""
-        if not self._processes:
-            self._start()
-        if self._experiment and not self._defined:
-            self._defined = True
-            self._call("define", [self._experiment] * len(self._processes))
-        used = list(zip(self._processes, self._connections, arguments, strict=False))
-        for process, connection, values in used:
-            with watching(process):
-                connection.send((name, values))
+        self._begin()
+        used = list(zip(self._workers, arguments, strict=False))
+        for worker, values in used:
+            with watching(worker.process):
+                worker.connection.send((name, values))
         answers = []
-        for process, connection, _ in used:
-            with watching(process):
-                answers.append(connection.recv())
+        for worker, _ in used:
+            with watching(worker.process):
+                answers.append(worker.connection.recv())
         for _, failure in answers:
             if failure is not None:
                 raise failure
@@ -192,16 +109,36 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             self._images = images
 
     def prepare(self, jobs: Sequence[tuple[Recipe, int]], images: Images) -> None:
-        """Compiles programs of future populations, a different one on each worker, unless the first is compiled.
+        """Compiles the programs of the next populations, each on the first worker that is free, unless they are known.
 
-        Otherwise all workers would compile one program at the same time. A job is a recipe and a number of members.
+        Otherwise all workers would compile the same program at the same time. A job: a recipe, a number of members.
         """
-        programs = [(recipe, len(self._shares(members)[0]), len(images.labels)) for recipe, members in jobs]
-        waiting = [program for program in dict.fromkeys(programs) if program not in self._compiled]
-        if programs[0] in waiting and len(waiting) > 1:
+        populations = [(recipe.shared, len(self._shares(members)[0]), len(images.labels)) for recipe, members in jobs]
+        waiting = [one for one in dict.fromkeys(populations) if one not in self._compiled]
+        if populations[0] in waiting:
             batch = waiting[: len(self._cores)]
-            self._call("compile_programs", batch)
+            self._share_out("compile_program", [(name, *one) for name in COMPILED for one in batch])
             self._compiled.update(batch)
+
+    def _share_out(self, name: str, tasks: Sequence[tuple[Any, ...]]) -> None:
+        """Calls a function with each of these arguments, in order, on whichever worker is free."""
+        self._begin()
+        waiting = list(tasks)
+        failures: list[Exception] = []
+        free, busy = list(self._workers), dict[Any, Worker]()
+        while busy or (waiting and not failures):
+            while waiting and free and not failures:
+                worker = free.pop(0)
+                with watching(worker.process):
+                    worker.connection.send((name, waiting.pop(0)))
+                busy[worker.connection] = worker
+            for connection in wait([*busy]):
+                free.append(worker := busy.pop(connection))
+                with watching(worker.process):
+                    _, failure = worker.connection.recv()
+                failures += [failure] if failure is not None else []
+        if failures:
+            raise failures[0]
 
     def create(
         self, seeds: Sequence[int], hyper: Mapping[str, Sequence[float]], images: Images, recipe: Recipe

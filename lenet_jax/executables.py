@@ -1,0 +1,124 @@
+"""Compiled programs on disk: what one process has compiled, others load in a tenth of the time.
+
+They stand in the user's cache folder. A file's name is the digest of all that its program depends on, so that it can't
+be out of date; a file that can't be read is compiled again.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from lenet_jax import jax_settings, native
+from lenet_jax.errors import InputError
+from lenet_jax.paths import cache_folder, check_private
+from lenet_jax.registry import REGISTRIES
+
+KEEP = True
+"""Whether programs are kept. Not where functions that they consist of are replaced, as tests do."""
+
+
+SOURCES = Path(__file__).parent
+"""The folder of the modules that programs are made of."""
+
+
+@functools.cache
+def surroundings() -> str:
+    """Digest of what all programs depend on: this package, those that it compiles with, and the processor."""
+    found = hashlib.sha256()
+    for path in sorted(SOURCES.glob("*.py")):
+        found.update(path.read_bytes())
+    versions = [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")]
+    for part in (
+        sys.version,
+        platform.platform(),
+        native.processor().decode(errors="replace"),
+        *versions,
+        native.key(),
+    ):
+        found.update(f"{part};".encode())
+    return found.hexdigest()
+
+
+def obtain(
+    program: Any, devices: Sequence[jax.Device], compile_it: Callable[[], jax.stages.Compiled]
+) -> jax.stages.Compiled:
+    """The program with this description for these devices, from disk or compiled. With own parts it is not kept.
+
+    `program` has a repr that says all that the program depends on, beside what `surroundings` covers.
+    """
+    own = any(registry.own for registry in REGISTRIES.values())
+    path = None
+    with contextlib.suppress(InputError):  # a user without a home folder has no cache
+        described = repr((program, [*map(str, devices)], surroundings(), jax_settings.described()))
+        path = cache_folder("programs") / hashlib.sha256(described.encode()).hexdigest()
+    if path is None or own or not (KEEP and jax.config.values["jax_enable_compilation_cache"]):
+        return compile_it()
+    found = load(path, devices)
+    if found is None:
+        with counted_hits() as hits, without_jax_cache():
+            found = compile_it()
+        if not hits:  # what XLA has read from a cache it can't write again
+            save(found, path)
+    return found
+
+
+@contextlib.contextmanager
+def counted_hits() -> Iterator[list[str]]:
+    """Notes each program that JAX meanwhile reads from its own cache, where older versions kept them."""
+    hits: list[str] = []
+
+    def note(event: str, **_: Any) -> None:
+        hits.extend([event] * event.endswith("/cache_hits"))
+
+    jax.monitoring.register_event_listener(note)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(note)
+
+
+@contextlib.contextmanager
+def without_jax_cache() -> Iterator[None]:
+    """JAX doesn't keep what it compiles meanwhile in its own cache: it is kept here."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def load(path: Path, devices: Sequence[jax.Device]) -> jax.stages.Compiled | None:
+    """Reads a program; None if there is none that can be used."""
+    try:
+        check_private(path.parent, path)
+        serialized, arguments, results = pickle.loads(path.read_bytes())
+        load_it = functools.partial(serialize_executable.deserialize_and_load, execution_devices=devices)
+        found: jax.stages.Compiled = load_it(serialized, arguments, results)
+    except Exception:  # a damaged file can raise anything
+        return None
+    return found
+
+
+def save(program: jax.stages.Compiled, path: Path) -> None:
+    """Writes a program, whole or not at all; without space on the disk, not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError, ValueError):  # ValueError: XLA can't serialize this program
+        try:
+            part.touch(mode=0o600)
+            part.write_bytes(pickle.dumps(serialize_executable.serialize(program)))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

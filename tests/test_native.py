@@ -1,0 +1,129 @@
+"""The convolutions in C against those of `layers`, and what happens where they can't be compiled."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lenet_jax import blocked, layers, native
+from lenet_jax.layers import Convolution
+from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+
+
+def by_window(maps, parameters, table):
+    """`layers.convolve` of every image, in the order of `native.convolve`."""
+    of_one = functools.partial(layers.convolve, parameters=parameters, table=table)
+    found = jax.vmap(of_one, in_axes=-1, out_axes=-1)(maps)
+    outputs, rows, columns, batch = found.shape
+    windows = found.reshape(outputs, rows // 2, 2, columns // 2, 2, batch).transpose(2, 4, 0, 1, 3, 5)
+    return windows.reshape(4, outputs, -1, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("convolve", "table"))
+def outputs_and_gradients(maps, parameters, slopes, convolve, table):
+    outputs, backward = jax.vjp(lambda maps, parameters: convolve(maps, parameters, table), maps, parameters)
+    return outputs, backward(slopes)
+
+
+TABLES = {"c1": (C1_TABLE, 32), **{name: (table, 14) for name, table in CONNECTIVITIES.items()}}
+TABLES["sparse"] = ((0,), (1, 3), (0, 2, 5)), 14  # a map, 4, that no output sees
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    layer=st.sampled_from(sorted(TABLES)),
+    batch=st.sampled_from([16, 17, 31, 32, 50]),
+    double=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_convolution(layer, batch, double, seed, assert_close):
+    """Outputs and all gradients, for batches that fill vectors and those that don't, in both precisions."""
+    table, size = TABLES[layer]
+    rng = np.random.default_rng(seed)
+    inputs, count = (1 if layer == "c1" else 6), sum(map(len, table))
+    with jax.enable_x64(double):
+        kind = jnp.float64 if double else jnp.float32
+        maps = jnp.asarray(rng.normal(size=(inputs, size, size, batch)), kind)
+        parameters = Convolution(*(jnp.asarray(rng.normal(size=shape), kind) for shape in ((count, 5, 5), len(table))))
+        slopes = jnp.asarray(rng.normal(size=(4, len(table), (size - 4) ** 2 // 4, batch)), kind)
+        fast = outputs_and_gradients(maps, parameters, slopes, convolve=native.convolve, table=table)
+        slow = outputs_and_gradients(maps, parameters, slopes, convolve=by_window, table=table)
+        assert {leaf.dtype for leaf in jax.tree.leaves(fast)} == {np.dtype(kind)}
+        assert_close(fast, slow, 1e-12 if double else 1e-5)
+
+
+def test_vmapped_networks_are_those_one_by_one(assert_close):
+    rng = np.random.default_rng(0)
+    maps = jnp.asarray(rng.normal(size=(1, 32, 32, 16)), jnp.float32)
+    kernels, biases = jnp.asarray(rng.normal(size=(3, 6, 5, 5)), jnp.float32), jnp.ones((3, 6))
+    together = jax.vmap(lambda *arrays: native.convolve(maps, Convolution(*arrays), C1_TABLE))(kernels, biases)
+    alone = [native.convolve(maps, Convolution(*arrays), C1_TABLE) for arrays in zip(kernels, biases, strict=True)]
+    assert_close(together, jnp.stack(alone), 1e-6)
+
+
+@pytest.mark.parametrize("architecture", [Architecture("tanh"), Architecture("relu", "full", "max", output="rbf")])
+def test_the_network_is_the_blocked_one(architecture, random_params, assert_close):
+    params = random_params(architecture)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(20, 32, 32)), jnp.float32)
+    assert blocked.to_grid(images, allow_native=True).shape == (1, 32, 32, 20)
+    few = images[: native.LEAST_IMAGES - 1]
+    assert blocked.to_grid(few, allow_native=True).shape == blocked.to_grid(few).shape, "few images take blocks"
+
+    def gradient(allow_native):
+        def objective(params):
+            return jnp.square(blocked.forward(params, images, architecture, allow_native)).mean()
+
+        return jax.jit(jax.value_and_grad(objective))(params)
+
+    assert_close(gradient(True), gradient(False), 2e-5)
+
+
+PROGRAM = """
+import jax.numpy as jnp
+from lenet_jax import native, population
+print(native.available(), population.arithmetic())
+"""
+
+
+def run_program(**changed):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | changed
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_without_a_compiler_the_blocked_form_is_used(tmp_path):
+    environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    assert run_program(**environment) == f"False {model_arithmetic('blocked')}"
+    (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cc").chmod(0o700)
+    assert run_program(**environment) == f"False {model_arithmetic('blocked')}", "a compiler that fails"
+
+
+def model_arithmetic(form):
+    from lenet_jax import population
+
+    return f"{population.ARITHMETIC}, {form}"
+
+
+def test_a_library_that_others_can_change_is_not_loaded(tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert run_program(**environment).startswith("True")
+    (library,) = (tmp_path / "lenet_jax" / "native").glob("*.so")
+    assert run_program(**environment, PATH="").startswith("True"), "it is compiled once"
+    library.chmod(0o777)
+    assert run_program(**environment).startswith("False")
+    library.chmod(0o700)
+    other = tmp_path / "other.so"
+    library.rename(other)
+    library.symlink_to(other)
+    assert run_program(**environment).startswith("False"), "a link"

@@ -122,7 +122,7 @@ def test_workers_divide_the_compilation(images, tmp_path, monkeypatch):
 def test_what_a_worker_raises_is_raised_here(workers, images):
     crowd = workers.create(SEEDS, HYPER, images, RECIPE)
     with pytest.raises(InputError, match="loss: 'huber' is not one of"):
-        workers._call("evaluate", [(Raising(),)] * 2)
+        workers._call("predict", [(Raising(),)] * 2)
     assert workers.evaluate(crowd, range(10)).error.shape == (3,), "the workers continue"
 
 

@@ -43,9 +43,14 @@ QUICK = (
 )
 
 
+COMPILING = {f"test_{name}.py" for name in ("accelerators", "blocked", "combinations", "distributed", "workers")}
+"""Files that take longer than their size says."""
+
+
 def pytest_collection_modifyitems(items):
-    """The largest files first, so that the last ones that run side by side are short."""
-    items.sort(key=lambda item: -item.path.stat().st_size)  # stable: in a file the order stays
+    """The longest files first, so that the last ones that run side by side are short."""
+    # Stable: in a file the order stays.
+    items.sort(key=lambda item: (item.path.name not in COMPILING, -item.path.stat().st_size))
 
 
 def pytest_collection_finish(session):
@@ -130,7 +135,7 @@ def load_benchmark():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that test mathematics operation by operation, where compiling takes longer than computing."""
+    """For modules that test mathematics, where compiling takes longer than computing."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lenet_jax.data import datasets, idx
+from lenet_jax.experiments import base
 
 TRAIN, TEST = 600, 200
 FOLDER = Path(__file__).parents[1] / ".pytest_cache" / f"few_digits_{datasets.EMBEDDED_FINGERPRINT[-8:]}"
@@ -42,6 +43,14 @@ def write():
 
 if not FOLDER.exists():
     write()
+
+
+def small(**fields):
+    """A config that runs in seconds; the programs of its three tanh networks are compiled once for many tests."""
+    config = base.get_config()
+    config.update({"dataset": DATASET, "validation_size": 300, "batch_size": 20, "activation": "tanh"})
+    config.update({"epochs": 2, "seeds": 3} | fields)
+    return config
 
 
 def save_digit(path):

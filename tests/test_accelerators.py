@@ -12,6 +12,8 @@ from lenet_jax.experiments import base
 from lenet_jax.run import plan
 from lenet_jax.run.arms import expand
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MEMBERS, IMAGES = 4, 10_000
 
 

@@ -157,7 +157,7 @@ def test_is_never_negative(start, output, subsampling, random_params):
     loss = Loss("map") if output == "rbf" else Loss("cross_entropy")
     found = diagonal(params, images, jnp.arange(4), architecture, loss, start)
     assert jax.tree.structure(found) == jax.tree.structure(params)
-    for leaf in jax.tree.leaves(found):
+    for leaf in map(np.asarray, jax.tree.leaves(found)):
         assert (leaf >= 0).all()
         assert (leaf > 0).any()
 
@@ -168,7 +168,7 @@ def test_full_start_is_the_second_derivative_at_the_states():
     with jax.enable_x64(True):
         # In the middle between 6 and 8, each 12 away, so that their penalties compete.
         states = jnp.asarray((BITMAPS[[6]] + BITMAPS[[8]]) / 2 + 0.01 * np.random.default_rng(3).normal(size=(1, 84)))
-        found = curvature.start_in_full(states, label, loss)
+        found = jax.jit(curvature.start_in_full, static_argnums=2)(states, label, loss)
         penalties = np.square(np.asarray(states)[0] - BITMAPS).sum(axis=1)
         exponentials = np.exp(-penalties)
         p = exponentials / (np.exp(-20.0) + exponentials.sum())

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import scipy.stats
 import tensorflow_datasets as tfds
-from test_runner import small
+from few_digits import small
 
 import lenet_jax
 from lenet_jax.analysis import compare, report

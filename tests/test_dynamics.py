@@ -1,6 +1,7 @@
 """What notebooks see inside networks, against hand computations and derivatives."""
 
 import dataclasses
+import functools
 
 import few_digits
 import jax
@@ -39,6 +40,10 @@ def batch(setting):
     return setting.take("train", 4)
 
 
+activations = jax.jit(model.activations, static_argnames="architecture")
+
+
+@functools.partial(jax.jit, static_argnames="architecture")
 def states_of(params, images, architecture):
     return jax.vmap(model.activations, in_axes=(None, 0, None))(params, images, architecture)
 
@@ -86,7 +91,7 @@ def test_preactivations_are_before_the_activation(sigmoid, batch):
     """For F6 also in its order; for maps in any."""
     params, _ = sigmoid
     found = jax.jit(dynamics.preactivations, static_argnums=2)(params, batch[0][0], Architecture())
-    states = model.activations(params, batch[0][0], Architecture())
+    states = activations(params, batch[0][0], Architecture())
     np.testing.assert_allclose(jax.nn.sigmoid(found["f6"]), states["f6"], rtol=1e-4)
     for name in ("c1", "s2", "c3", "s4"):
         np.testing.assert_allclose(np.sort(jax.nn.sigmoid(found[name])), np.sort(states[name].ravel()), rtol=1e-4)

@@ -68,3 +68,14 @@ def test_an_example_that_is_false_is_found():
     said = []
     doctest.DocTestRunner().run(test, out=said.append)
     assert "Expected:\n    [0.5]" in "".join(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run_at_their_full_size(path, tmp_path):
+    """`make test` makes their runs small: see the metadata of the cells with configs."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600).execute(cwd=tmp_path)

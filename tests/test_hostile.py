@@ -38,8 +38,9 @@ from lenet_jax.experiments import base
 def get_config():
     config = base.get_config()
     config.dataset = {few_digits.DATASET!r}
-    config.train_size, config.validation_size, config.epochs, config.seeds = 100, 50, 1, 2
-    config.sweep.activation = ("tanh", "relu")
+    config.train_size, config.validation_size, config.epochs, config.seeds = 400, 200, 1, 2
+    config.activation = "tanh"
+    config.sweep.padding = ("background", "edge")  # with one program, that of test_cli.py
     config.tune.learning_rate, config.tune_seeds = (0.05, 0.1), 1
     return config
 """
@@ -406,7 +407,7 @@ def test_a_hostile_run_folder_is_refused_in_one_line(good, worker, examples):
 
 def enlarge(run):
     """Gives an array of a state 2^40 numbers, of which none are there; orbax aborts the process when it reads it."""
-    (state,) = (run / "checkpoints" / "activation=relu").glob("*/states/*/state")
+    (state,) = (run / "checkpoints" / "padding=edge").glob("*/states/*/state")
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{state}/"}).result()
     about = json.loads(store.read("params/c1/kernel/.zarray").result().value)
     about |= {"shape": [2**40], "chunks": [2**10]}
@@ -465,13 +466,13 @@ def repeated(name, text, rows):
         ),
         (rewrite("summary.json", lambda content: content.update(arms=2 * content["arms"])), "two with the same name"),
         (arms(lambda row: row.update(axes=None)), ".axes: expected an object, got None"),
-        (arms(lambda row: row.update(axes={"activation": ["tanh"]})), ".axes.activation: expected text, got ['tanh']"),
+        (arms(lambda row: row.update(axes={"padding": ["edge"]})), ".axes.padding: expected text, got ['edge']"),
         (arms(lambda row: row.update(name="\x1b[31m")), "expected a line of up to 2000 printable characters"),
         (
             arms(lambda row: row.update(chosen={"/../../x": 0.1}, chosen_at_edge=[])),
             "column '/../../x' has nothing; expected numbers",
         ),
-        (arms(lambda row: row.update(chosen={"learning_rate": 7})), "that arm 'activation=tanh' chose are missing"),
+        (arms(lambda row: row.update(chosen={"learning_rate": 7})), "that arm 'padding=background' chose are missing"),
         (arms(lambda row: row.update(seeds=True)), "seeds: expected an integer, got True"),
         (arms(lambda row: row.update(seeds=10**6)), "seeds is invalid, or does not fit the other fields"),
         (arms(lambda row: row["test_error"].update(ci95=[0.1])), "ci95: expected a list of 2, got [0.1]"),
@@ -489,7 +490,7 @@ def repeated(name, text, rows):
         (changed("tuning.parquet", "learning_rate", "without"), "column 'learning_rate' has nothing; expected numbers"),
         (repeated("metrics.parquet", "x", 40_000_000), "bytes of memory"),
         (repeated("predictions.parquet", "x" * 100_000, 100_000), "column 'seed' has nothing; expected integers"),
-        (changed("predictions.parquet", "label", "twice"), "arm 'activation=tanh': its rows don't stand together"),
+        (changed("predictions.parquet", "label", "twice"), "arm 'padding=background': its rows don't stand together"),
         (retable("predictions.parquet", lambda table: table[1:]), "rows; its seeds and images have"),
         (
             retable("predictions.parquet", lambda table: table.assign(seed=table.seed + 100)),
@@ -501,7 +502,7 @@ def repeated(name, text, rows):
 def test_a_damaged_file_is_named(good, worker, damage, message):
     restore(good, worker.folder)
     damage(worker.folder / "run")
-    code, output, memory, _ = worker.run(["classify", "run", "digit.png", "--arm=activation=relu"])
+    code, output, memory, _ = worker.run(["classify", "run", "digit.png", "--arm=padding=edge"])
     assert (code, output.count("\n")) == (2, 1), (code, output)
     assert message in output
     assert memory < MAX_MEMORY

@@ -41,9 +41,13 @@ def of_connections(values):
 
 @pytest.fixture(scope="module")
 def many():
-    """(architecture) -> the initial parameters of 40 keys, stacked."""
+    """(architecture) -> the initial parameters of 40 keys, stacked, as NumPy arrays."""
     keys = jax.random.split(jax.random.key(7), 40)
-    return lambda architecture: jax.vmap(lambda key: model.init(key, architecture))(keys)
+
+    def make(architecture):
+        return jax.tree.map(np.asarray, jax.vmap(lambda key: model.init(key, architecture))(keys))
+
+    return make
 
 
 def test_parameter_counts():
@@ -197,9 +201,10 @@ def test_gradients_equal_finite_differences(activation, output, subsampling, los
 
 def test_squashed_outputs_are_linear_ones_squashed(random_params):
     linear, squashed = (Architecture("scaled_tanh", output=output) for output in ("linear", "squashed"))
-    params, image = random_params(linear), jnp.asarray(np.random.default_rng(6).normal(size=(32, 32)), jnp.float32)
-    expected = 1.7159 * np.tanh(2 / 3 * np.asarray(model.forward(params, image, linear)))
-    np.testing.assert_allclose(model.forward(params, image, squashed), expected, rtol=1e-5)
+    with jax.enable_x64(True):
+        params, image = random_params(linear), jnp.asarray(np.random.default_rng(6).normal(size=(32, 32)))
+        expected = 1.7159 * np.tanh(2 / 3 * np.asarray(model.forward(params, image, linear)))
+        np.testing.assert_allclose(model.forward(params, image, squashed), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("output", ["softmax", "linear"])

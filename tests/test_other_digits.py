@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from few_digits import small
 from scipy import ndimage
 from test_datasets import DAMAGES, EMNIST_NAMES, as_bytes, damage, with_classes, write, write_files
 from test_prepared import Server, closed_port, files_in, idx_gz
-from test_runner import small
 
 from lenet_jax.data import datasets, formats, idx, prepared, sources
 from lenet_jax.errors import InputError

@@ -13,25 +13,18 @@ import few_digits
 import numpy as np
 import pandas as pd
 import pytest
+from few_digits import small
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lenet_jax.data import idx
 from lenet_jax.errors import InputError, Interrupted, StorageError
-from lenet_jax.experiments import base, stored
+from lenet_jax.experiments import stored
 from lenet_jax.run import checkpoints, cleanup, files, locks, parts, runner, signals, states, trackers
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.checkpoints import ArmStore
 
 FINISHED = (run_folder.SUMMARY, run_folder.METRICS, run_folder.PREDICTIONS, run_folder.PROVENANCE)
-
-
-def small(**fields):
-    """A config that runs in seconds."""
-    config = base.get_config()
-    config.update({"dataset": few_digits.DATASET, "validation_size": 300, "batch_size": 20, "epochs": 2, "seeds": 2})
-    config.update(fields)
-    return config
 
 
 def stopped(config, folder, after=1):
@@ -81,7 +74,7 @@ def halved(tmp_path_factory):
 def scratch(tmp_path):
     """A folder of somebody else, with files and folders named as ours are."""
     folder = tmp_path / "scratch"
-    below = ("all/tested-0-2/states/9/state", "tested-0-2/trained.json", "trained.json", "states/9/state")
+    below = ("all/tested-0-3/states/9/state", "tested-0-3/trained.json", "trained.json", "states/9/state")
     for name in ("thesis.tex", "data/results.csv", *below):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +105,7 @@ def test_checkpoints_that_are_a_link_are_refused(scratch, tmp_path):
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["all", "other", "notes.txt", "all/tested-0-2", "all/tested-0-2/states", "attempts"])
+@pytest.mark.parametrize("name", ["all", "other", "notes.txt", "all/tested-0-3", "all/tested-0-3/states", "attempts"])
 @pytest.mark.parametrize("kind", ["link", "own"])
 def test_checkpoints_with_anything_of_others_are_refused(name, kind, scratch, tmp_path):
     place = tmp_path / "run" / "checkpoints" / name
@@ -131,7 +124,7 @@ def test_checkpoints_with_anything_of_others_are_refused(name, kind, scratch, tm
 
 def test_hidden_files_of_the_system_are_left_alone(halved, tmp_path):
     run = copied(halved, tmp_path)
-    for path in (".DS_Store", "all/.nfs0001", "all/tested-0-2/states/.DS_Store"):
+    for path in (".DS_Store", "all/.nfs0001", "all/tested-0-3/states/.DS_Store"):
         (run / "checkpoints" / path).write_text("system")
     runner.run(small(), run, "test")
     assert len(list(run.rglob(".DS_Store"))) == 2
@@ -142,7 +135,7 @@ def test_tidying_a_finished_run_removes_only_what_it_wrote(finished, scratch, tm
     run = copied(finished, tmp_path)
     attempts = unfinished(run)
     below = run / "checkpoints"
-    chunk = below / "all" / "tested-0-2"
+    chunk = below / "all" / "tested-0-3"
     (chunk / "trained.json").write_text("{}")
     (chunk / "states" / "7").mkdir()
     mine = [below / "zzz", below / "all" / "tried-0-0-2", chunk / "damaged-8", chunk / "states" / "5"]
@@ -213,7 +206,7 @@ def test_states_of_another_config_are_not_taken_up(finished, halved, tmp_path):
 
 def test_every_file_of_an_arm_says_what_it_belongs_to(halved, tmp_path):
     run = copied(halved, tmp_path)
-    chunk = run / "checkpoints" / "all" / "tested-0-2"
+    chunk = run / "checkpoints" / "all" / "tested-0-3"
     store = ArmStore(run / "checkpoints" / "all", identity="0" * 64)
     with pytest.raises(states.OtherRunError, match=r"states/15' was saved by a run with other settings"):
         checkpoints.Chunk(chunk, store).latest()
@@ -229,21 +222,21 @@ def test_every_file_of_an_arm_says_what_it_belongs_to(halved, tmp_path):
 
 def test_the_times_in_a_state_are_sealed_too(halved, tmp_path):
     run = copied(halved, tmp_path)
-    folder = run / "checkpoints" / "all" / "tested-0-2" / "states"
+    folder = run / "checkpoints" / "all" / "tested-0-3" / "states"
     about = folder / "15" / "about" / "metadata"
     content = json.loads(about.read_text())
     about.write_text(json.dumps(content | {"seconds": content["seconds"] + 1}))
     with pytest.raises(InputError, match=r"is corrupt \(wrong SHA-256\)"):
-        states.read_state(folder, 15, 2, "")
+        states.read_state(folder, 15, 3, "")
 
 
 def test_networks_of_another_arm_are_not_read(finished, tmp_path):
     run = copied(finished, tmp_path)
     content = json.loads((run / "summary.json").read_text())
     store = ArmStore(run / "checkpoints" / "all", identity=content["arms"][0]["identity"])
-    assert len(checkpoints.networks(store, 2)["step"]) == 2
+    assert len(checkpoints.networks(store, 3)["step"]) == 3
     with pytest.raises(InputError, match="was saved by a run with other settings, data or programs"):
-        checkpoints.networks(ArmStore(store.folder, identity="0" * 64), 2)
+        checkpoints.networks(ArmStore(store.folder, identity="0" * 64), 3)
 
 
 def write_digits(folder, arrays):
@@ -320,7 +313,7 @@ def test_nothing_is_removed_before_its_replacement_is_on_the_disk(tmp_path, monk
     assert str(run) in before, "the names of the run's files"
     for name in FINISHED:
         assert any(path.startswith(f"{run}/.{name}.") for path in before), name
-    last = run / "checkpoints" / "all" / "tested-0-2" / "states" / "30"
+    last = run / "checkpoints" / "all" / "tested-0-3" / "states" / "30"
     assert {str(path) for path in last.rglob("*")} <= before
 
 
@@ -377,7 +370,7 @@ def test_curves_are_written_through_no_link(below, scratch, tmp_path):
 
 def test_what_another_job_renames_meanwhile_is_nobody_elses(tmp_path):
     """Jobs of other arms save while this one starts: orbax renames each state when it is whole."""
-    states_of = tmp_path / "checkpoints" / "all" / "tested-0-2" / "states"
+    states_of = tmp_path / "checkpoints" / "all" / "tested-0-3" / "states"
     states_of.mkdir(parents=True)
     ended = threading.Event()
 
@@ -409,7 +402,7 @@ def test_a_damaged_attempt_is_left_out(damage, halved, tmp_path, capsys):
 @pytest.mark.parametrize("about", [{}, {"sha256": {}}, {"sha256": 5}, {"sha256": {"../../../thesis.tex": "0"}}])
 def test_results_that_are_sealed_but_incomplete_are_measured_again(about, halved, tmp_path, capsys):
     run = copied(halved, tmp_path)
-    chunk = checkpoints.Chunk(run / "checkpoints" / "all" / "tested-0-2", ArmStore(run / "checkpoints" / "all"))
+    chunk = checkpoints.Chunk(run / "checkpoints" / "all" / "tested-0-3", ArmStore(run / "checkpoints" / "all"))
     files.write_sealed(chunk.folder / "trained.json", about)
     assert chunk.load_result() is None
     assert "these members are measured again" in capsys.readouterr().err

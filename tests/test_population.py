@@ -109,10 +109,11 @@ def test_member_equals_a_lone_run(member, crowd, images):
     jax.tree.map(np.testing.assert_array_equal, lone, members_of(crowd.result, [member]))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_member_equals_the_pure_functions(crowd, images):
     member = 1
     hyper = Hyperparameters(jnp.float32(RATES[member]), *jnp.float32([0.9, 1e-4, 0.02]))
-    state = train.init(jnp.uint32(SEEDS[member]), hyper, RECIPE)
+    state = jax.jit(train.init, static_argnames="recipe")(jnp.uint32(SEEDS[member]), hyper, recipe=RECIPE)
     epoch = jax.jit(train.train_epoch, static_argnames="recipe")
     for expected in crowd.result[: RECIPE.epochs]:
         state, metrics = epoch(state, hyper, jax.tree.map(jnp.asarray, images), recipe=RECIPE)

@@ -171,6 +171,7 @@ def test_stored_results_are_of_the_shipped_experiments(name):
     assert run.provenance["git_commit"]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_effective_rates_are_between_none_and_all_curvature(reproduction):
     """eta / (mu + h) is at most eta / mu, and where h is large, much less."""
     config = importlib.import_module("lenet_jax.experiments.lenet5_1998").get_config()

@@ -11,23 +11,16 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from few_digits import small
 
 from lenet_jax import evaluate as evaluation
 from lenet_jax import population, train
 from lenet_jax.errors import InputError, Interrupted
-from lenet_jax.experiments import base, lenet5_1998_distorted, stored
+from lenet_jax.experiments import lenet5_1998_distorted, stored
 from lenet_jax.run import files, loop, plan, processes, runner, signals
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run import memory as run_memory
 from lenet_jax.run.arms import expand
-
-
-def small(**fields):
-    """A config that runs in seconds."""
-    config = base.get_config()
-    config.update({"dataset": few_digits.DATASET, "validation_size": 300, "batch_size": 20, "activation": "tanh"})
-    config.update({"epochs": 2, "seeds": 3} | fields)
-    return config
 
 
 def with_sweep(config, **axes):
@@ -139,12 +132,12 @@ def test_the_run_equals_a_population_trained_by_hand(finished):
     phase = plan.make([arm]).arms[0].test
     dataset, recipe = phase.dataset, phase.recipe
     assert recipe.architecture.activation == "tanh"
-    hyper = {"learning_rate": [0.03], "momentum": [0.9], "weight_decay": [0.0], "mu": [0.02]}
-    members = population.create([1], hyper, plan.images_of(dataset, phase.images), recipe)
+    hyper = {"learning_rate": [0.03] * 3, "momentum": [0.9] * 3, "weight_decay": [0.0] * 3, "mu": [0.02] * 3}
+    members = population.create([0, 1, 2], hyper, plan.images_of(dataset, phase.images), recipe)
     for _ in range(2):
         population.train_segment(members)
     error = population.evaluate(members, range(600, 800)).error
-    assert error[0] == pytest.approx(run.summary["arms"][0]["test_error"]["per_seed"][1], abs=1e-6)
+    assert error.tolist() == pytest.approx(run.summary["arms"][0]["test_error"]["per_seed"], abs=1e-6)
 
 
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):
@@ -373,11 +366,11 @@ def test_only_labels_that_are_trained_on_are_noisy():
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):
-    config = with_sweep(small(seeds=1, epochs=1), validation_size=(300, 400), normalization=("unit", "standard"))
+    config = with_sweep(small(train_size=300), validation_size=(300, 200), normalization=("unit", "standard"))
     run = runner.run(config, tmp_path / "run", "test")
     assert len(run.summary["arms"]) == 4
     # json has every value as it is
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [300, 400]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"]["validation_size"] == [300, 200]
 
 
 @pytest.mark.slow
@@ -401,7 +394,7 @@ def test_a_stored_run_can_be_made_again(tmp_path):
 
 
 def test_arms_may_differ_in_whether_predictions_are_stored(tmp_path):
-    config = with_sweep(small(epochs=1, seeds=1), store_predictions=(False, True))
+    config = with_sweep(small(), store_predictions=(False, True))
     run = runner.run(config, tmp_path / "run", "test")
     assert run.predictions.arm.unique().tolist() == ["store_predictions=True"]
     assert run.predictions.predicted.dtype == np.int16

@@ -1,6 +1,7 @@
 """Training and evaluating a single network."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,15 @@ init = jax.jit(train.init, static_argnames="recipe")
 train_epoch = jax.jit(train.train_epoch, static_argnames="recipe")
 predict = jax.jit(evaluation.predict, static_argnames="recipe")
 with_curvature = jax.jit(train.with_curvature, static_argnames="recipe")
+batch_indices = jax.jit(train.batch_indices, static_argnames="recipe")
+answer = jax.jit(evaluation.answer, static_argnames="recipe")
+
+
+@functools.partial(jax.jit, static_argnames="architecture")
+def outputs_of(params, images, architecture):
+    """What the network of the specification makes of all images, [images, classes]."""
+    pixels = images.pixels / jnp.float32(255)
+    return jax.vmap(lambda image: model.forward(params, image, architecture))(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +175,8 @@ def evaluate():
 def test_evaluate_equals_numpy(begin, end, start, images, evaluate):
     assert evaluation.EVALUATION_BATCH_SIZE == 64, "the ranges hold one batch, several and a part, and a part"
     metrics = evaluate(start.params, images, begin, end, recipe=RECIPE)
-    pixels, labels = np.asarray(images.pixels[begin:end]) / np.float32(255), np.asarray(images.labels[begin:end])
-    forward = jax.jit(jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture)))
-    outputs = np.float64(forward(pixels.astype(np.float32)))
+    labels = np.asarray(images.labels)[begin:end]
+    outputs = np.float64(outputs_of(start.params, images, RECIPE.architecture))[begin:end]
     probabilities = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(metrics.loss, -np.log(probabilities[np.arange(end - begin), labels]).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics.error, (outputs.argmax(axis=1) != labels).mean(), rtol=1e-6)
@@ -195,12 +204,11 @@ def test_probabilities_are_measured_as_by_numpy(output, loss, sign, spread, imag
     # Larger weights in the last layer with weights make the network more confident.
     last = "output" if output == "softmax" else "f6"
     params = params.replace(**{last: jax.tree.map(lambda leaf: spread * leaf, getattr(params, last))})
-    forward = jax.jit(jax.vmap(lambda image: model.forward(params, image, recipe.architecture)))
-    outputs = sign * np.float64(forward(np.asarray(images.pixels[17:380]) / np.float32(255)))
+    outputs = sign * np.float64(outputs_of(params, images, recipe.architecture))[17:380]
     metrics = evaluate(params, images, 17, 380, recipe=recipe)
     assert 363 % evaluation.EVALUATION_BATCH_SIZE, "the last batch isn't full"
     weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels[17:380])
+    probabilities, labels = weights / weights.sum(axis=1, keepdims=True), np.asarray(images.labels)[17:380]
     of_right = probabilities[np.arange(363), labels]
     np.testing.assert_allclose(metrics.nll, -np.log(of_right).mean(), rtol=1e-4)
     brier = np.mean([((row - np.eye(10)[label]) ** 2).sum() for row, label in zip(probabilities, labels, strict=True)])
@@ -214,7 +222,7 @@ def test_scores_that_are_not_probabilities_have_no_measures_of_calibration(outpu
     recipe = dataclasses.replace(
         RECIPE, architecture=Architecture("tanh", output=output), loss=Loss("mse", mse_point="linear")
     )
-    answers = evaluation.answer(jnp.eye(10)[:4], jnp.arange(4), recipe)
+    answers = answer(np.eye(10, dtype=np.float32)[:4], np.arange(4), recipe=recipe)
     assert np.isfinite(answers.loss).all()
     found = evaluation.evaluate([(answers, np.arange(4))])
     assert found.error == 0
@@ -224,19 +232,17 @@ def test_scores_that_are_not_probabilities_have_no_measures_of_calibration(outpu
 @pytest.mark.parametrize(("right", "expected"), [(8, 0.0), (10, 0.2), (3, 0.5)])
 def test_a_network_that_is_right_as_often_as_it_says_is_calibrated(right, expected):
     """Ten samples, each given 80 % for class 3."""
-    outputs = jnp.stack([jnp.log(jnp.where(jnp.arange(10) == 3, 0.8, 0.2 / 9))] * 10)
-    labels = jnp.where(jnp.arange(10) < right, 3, 4)
-    found = evaluation.evaluate([(evaluation.answer(outputs, labels, RECIPE), np.asarray(labels))])
+    outputs = np.log([np.where(np.arange(10) == 3, 0.8, 0.2 / 9)] * 10).astype(np.float32)
+    labels = np.where(np.arange(10) < right, 3, 4)
+    found = evaluation.evaluate([(answer(outputs, labels, recipe=RECIPE), labels)])
     assert found.ece == pytest.approx(expected, abs=1e-6)
     assert found.error == pytest.approx(1 - right / 10)
 
 
 def test_bins_of_confidence_that_err_in_opposite_ways_do_not_make_up_for_each_other():
     """Also when the images are predicted one by one; the upper end of a bin belongs to it."""
-    sure, unsure = (jnp.log(jnp.where(jnp.arange(10) == 3, p, (1 - p) / 9)) for p in (0.9, 0.5))
-    answers = [
-        evaluation.answer(outputs[None], jnp.array([label]), RECIPE) for outputs, label in ((sure, 4), (unsure, 3))
-    ]
+    sure, unsure = (np.log(np.where(np.arange(10) == 3, p, (1 - p) / 9)).astype(np.float32) for p in (0.9, 0.5))
+    answers = [answer(outputs[None], np.array([label]), recipe=RECIPE) for outputs, label in ((sure, 4), (unsure, 3))]
     found = evaluation.evaluate(zip(answers, np.array([[4], [3]]), strict=True))
     assert found.ece == pytest.approx((0.9 + 0.5) / 2)
     ends = dataclasses.replace(answers[0], confidence=np.float32([14 / 15]))
@@ -267,7 +273,7 @@ def presented():
     def run(seed, epochs, order="fresh"):
         recipe = dataclasses.replace(RECIPE, batch_size=5, train_size=23, order=order)
         seen.clear()
-        state = init(jnp.uint32(seed), HYPER, recipe=recipe)
+        state = init(jnp.uint32(seed), HYPER, recipe=RECIPE)
         with pytest.MonkeyPatch.context() as patch:  # while the function is traced; other tests train
             patch.setattr(train, "gradient_of", note)
             for _ in range(epochs):
@@ -345,7 +351,7 @@ def test_sdlm_measures_the_curvature_before_each_pass(images):
 def test_a_running_mean_of_curvatures(images):
     """Two estimates per epoch: the first is used unchanged, the second is averaged with it."""
     recipe = dataclasses.replace(SDLM, curvature_estimates=2, curvature_memory=0.75)
-    state = init(jnp.uint32(0), SDLM_HYPER, recipe=recipe)
+    state = init(jnp.uint32(0), SDLM_HYPER, recipe=SDLM)
     first = with_curvature(state, images, recipe=recipe)
     half = jnp.int32(recipe.epoch_steps // 2)
     second = with_curvature(dataclasses.replace(first, step=half), images, recipe=recipe)
@@ -371,7 +377,7 @@ def test_an_epoch_in_segments_is_the_same_epoch(estimates, segments, images):
     cut = dataclasses.replace(whole, segments=segments)
     assert whole.epoch_steps % 8 == 0
     hyper = SDLM_HYPER if estimates else HYPER
-    state = other = init(jnp.uint32(4), hyper, recipe=whole)
+    state = other = init(jnp.uint32(4), hyper, recipe=SDLM if estimates else RECIPE)
     part = jax.jit(train.train_segment, static_argnames="recipe")
     for _ in range(2):
         state, expected = train_epoch(state, hyper, images, recipe=whole)
@@ -443,7 +449,7 @@ def test_an_epoch_of_1998_equals_plain_training(images, assert_close):
         augmentation=Augmentation("affine", distorted_share=0.7),
     )
     images = dataclasses.replace(images, scale=jnp.float32(1.275 / 255), shift=jnp.float32(-0.1))
-    start = init(jnp.uint32(5), SDLM_HYPER, recipe=recipe)
+    start = init(jnp.uint32(5), SDLM_HYPER, recipe=SDLM)
     state, _ = train_epoch(start, SDLM_HYPER, images, recipe=recipe)
     expected = plain_epoch_of_1998(start, images, recipe)
     assert_close(state.params, expected, 1e-3)
@@ -453,10 +459,9 @@ def test_an_epoch_of_1998_equals_plain_training(images, assert_close):
 
 def test_distortions_are_drawn_for_each_presentation(images):
     recipe = dataclasses.replace(RECIPE, augmentation=Augmentation("affine", distorted_share=1.0))
-    state = init(jnp.uint32(0), HYPER, recipe=recipe)
-    other = init(jnp.uint32(1), HYPER, recipe=recipe)
+    state, other = (init(jnp.uint32(seed), HYPER, recipe=RECIPE) for seed in (0, 1))
     later = dataclasses.replace(state, step=state.step + RECIPE.epoch_steps)
-    drawn = [np.asarray(train.batch_indices(of, recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
+    drawn = [np.asarray(batch_indices(of, recipe=recipe)[1].shift).reshape(-1, 2) for of in (state, later, other)]
     assert all(len(np.unique(shifts, axis=0)) == 400 for shifts in drawn)
     assert len(np.unique(np.concatenate(drawn), axis=0)) == 1200
 
@@ -464,12 +469,11 @@ def test_distortions_are_drawn_for_each_presentation(images):
 def test_predict_equals_evaluate(start, images, evaluate):
     found = predict(start.params, images, jnp.arange(20, 320), recipe=RECIPE)
     assert found.predicted.shape == found.margin.shape == (300,)
-    error = np.mean(np.asarray(found.predicted) != np.asarray(images.labels[20:320]))
+    error = np.mean(np.asarray(found.predicted) != np.asarray(images.labels)[20:320])
     assert error == pytest.approx(float(evaluate(start.params, images, 20, 320, recipe=RECIPE).error))
-    inputs, _ = images.take(jnp.arange(20, 25))
-    scores = jax.vmap(lambda image: model.forward(start.params, image, RECIPE.architecture))(inputs)
-    best = np.sort(jax.nn.softmax(scores), axis=1)
-    np.testing.assert_allclose(found.margin[:5], best[:, -1] - best[:, -2], rtol=1e-3)
+    exponentials = np.exp(np.float64(outputs_of(start.params, images, RECIPE.architecture))[20:320])
+    best = np.sort(exponentials / exponentials.sum(axis=1, keepdims=True), axis=1)
+    np.testing.assert_allclose(found.margin, best[:, -1] - best[:, -2], rtol=1e-3, atol=1e-6)
 
 
 def test_a_diverged_network_predicts_nothing(start, images):

@@ -84,7 +84,7 @@ def test_workers_resume_from_a_snapshot(workers, images, forked):
     assert {len(array) for array in saved.values()} == {3}
     expected = workers.train_segment(there)
     with Workers(2) as others:
-        again = others.create(SEEDS, HYPER, images, RECIPE)
+        others.load(images)
         others.restart()
         again = others.create(SEEDS, HYPER, images, RECIPE)
         others.restore(again, saved)
@@ -122,7 +122,7 @@ def test_workers_divide_the_compilation(images, tmp_path, monkeypatch):
 def test_what_a_worker_raises_is_raised_here(workers, images):
     crowd = workers.create(SEEDS, HYPER, images, RECIPE)
     with pytest.raises(InputError, match="loss: 'huber' is not one of"):
-        workers._call("evaluate", [(Raising(),)] * 2)
+        workers._call("predict", [(Raising(),)] * 2)
     assert workers.evaluate(crowd, range(10)).error.shape == (3,), "the workers continue"
 
 
@@ -136,10 +136,10 @@ class Raising:
 
 def test_a_killed_worker_is_reported(images, forked):
     with Workers(2) as crew:
-        crowd = crew.create(SEEDS, HYPER, images, RECIPE)
+        crew.load(images)
         os.kill(crew._workers[1].process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"was ended by SIGKILL; .* memory"):
-            crew.train_segment(crowd)
+            crew.create(SEEDS, HYPER, images, RECIPE)
     assert not any(worker.process.is_alive() for worker in crew._workers)
 
 

@@ -4,6 +4,7 @@ When it runs out in spite of the estimate, the run continues with half as many m
 decides, `checkpoints.Chunk.split_in_half` divides what was saved, and `workers.Workers.restart` frees the memory.
 """
 
+import functools
 import math
 import re
 import resource
@@ -18,6 +19,7 @@ import psutil
 from lenet_jax import distributed, train
 from lenet_jax.errors import RunError, WorkerError, one_line
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.registry import CACHES
 from lenet_jax.run.progress import say
 from lenet_jax.train import Recipe
 
@@ -70,12 +72,16 @@ def state_copies() -> int:
     return 2 + (SAVE_MEMORY_FACTOR if jax.default_backend() == "cpu" else 0)
 
 
+@functools.lru_cache(maxsize=32)
 def state_size(recipe: Recipe) -> int:
     """Bytes of one member's state."""
     hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
     state = jax.eval_shape(lambda: train.init(jnp.uint32(0), hyper, recipe))
     sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
     return sum(sizes)
+
+
+CACHES.append(state_size.cache_clear)
 
 
 def member_memory(recipe: Recipe) -> int:

@@ -21,7 +21,7 @@ from jax.experimental import serialize_executable
 
 from lenet_jax import jax_settings, native
 from lenet_jax.errors import InputError
-from lenet_jax.paths import cache_folder, check_private
+from lenet_jax.paths import cache_folder, check_private, made_private
 from lenet_jax.registry import REGISTRIES
 
 KEEP = True
@@ -117,6 +117,7 @@ def save(program: jax.stages.Compiled, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):  # ValueError: XLA can't serialize this program
         try:
+            made_private(path.parent)
             part.touch(mode=0o600)
             part.write_bytes(pickle.dumps(serialize_executable.serialize(program)))
             part.replace(path)

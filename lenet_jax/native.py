@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from lenet_jax.errors import InputError
 from lenet_jax.layers import KERNEL_SIZE, Convolution, Table, connections
-from lenet_jax.paths import cache_folder, check_private
+from lenet_jax.paths import cache_folder, check_private, made_private
 
 SOURCE = Path(__file__).with_name("convolution.c")
 
@@ -54,7 +54,7 @@ def to_maps(images: Float[Array, "batch 32 32"]) -> Float[Array, "1 32 32 batch"
 def key() -> str | None:
     """Digest of all that the compiled code depends on, once it is compiled and known to JAX; None if it can't be."""
     try:
-        folder = cache_folder("native")
+        folder = made_private(cache_folder("native"))
         parts = [SOURCE.read_bytes(), jax.__version__.encode(), *map(str.encode, OPTIONS), processor()]
         digest = hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
         library = folder / f"{digest}.so"
@@ -62,7 +62,7 @@ def key() -> str | None:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of processes that start together one compiles, the others wait
             if not library.exists():
                 compile_to(library)
-        check_private(folder, library)
+        check_private(library)
         loaded = ctypes.CDLL(str(library))
         for name in FUNCTIONS:
             function = jax.ffi.pycapsule(getattr(loaded, f"lenet_jax_{name}"))

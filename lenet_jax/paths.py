@@ -24,16 +24,14 @@ def expanded(path: str | Path, field: str) -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """A folder, made if needed, for files of this user that can be made again.
+    """A folder for files of this user that can be made again; it may not exist yet."""
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "lenet_jax" / name
 
-    Raises:
-      InputError: it can't be made.
-    """
-    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "lenet_jax" / name
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"XDG_CACHE_HOME: {str(folder)!r} can't be made ({error})") from error
+
+def made_private(folder: Path) -> Path:
+    """The folder, made if needed. Raises OSError if it can't be made, or as `check_private` does."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(folder)
     return folder
 
 

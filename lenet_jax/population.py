@@ -185,9 +185,8 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
 @jax_settings.fixed()
 def compile_program(name: str, recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Any:
     """One of `Programs`, compiled here or read from disk."""
-    options: dict[str, Any] = {}
-    if mesh.devices.flat[0].platform == "cpu":
-        options, recipe = CPU_OPTIONS, for_cpu(recipe)
+    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else {}
+    recipe = for_platform(recipe, mesh)
 
     def lower() -> Any:
         function, arguments = lowerables(recipe.shared, members, image_count, mesh)[name]
@@ -202,8 +201,10 @@ def compile_program(name: str, recipe: Recipe, members: int, image_count: int, m
 CACHES.append(compile_program.cache_clear)
 
 
-def for_cpu(recipe: Recipe) -> Recipe:
-    """The recipe as a CPU computes it fastest."""
+def for_platform(recipe: Recipe, mesh: Mesh) -> Recipe:
+    """The recipe as these devices compute it fastest."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return recipe
     microbatches = train.microbatches_for(recipe.batch_size)
     return dataclasses.replace(recipe, microbatches=microbatches, native=native.available())
 

@@ -121,7 +121,7 @@ def test_all_named_choices_take_part():
     assert {field.name for field in dataclasses.fields(train.Recipe)} <= {
         *CHOICES,
         *("architecture", "epochs", "train_size", "microbatches", "segments", "curvature_patterns"),
-        *("metrics", "metrics_per_epoch"),
+        *("metrics", "metrics_per_epoch", "losses", "native"),
     }
 
 

@@ -132,6 +132,7 @@ def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: flo
             images = Images(*map(jnp.asarray, arrays))
             # Of a recipe, predictions depend on the architecture alone.
             recipe = Recipe(run.architecture(arm.name), Loss(), "sgd", "constant", batch_size=1, epochs=1, train_size=1)
+            recipe = population.for_platform(recipe, mesh)
             parts = []
             for start in range(0, arm.seeds, mesh.size):
                 members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many

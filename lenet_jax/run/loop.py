@@ -97,6 +97,7 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
         arrays = {name: np.stack(values) for name, values in history.items()}
         return Checkpoint(step, engine.snapshot(trained), arrays, seconds, wall + time.perf_counter() - began)
 
+    predicted: evaluation.Predictions | None = None
     for epoch in range(evaluated, epochs + 1):
         while step < epoch * steps:
             stop.unsaved = True
@@ -116,16 +117,22 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
                 context.stop_if_asked(chunk.folder, f"in epoch {epoch} of {epochs} of {phase.arm!r}")
         wanted = [name for name in phase.evaluated if epoch >= phase.first_epochs[name]]
         for name in wanted:
-            record(history, name, engine.evaluate(trained, phase.evaluated[name]), recipe)
+            if name == "test" and phase.predicted is not None and epoch == epochs:  # also for its means
+                predicted = engine.predict(trained, phase.predicted)
+                found = evaluation.evaluate([(predicted, labels_of(images, phase.predicted))])
+            else:
+                found = engine.evaluate(trained, phase.evaluated[name])
+            record(history, name, found, recipe)
         if is_whole_arm:
-            replay(history_frame(history, [epoch], members, phase), context.tracked)
+            context.tracked.epoch(epoch, bands_at(history, epoch, phase))
         if epoch:
             shown = ("running", *wanted[-1:])
             progress.measured({name: float(history[f"{name}/error"][-1].mean()) for name in shown})
     predictions = pd.DataFrame()
     if (test := phase.predicted) is not None:
-        labels = np.asarray(images.labels)[test.start : test.stop]
-        predictions = prediction_frame(engine.predict(trained, test), labels, members.seeds)
+        if predicted is None:  # a run that was interrupted after its last evaluation
+            predicted = engine.predict(trained, test)
+        predictions = prediction_frame(predicted, labels_of(images, test), members.seeds)
     done = PopulationResult(
         metrics=history_frame(history, range(epochs + 1), members, phase),
         predictions=predictions,
@@ -193,6 +200,22 @@ def history_frame(history: History, wanted: Sequence[int], members: Members, pha
                 columns = {**members.tuned, "seed": members.seeds, "epoch": epoch, "split": split, "metric": metric}
                 rows.append(pd.DataFrame(columns | {"value": values}))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"epoch": []})
+
+
+def bands_at(history: History, epoch: int, phase: Phase) -> dict[str, trackers.Band]:
+    """What a tracker is told of the epoch that was measured last: the bands of finite values."""
+    bands = {}
+    for name, measured in history.items():
+        split, metric = name.split("/")
+        finite = measured[-1][np.isfinite(measured[-1])]
+        if len(finite) and epoch >= phase.first_epochs[split]:
+            bands[f"{split}_{metric}"] = trackers.Band(*map(float, (finite.mean(), finite.min(), finite.max())))
+    return bands
+
+
+def labels_of(images: Images, indices: range) -> np.ndarray:
+    """The labels of a range of the images."""
+    return np.asarray(images.labels)[indices.start : indices.stop]
 
 
 def replay(metrics: pd.DataFrame, tracked: trackers.Tracker) -> None:

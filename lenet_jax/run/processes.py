@@ -4,6 +4,7 @@ A worker takes seconds to import JAX. The command line therefore starts them, wi
 much itself; `workers.Workers` takes them over.
 """
 
+import atexit
 import importlib.util
 import multiprocessing
 import os
@@ -54,6 +55,8 @@ def start_early(count: int) -> None:
     named = os.environ.get("JAX_PLATFORMS") or "cpu"
     if named == "cpu" and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu"))):
         wanted = cores(count)
+        # Before multiprocessing's own handler, which waits for processes that ignore its SIGTERM.
+        atexit.register(end_early)
         EARLY[tuple(wanted)] = start(wanted)
 
 

@@ -3,12 +3,13 @@
 JAX is imported only when a command runs, so that help and errors appear at once: values are checked before.
 """
 
+import contextlib
 import gc
 import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lenet_jax.analysis.networks import Classification
-
-SMALLEST_SET = 5000
-"""Training images of the smallest data set that has a name."""
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 experiments in JAX
 
@@ -147,8 +145,8 @@ def run_command(argv: list[str]) -> None:
     if values["dry-run"].value:
         dry_run(config, experiment, only_arm, values)
         return
-    with signals.Stop():  # importing takes seconds, in which a KeyboardInterrupt can get lost
-        start_workers(config, workdir, values)
+    # Importing takes seconds, in which a KeyboardInterrupt can get lost.
+    with signals.Stop(), early_workers(config, workdir, values):
         from rich.console import Console
 
         from lenet_jax import distributed
@@ -190,19 +188,23 @@ def check_values(config: ConfigDict, only_arm: str, tracker: str) -> None:
         datasets.check_name(name)
 
 
-def start_workers(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> None:
+@contextlib.contextmanager
+def early_workers(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> Iterator[None]:
     """Starts worker processes before JAX is imported here, if the run will need them as far as can be said now."""
+    from lenet_jax.data.datasets import SMALLEST_TRAINING_SET
     from lenet_jax.run import arms, processes
 
     finished = (expanded(workdir, "workdir") / "summary.json").exists() and not values.fresh
     settings = [arm.settings for arm in arms.expand(config)]
     unknown = any(each["dataset"].startswith(("idx:", "tfds:")) and not each["train_size"] for each in settings)
-    if finished or unknown or values.distributed:
-        return
-    samples = sum(each["epochs"] * each["seeds"] * (each["train_size"] or SMALLEST_SET) for each in settings)
-    if samples >= processes.WORTH_WORKERS:
-        count = len(processes.cores(values.devices))
-        processes.start_early(min(count, max(each["seeds"] for each in settings)))
+    samples = sum(each["epochs"] * each["seeds"] * (each["train_size"] or SMALLEST_TRAINING_SET) for each in settings)
+    try:
+        if samples >= processes.WORTH_WORKERS and not (finished or unknown or values.distributed):
+            count = len(processes.cores(values.devices))
+            processes.start_early(min(count, max(each["seeds"] for each in settings)))
+        yield
+    finally:
+        processes.end_early()
 
 
 def dry_run(config: ConfigDict, experiment: Path, only_arm: str, values: flags.FlagValues) -> None:

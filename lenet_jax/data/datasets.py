@@ -160,6 +160,10 @@ def load(name: str, data_dir: str = "") -> Dataset:
     return Dataset(name=name, **records.load(argument, prepared.data_folder(data_dir)))
 
 
+SMALLEST_TRAINING_SET = 5000
+"""Training images of the smallest data set of `DATASETS` that isn't read from a user's folder."""
+
+
 def check_name(name: str) -> None:
     """Raises InputError unless a name is one of `DATASETS`, or of a former one, of which finished runs may be."""
     kind, _, argument = name.partition(":")

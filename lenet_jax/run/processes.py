@@ -4,7 +4,6 @@ A worker takes seconds to import JAX. The command line therefore starts them, wi
 much itself; `workers.Workers` takes them over.
 """
 
-import atexit
 import importlib.util
 import multiprocessing
 import os
@@ -51,12 +50,13 @@ def cores(count: int = 0) -> list[int | None]:
 
 
 def start_early(count: int) -> None:
-    """Starts processes that a run will probably need, unless JAX may use an accelerator here."""
+    """Starts processes that a run will probably need, unless JAX may use an accelerator here.
+
+    Call `end_early` in the end: otherwise multiprocessing waits for them, as they ignore its SIGTERM.
+    """
     named = os.environ.get("JAX_PLATFORMS") or "cpu"
     if named == "cpu" and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu"))):
         wanted = cores(count)
-        # Before multiprocessing's own handler, which waits for processes that ignore its SIGTERM.
-        atexit.register(end_early)
         EARLY[tuple(wanted)] = start(wanted)
 
 

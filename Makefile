@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 quickstart: $(VENV)/installed
-	@echo "Installed. Training 4 arms x 8 seeds on real digits; about a minute and a half on two cores."
+	@echo "Installed. Training 4 arms x 8 seeds on real digits; less than a minute on two cores."
 	$(BIN)/lenet-jax run --config=experiments/quickstart.py --workdir=runs/quickstart >/dev/null
 	$(BIN)/lenet-jax compare runs/quickstart
 

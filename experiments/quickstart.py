@@ -3,7 +3,7 @@
 1,000 of the 5,000 embedded training digits are held out for validation; they give the learning curves.
 
 Command: lenet-jax run --config=experiments/quickstart.py
-Cost: a minute and a half on two CPU cores.
+Cost: less than a minute on two CPU cores.
 Result: experiments/results/quickstart, and the README's first table.
 """
 

@@ -200,8 +200,7 @@ def early_workers(config: ConfigDict, workdir: Path, values: flags.FlagValues) -
     samples = sum(each["epochs"] * each["seeds"] * (each["train_size"] or SMALLEST_TRAINING_SET) for each in settings)
     try:
         if samples >= processes.WORTH_WORKERS and not (finished or unknown or values.distributed):
-            count = len(processes.cores(values.devices))
-            processes.start_early(min(count, max(each["seeds"] for each in settings)))
+            processes.start_early(min(len(processes.cores(values.devices)), max(each["seeds"] for each in settings)))
         yield
     finally:
         processes.end_early()

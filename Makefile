@@ -67,7 +67,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# About 20 minutes for the throughput, then two hours for whole jobs; leave the machine alone meanwhile. Results:
+# About 20 minutes for the throughput, and longer for whole jobs; leave the machine alone meanwhile. Results:
 # experiments/results/throughput and time_to_result. Repeating time_to_result.py resumes it.
 benchmark: $(VENV)/installed
 	$(UV_INSTALL) '.[benchmarks]'

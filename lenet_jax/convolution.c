@@ -41,9 +41,9 @@ typedef struct {
 typedef enum { FORWARD, OF_MAPS, OF_KERNELS } Wanted;
 
 static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Wanted wanted) {
-  XLA_FFI_Extension_Base *extension = frame->extension_start;
-  if (extension && extension->type == XLA_FFI_Extension_Metadata) { /* XLA asks for the version of its header */
-    XLA_FFI_Api_Version *version = &((XLA_FFI_Metadata_Extension *)extension)->metadata->api_version;
+  XLA_FFI_Metadata_Extension *asked = (XLA_FFI_Metadata_Extension *)frame->extension_start;
+  if (asked && asked->extension_base.type == XLA_FFI_Extension_Metadata) { /* for the version of XLA's header */
+    XLA_FFI_Api_Version *version = &asked->metadata->api_version;
     version->major_version = XLA_FFI_API_MAJOR;
     version->minor_version = XLA_FFI_API_MINOR;
     return NULL;

@@ -115,7 +115,7 @@ def load(path: Path, devices: Sequence[jax.Device]) -> jax.stages.Compiled | Non
 def save(program: jax.stages.Compiled, path: Path) -> None:
     """Writes a program, whole or not at all; without space on the disk, not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError, ValueError):  # ValueError: XLA can't serialize this program
+    with contextlib.suppress(OSError, ValueError, NotImplementedError):  # the last two: it can't be serialized
         try:
             made_private(path.parent)
             part.touch(mode=0o600)

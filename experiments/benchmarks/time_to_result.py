@@ -27,7 +27,8 @@ stops if the 95 % intervals of the two sides for the mean error of an arm don't 
 learning rates. Rounds interleave the arrangements: A B C, A B C, ... Those of --once are timed in the first round only.
 Ratios are computed within each round; tables show their medians.
 
-Cost: about two hours on two cores that must be otherwise idle. Finished rounds are stored in FOLDER/partial.json:
+Cost: three rounds of the quickstart and of one network take a quarter of an hour on two cores, which must be
+otherwise idle; with the other job and torch.compile it is hours. Finished rounds are stored in FOLDER/partial.json:
 repeating the command measures only what is missing, and rounds during which other programs used more than 5 % of the
 processor. Requires PyTorch: pip install 'lenet_jax[benchmarks]', or --python with an interpreter that has it.
 

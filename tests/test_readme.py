@@ -136,8 +136,8 @@ def speed_sentence():
     best = min(value for name, value in seconds.items() if name.startswith("torch"))
     cold, warm = (seconds[f"lenet_jax_{caches}"] for caches in ("cold", "warm"))
     sentence = (
-        f"The quickstart, from the command to the comparison, took {cold:.0f} s with empty caches and {warm:.0f} s with "
-        f"filled ones on two cores. The same experiment in PyTorch took {best:.0f} s."
+        f"The quickstart, from the command to the comparison, took {cold:.0f} s with empty caches and {warm:.0f} s "
+        f"with filled ones on two cores. The same experiment in PyTorch took {best:.0f} s."
     )
     return textwrap.fill(sentence, 120) + "\n"
 

@@ -93,6 +93,7 @@ def test_workers_resume_from_a_snapshot(workers, images, forked):
 
 
 def test_a_worker_has_one_core(workers):
+    workers._begin()  # which waits for their first answer
     assert [worker.process.is_alive() for worker in workers._workers] == [True, True]
     if hasattr(os, "sched_getaffinity"):
         pinned = [psutil.Process(worker.process.pid).cpu_affinity() for worker in workers._workers]

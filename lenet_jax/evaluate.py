@@ -122,7 +122,9 @@ def evaluate(parts: Iterable[tuple[Predictions, Int[np.ndarray, " images"]]]) ->
         for name, terms in {"loss": found.loss, "error": wrong, "nll": found.nll, "brier": found.brier}.items():
             sums[name] += np.asarray(terms, np.float64).sum(axis=-1)
         confidence = np.asarray(found.confidence)
-        bins = np.ceil(confidence * CALIBRATION_BINS).clip(1)[..., None] == np.arange(1, CALIBRATION_BINS + 1)
+        bins = np.ceil(confidence * CALIBRATION_BINS).clip(1, CALIBRATION_BINS)[..., None] == np.arange(
+            1, CALIBRATION_BINS + 1
+        )
         gap = np.where(bins, (confidence - ~wrong)[..., None].astype(np.float64), 0).sum(axis=-2)
         gaps += np.where(np.isfinite(confidence).all(axis=-1)[..., None], gap, np.nan)
     return Evaluation(ece=np.abs(gaps).sum(axis=-1) / count, **{name: total / count for name, total in sums.items()})

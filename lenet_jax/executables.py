@@ -60,9 +60,16 @@ def obtain(
     own = any(registry.own for registry in REGISTRIES.values())
     path = None
     with contextlib.suppress(InputError):  # a user without a home folder has no cache
-        described = repr((program, [*map(str, devices)], surroundings(), jax_settings.described()))
+        kinds = [(str(device), device.device_kind) for device in devices]
+        runtime = devices[0].client.platform_version
+        described = repr((program, kinds, runtime, surroundings(), jax_settings.described()))
         path = cache_folder("programs") / hashlib.sha256(described.encode()).hexdigest()
-    if path is None or own or not (KEEP and jax.config.values["jax_enable_compilation_cache"]):
+    if (
+        path is None
+        or own
+        or jax.process_count() > 1
+        or not (KEEP and jax.config.values["jax_enable_compilation_cache"])
+    ):
         return compile_it()
     found = load(path, devices)
     if found is None:
@@ -115,7 +122,7 @@ def load(path: Path, devices: Sequence[jax.Device]) -> jax.stages.Compiled | Non
 def save(program: jax.stages.Compiled, path: Path) -> None:
     """Writes a program, whole or not at all; without space on the disk, not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError, ValueError, NotImplementedError):  # the last two: it can't be serialized
+    with contextlib.suppress(Exception):  # whatever XLA raises for what it can't serialize
         try:
             made_private(path.parent)
             part.touch(mode=0o600)

@@ -178,6 +178,7 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
 
     The number of members must be a multiple of the number of devices. `image_count` counts the images of all splits.
     """
+    recipe = recipe.shared
     return Programs(*(compile_program(name, recipe, members, image_count, mesh) for name in Programs._fields))
 
 
@@ -294,6 +295,17 @@ def evaluate(population: Population, split: range) -> Evaluation:
     labels = np.asarray(population.images.labels)
     parts = [split[start : start + PREDICTED_TOGETHER] for start in range(0, len(split), PREDICTED_TOGETHER)]
     return evaluation.evaluate((predict(population, part), labels[part.start : part.stop]) for part in parts)
+
+
+def evaluation_of(found: Predictions, labels: np.ndarray) -> Evaluation:
+    """The evaluation of images that are predicted already; part by part, as the bins of all would take gigabytes."""
+    parts = [slice(start, start + PREDICTED_TOGETHER) for start in range(0, len(labels), PREDICTED_TOGETHER)]
+
+    def of_part(part: slice) -> Predictions:
+        taken: Predictions = jax.tree.map(lambda leaf: leaf[:, part], found)
+        return taken
+
+    return evaluation.evaluate((of_part(part), labels[part]) for part in parts)
 
 
 @jax_settings.fixed()

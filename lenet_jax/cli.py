@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lenet_jax.analysis.networks import Classification
+    from lenet_jax.run.arms import Arm
 
 HELP = f"""lenet-jax {lenet_jax.__version__}: LeNet-5 experiments in JAX
 
@@ -141,12 +142,12 @@ def run_command(argv: list[str]) -> None:
         raise InputError(f"save-every: expected a number of seconds, got {save_every}")
     limits.check_limits()
     experiment, only_arm = Path(file.partition(":")[0]), values["only-arm"].value or ""
-    check_values(config, only_arm, values.tracker)
+    arms_of_config = check_values(config, only_arm, values.tracker)
     if values["dry-run"].value:
         dry_run(config, experiment, only_arm, values)
         return
     # Importing takes seconds, in which a KeyboardInterrupt can get lost.
-    with signals.Stop(), early_workers(config, workdir, values):
+    with signals.Stop(), early_workers(arms_of_config, workdir, values):
         from rich.console import Console
 
         from lenet_jax import distributed
@@ -176,8 +177,8 @@ def run_command(argv: list[str]) -> None:
     distributed.leave()
 
 
-def check_values(config: ConfigDict, only_arm: str, tracker: str) -> None:
-    """Checks the values that need no JAX, before seconds of imports; `runner.run` checks them for itself."""
+def check_values(config: ConfigDict, only_arm: str, tracker: str) -> "list[Arm]":
+    """The arms, checked as far as it needs no JAX, before seconds of imports; `runner.run` checks them for itself."""
     from lenet_jax.data import datasets
     from lenet_jax.run.arms import expand, select_arms
 
@@ -186,21 +187,18 @@ def check_values(config: ConfigDict, only_arm: str, tracker: str) -> None:
     select_arms(arms, only_arm)
     for name in dict.fromkeys(arm.settings["dataset"] for arm in arms):
         datasets.check_name(name)
+    return arms
 
 
 @contextlib.contextmanager
-def early_workers(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> Iterator[None]:
+def early_workers(arms: "Sequence[Arm]", workdir: Path, values: flags.FlagValues) -> Iterator[None]:
     """Starts worker processes before JAX is imported here, if the run will need them as far as can be said now."""
-    from lenet_jax.data.datasets import SMALLEST_TRAINING_SET
-    from lenet_jax.run import arms, processes
+    from lenet_jax.run import processes
 
     finished = (expanded(workdir, "workdir") / "summary.json").exists() and not values.fresh
-    settings = [arm.settings for arm in arms.expand(config)]
-    unknown = any(each["dataset"].startswith(("idx:", "tfds:")) and not each["train_size"] for each in settings)
-    samples = sum(each["epochs"] * each["seeds"] * (each["train_size"] or SMALLEST_TRAINING_SET) for each in settings)
     try:
-        if samples >= processes.WORTH_WORKERS and not (finished or unknown or values.distributed):
-            processes.start_early(min(len(processes.cores(values.devices)), max(each["seeds"] for each in settings)))
+        if not (finished or values.distributed):
+            processes.start_early([arm.settings for arm in arms], values.devices)
         yield
     finally:
         processes.end_early()

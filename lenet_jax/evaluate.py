@@ -120,13 +120,13 @@ def evaluate(parts: Iterable[tuple[Predictions, Int[np.ndarray, " images"]]]) ->
         count += len(labels)
         wrong = np.asarray(found.predicted) != labels
         for name, terms in {"loss": found.loss, "error": wrong, "nll": found.nll, "brier": found.brier}.items():
-            sums[name] += np.asarray(terms, np.float64).sum(axis=-1)
+            sums[name] += np.asarray(terms).sum(axis=-1, dtype=np.float64)
         confidence = np.asarray(found.confidence)
-        bins = np.ceil(confidence * CALIBRATION_BINS).clip(1, CALIBRATION_BINS)[..., None] == np.arange(
-            1, CALIBRATION_BINS + 1
-        )
-        gap = np.where(bins, (confidence - ~wrong)[..., None].astype(np.float64), 0).sum(axis=-2)
-        gaps += np.where(np.isfinite(confidence).all(axis=-1)[..., None], gap, np.nan)
+        bins = np.ceil(confidence * CALIBRATION_BINS).clip(1, CALIBRATION_BINS)
+        # One bin after the other: an array with an axis of bins would be the largest of a run. NaN stays NaN.
+        excess = confidence - ~wrong
+        of_bins = (np.where(bins == index, excess, 0 * excess) for index in range(1, CALIBRATION_BINS + 1))
+        gaps += np.stack([terms.sum(axis=-1, dtype=np.float64) for terms in of_bins], axis=-1)
     return Evaluation(ece=np.abs(gaps).sum(axis=-1) / count, **{name: total / count for name, total in sums.items()})
 
 

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: what one process has compiled, others load in a tenth of the time.
+"""Compiled programs on disk: what one process has compiled, others load.
 
 They stand in the user's cache folder. A file's name is the digest of all that its program depends on, so that it can't
 be out of date; a file that can't be read is compiled again.
@@ -28,16 +28,19 @@ KEEP = True
 """Whether programs are kept. Not where functions that they consist of are replaced, as tests do."""
 
 
-SOURCES = Path(__file__).parent
-"""The folder of the modules that programs are made of."""
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the modules in a folder."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
+
+
+SOURCES = digest_of(Path(__file__).parent)
+"""Digest of the modules that programs are made of: as they are imported, not as they may be edited later."""
 
 
 @functools.cache
 def surroundings() -> str:
     """Digest of what all programs depend on: this package, those that it compiles with, and the processor."""
-    found = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")):
-        found.update(path.read_bytes())
+    found = hashlib.sha256(SOURCES.encode())
     versions = [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")]
     for part in (
         sys.version,

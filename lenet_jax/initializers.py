@@ -75,7 +75,7 @@ INITIALIZERS: Registry[Initializer] = Registry(
 def uniform(keys: Key[Array, "*streams"], count: int) -> Float[Array, "*streams {count}"]:
     """`count` uniform numbers in [-1, 1] from each key.
 
-    One stream after the other: a single small program draws all of them, which takes a third of the time to compile.
+    One stream after the other: a single small program draws all of them, which takes less time to compile.
     """
     flat = jax.lax.map(lambda key: jax.random.uniform(key, (count,), minval=-1.0, maxval=1.0), keys.ravel())
     numbers: Array = flat.reshape(*keys.shape, count)

@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def key() -> str | None:
     """Digest of all that the compiled code depends on, once it is compiled and known to JAX; None if it can't be."""
     try:
         folder = made_private(cache_folder("native"))
-        parts = [SOURCE.read_bytes(), jax.__version__.encode(), *map(str.encode, OPTIONS), processor()]
+        parts = [SOURCE.read_bytes(), metadata.version("jaxlib").encode(), *map(str.encode, OPTIONS), processor()]
         digest = hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
         library = folder / f"{digest}.so"
         with (folder / "lock").open("w") as lock:
@@ -67,7 +68,7 @@ def key() -> str | None:
         for name in FUNCTIONS:
             function = jax.ffi.pycapsule(getattr(loaded, f"lenet_jax_{name}"))
             jax.ffi.register_ffi_target(f"lenet_jax_{name}_{digest}", function, platform="cpu")
-    except (InputError, OSError, AttributeError, subprocess.SubprocessError):
+    except (InputError, OSError, AttributeError, RuntimeError, ValueError, subprocess.SubprocessError):  # XLA's, too
         return None
     return digest
 
@@ -115,6 +116,8 @@ def convolve(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _convolve(maps: Array, kernels: Array, bias: Array, table: Table) -> Array:
     _, rows, columns, batch = maps.shape
+    if batch < LEAST_IMAGES or {maps.dtype, kernels.dtype, bias.dtype} not in ({np.dtype("f4")}, {np.dtype("f8")}):
+        raise ValueError(f"{batch} images of {maps.dtype}; the C code takes {LEAST_IMAGES} or more, float32 or float64")
     windows = (rows - KERNEL_SIZE + 1) * (columns - KERNEL_SIZE + 1) // 4
     outputs = jax.ShapeDtypeStruct((4, len(table), windows, batch), maps.dtype)
     found: Array = call("forward", outputs, (maps, kernels, bias), table)

@@ -185,18 +185,15 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
 @functools.lru_cache(maxsize=128)
 @jax_settings.fixed()
 def compile_program(name: str, recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Any:
-    """One of `Programs`, compiled here or read from disk."""
+    """One of `Programs`, compiled here or read from disk, for a recipe that is `shared`."""
     options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else {}
     recipe = for_platform(recipe, mesh)
 
-    def lower() -> Any:
-        function, arguments = lowerables(recipe.shared, members, image_count, mesh)[name]
-        return function if name in AT_FIRST_USE else compiled(function.lower(*arguments), options)
-
+    function, arguments = lowerables(recipe, members, image_count, mesh)[name]
     if name in AT_FIRST_USE:
-        return lower()
-    described = name, recipe.shared, members, image_count, width_of(mesh), options
-    return executables.obtain(described, [*mesh.devices.flat], lower)
+        return function
+    described = name, recipe, members, image_count, width_of(mesh), options, cores()
+    return executables.obtain(described, [*mesh.devices.flat], lambda: compiled(function.lower(*arguments), options))
 
 
 CACHES.append(compile_program.cache_clear)
@@ -295,17 +292,6 @@ def evaluate(population: Population, split: range) -> Evaluation:
     labels = np.asarray(population.images.labels)
     parts = [split[start : start + PREDICTED_TOGETHER] for start in range(0, len(split), PREDICTED_TOGETHER)]
     return evaluation.evaluate((predict(population, part), labels[part.start : part.stop]) for part in parts)
-
-
-def evaluation_of(found: Predictions, labels: np.ndarray) -> Evaluation:
-    """The evaluation of images that are predicted already; part by part, as the bins of all would take gigabytes."""
-    parts = [slice(start, start + PREDICTED_TOGETHER) for start in range(0, len(labels), PREDICTED_TOGETHER)]
-
-    def of_part(part: slice) -> Predictions:
-        taken: Predictions = jax.tree.map(lambda leaf: leaf[:, part], found)
-        return taken
-
-    return evaluation.evaluate((of_part(part), labels[part]) for part in parts)
 
 
 @jax_settings.fixed()

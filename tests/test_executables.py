@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -58,14 +59,15 @@ def test_a_key_covers_the_sources_and_the_versions(kept, monkeypatch):
     assert compile_double.calls == 3
 
 
-def test_surroundings_change_with_a_source(monkeypatch, tmp_path):
-    before = executables.surroundings.__wrapped__()
-    for path in executables.SOURCES.glob("*.py"):
+def test_a_digest_changes_with_a_source(tmp_path, monkeypatch):
+    package = Path(executables.__file__).parent
+    for path in package.glob("*.py"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(executables, "SOURCES", tmp_path)
-    assert executables.surroundings.__wrapped__() == before
+    assert executables.digest_of(tmp_path) == executables.SOURCES
     with (tmp_path / "layers.py").open("a") as file:
         file.write("\n")
+    before = executables.surroundings.__wrapped__()
+    monkeypatch.setattr(executables, "SOURCES", executables.digest_of(tmp_path))
     assert executables.surroundings.__wrapped__() != before
 
 

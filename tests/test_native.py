@@ -88,6 +88,14 @@ def test_the_network_is_the_blocked_one(architecture, random_params, assert_clos
     assert_close(gradient(True), gradient(False), 2e-5)
 
 
+@pytest.mark.parametrize(("batch", "kind"), [(15, jnp.float32), (16, jnp.bfloat16)])
+def test_other_arrays_are_refused(batch, kind):
+    """The C code would read beyond them."""
+    parameters = Convolution(jnp.zeros((6, 5, 5), kind), jnp.zeros(6, kind))
+    with pytest.raises(ValueError, match=f"{batch} images of .*; the C code takes 16 or more, float32 or float64"):
+        native.convolve(jnp.zeros((1, 32, 32, batch), kind), parameters, C1_TABLE)
+
+
 PROGRAM = """
 import jax.numpy as jnp
 from lenet_jax import native, population

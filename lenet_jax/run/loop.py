@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from lenet_jax import distributed, model, population, train
+from lenet_jax import distributed, model, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.run import answers, schema, trackers
@@ -119,7 +119,7 @@ def train_chunk(phase: Phase, members: Members, chunk: Chunk, context: RunContex
         for name in wanted:
             if name == "test" and phase.predicted is not None and epoch == epochs:  # also for its means
                 predicted = engine.predict(trained, phase.predicted)
-                found = population.evaluation_of(predicted, labels_of(images, phase.predicted))
+                found = evaluation.evaluate([(predicted, labels_of(images, phase.predicted))])
             else:
                 found = engine.evaluate(trained, phase.evaluated[name])
             record(history, name, found, recipe)
@@ -209,7 +209,7 @@ def bands_at(history: History, epoch: int, phase: Phase) -> dict[str, trackers.B
         split, metric = name.split("/")
         finite = measured[-1][np.isfinite(measured[-1])]
         if len(finite) and epoch >= phase.first_epochs[split]:
-            bands[f"{split}_{metric}"] = trackers.Band(*map(float, (finite.mean(), finite.min(), finite.max())))
+            bands[f"{split}_{metric}"] = trackers.band_of(finite)
     return bands
 
 

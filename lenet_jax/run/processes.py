@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from lenet_jax import output
+from lenet_jax.data.datasets import SMALLEST_TRAINING_SET
 from lenet_jax.run.signals import STOPPING
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -42,21 +43,25 @@ EARLY: dict[tuple[int | None, ...], list[Worker]] = {}
 """Processes that were started early and nobody has taken yet, by the cores that they run on."""
 
 
-def cores(count: int = 0) -> list[int | None]:
+def core_numbers(count: int = 0) -> list[int | None]:
     """The first `count` cores that this process may use, or all; None where the system chooses, as on macOS."""
     if hasattr(os, "sched_getaffinity"):
         return [*sorted(os.sched_getaffinity(0))[: count or None]]
     return [None] * (count or os.cpu_count() or 1)
 
 
-def start_early(count: int) -> None:
-    """Starts processes that a run will probably need, unless JAX may use an accelerator here.
+def start_early(arms: Sequence[Mapping[str, Any]], devices: int = 0) -> None:
+    """Starts processes if a run of arms with these settings will probably need them: a wrong guess costs only time.
 
     Call `end_early` in the end: otherwise multiprocessing waits for them, as they ignore its SIGTERM.
     """
-    named = os.environ.get("JAX_PLATFORMS") or "cpu"
-    if named == "cpu" and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu"))):
-        wanted = cores(count)
+    unknown = any(each["dataset"].startswith(("idx:", "tfds:")) and not each["train_size"] for each in arms)
+    samples = sum(each["epochs"] * each["seeds"] * (each["train_size"] or SMALLEST_TRAINING_SET) for each in arms)
+    accelerated = (os.environ.get("JAX_PLATFORMS") or "cpu") != "cpu" or any(
+        map(importlib.util.find_spec, ("jax_plugins", "libtpu"))
+    )
+    if samples >= WORTH_WORKERS and not (unknown or accelerated):
+        wanted = core_numbers(devices)[: max(each["seeds"] for each in arms)]
         EARLY[tuple(wanted)] = start(wanted)
 
 

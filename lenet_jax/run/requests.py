@@ -5,18 +5,21 @@ from typing import Any
 import jax
 
 from lenet_jax import population
+from lenet_jax.errors import RunError
 from lenet_jax.run import parts
 
 
 def execute(held: dict[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
     """Executes a request in a worker, which holds images and a population from one request to the next."""
     if name == "configure":
-        settings, experiment = arguments
+        settings, experiment, arithmetic = arguments
         population.configure(devices=1)
         for setting, value in settings.items():
             jax.config.update(setting, value)
         if experiment:
             parts.define(*experiment)
+        if (own := population.arithmetic()) != arithmetic:  # it could not compile or load the convolutions
+            raise RunError(f"a worker process computes as {own!r} and the run as {arithmetic!r}")
     elif name == "load":
         (held["images"],) = arguments
     elif name == "compile_program":  # onto the disk, for all workers

@@ -48,14 +48,16 @@ class Tracker:
         """No more arms. An arm that isn't finished has failed."""
 
 
+def band_of(values: pd.Series | np.ndarray) -> Band:
+    """The band of finite values, at least one."""
+    return Band(float(values.mean()), float(values.min()), float(values.max()))
+
+
 def bands_of(table: pd.DataFrame) -> dict[str, Band]:
     """The bands of one epoch, by ``split_metric``, from columns split, metric and value; finite values only."""
     finite = table[np.isfinite(table["value"].to_numpy(float))]
     groups = finite.groupby(["split", "metric"], sort=False, observed=True)["value"]
-    return {
-        f"{split}_{metric}": Band(float(values.mean()), float(values.min()), float(values.max()))
-        for (split, metric), values in groups
-    }
+    return {f"{split}_{metric}": band_of(values) for (split, metric), values in groups}
 
 
 def key_of(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lenet_jax import jax_settings
+from lenet_jax import jax_settings, population
 from lenet_jax.errors import WorkerError
 from lenet_jax.population import Snapshot
 from lenet_jax.run import processes
@@ -45,7 +45,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     """
 
     def __init__(self, count: int, at_once: bool = True, experiment: tuple[Path, str] | None = None) -> None:
-        self._cores = processes.cores(count)
+        self._cores = processes.core_numbers(count)
         self._experiment = experiment
         self._clear()
         if at_once:
@@ -78,7 +78,8 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             self._start()
         if not self._configured:
             self._configured = True
-            self._call("configure", [(jax_settings.current(), self._experiment)] * len(self._workers))
+            told = jax_settings.current(), self._experiment, population.arithmetic()
+            self._call("configure", [told] * len(self._workers))
 
     def _call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Calls a function on the first workers, with arguments for each; returns results, or raises an exception."""

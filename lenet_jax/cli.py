@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         signals.exit_now(code, f"{one_line(error, MAX_MESSAGE)}; rerun the same command to resume")
     except KeyboardInterrupt:
         signals.exit_now(130, "stopped")
+    finally:
+        gc.freeze()  # Python would search all objects for garbage once more before it ends
 
 
 def dispatch(argv: list[str]) -> None:

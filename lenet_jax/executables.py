@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from lenet_jax import jax_settings, native
+from lenet_jax import jax_settings, library, native
 from lenet_jax.errors import InputError
 from lenet_jax.paths import cache_folder, check_private, made_private
 from lenet_jax.registry import REGISTRIES
@@ -45,7 +45,7 @@ def surroundings() -> str:
     for part in (
         sys.version,
         platform.platform(),
-        native.processor().decode(errors="replace"),
+        library.processor().decode(errors="replace"),
         *versions,
         native.key(),
     ):

@@ -185,7 +185,7 @@ def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
     table = CONNECTIVITIES[architecture.connectivity]
     trainable, dense_output = architecture.subsampling == "trainable", architecture.output != "rbf"
     c5 = len(table), 5, 5, 120
-    streams = jnp.stack([jax.random.split(jax.random.fold_in(key, index)) for index in range(len(LAYERS))])
+    streams = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(jnp.arange(len(LAYERS)))
     draws = dict(zip(LAYERS, uniform(streams, math.prod(c5)), strict=True))
     return Params(
         c1=init_convolution(draws["c1"], C1_TABLE, 1, architecture),

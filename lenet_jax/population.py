@@ -1,8 +1,8 @@
 """Populations: many networks, the members, in one compiled program, sharded over devices.
 
-The only module that vmaps over members and shards them over devices; `run.workers` distributes them over processes. A
-CPU device trains its members one after the other, so that a step uses the arrays of a single member; an accelerator
-trains its members side by side.
+The only module that vmaps over members and shards them over devices; `run.workers` distributes them over processes.
+Members train in turns, whose programs don't depend on the number of turns. A CPU device trains one member in each, so
+that a step uses the arrays of a single member; an accelerator trains its members side by side.
 """
 
 import contextlib
@@ -43,8 +43,9 @@ ACCELERATOR_SIDE_BY_SIDE = 256
 PREDICTED_TOGETHER = 256
 """Images that a call of `Programs.predict` answers: one program serves splits of all sizes."""
 
-CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True}
-"""Compiler options on CPUs: fewer copies of parameters, which speeds up training with a batch size of 1."""
+CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True, "xla_backend_optimization_level": 1}
+"""Compiler options on CPUs: fewer copies of parameters, which speeds up training with a batch size of 1; and less
+optimization, which compiles sooner and, where a sigmoid squashes, to faster programs."""
 
 
 def cores() -> int:
@@ -66,8 +67,9 @@ def configure(devices: int | None = None) -> None:
     jax_settings.check_platform()
 
 
-ARITHMETIC = 2
-"""Number of changes of the programs that changed rounding. 2: native convolutions, means of evaluations in float64."""
+ARITHMETIC = 3
+"""Number of changes of the programs that changed rounding. 2: native convolutions, means of evaluations in float64. 3:
+level of optimization."""
 
 AT_FIRST_USE = ("measure_own",)
 """Programs that are compiled when they are first used, as metrics are optional."""
@@ -79,7 +81,7 @@ def arithmetic() -> str:
 
 
 class Programs(NamedTuple):
-    """The programs of a population, functions of the arrays of all members; `train_segment` donates its state's memory.
+    """The programs of a population, functions of the arrays of a turn; `train_segment` donates its state's memory.
 
     `predict` takes the members' numbers of losses, too, and indices of `PREDICTED_TOGETHER` images.
     """
@@ -95,39 +97,40 @@ class Population:
     """Members in training.
 
     Attributes:
-      state, hyper: the members' arrays, sharded over the devices; members from index `size` on are padding.
+      states, hypers: the members' arrays, for each turn, sharded over the devices. The last ones may be padding.
       images: all images, on every device.
       size: the number of members.
       programs: the programs compiled for them.
       memory: the peak memory of training in bytes, as predicted by the compiler: images, members and temporaries.
     """
 
-    state: TrainState
-    hyper: Hyperparameters
+    states: list[TrainState]
+    hypers: list[Hyperparameters]
     images: Images
     size: int
     programs: Programs
     memory: int
 
 
-def width_of(mesh: Mesh) -> int:
-    """The number of members that each device trains side by side, at most."""
-    return SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
+def turns_of(members: int, mesh: Mesh) -> tuple[int, int]:
+    """The number of turns, and of members in each, which the devices share equally. There may be room for more."""
+    width = SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
+    turns = -(-members // (width * mesh.size))
+    return turns, -(-members // (turns * mesh.size)) * mesh.size
 
 
 def over_members(function: Callable[..., Any], mesh: Mesh, count: int) -> Callable[..., Any]:
-    """Lifts a function of one member, whose first `count` arguments are the member's own, to all members.
+    """Lifts a function of one member, whose first `count` arguments are the member's own, to the members of a turn.
 
     Each device works on its part of the members, without waiting for the others.
     """
-    width = width_of(mesh)
 
     def on_device(*arguments: Any) -> Any:
         members, shared = arguments[:count], arguments[count:]
-        side_by_side = min(width, jax.tree.leaves(members)[0].shape[0])
-        # With a batch size, lax.map vmaps even a single member, which is slower.
-        batch_size = side_by_side if side_by_side > 1 else None
-        return jax.lax.map(lambda member: function(*member, *shared), members, batch_size=batch_size)
+        if jax.tree.leaves(members)[0].shape[0] > 1:
+            return jax.vmap(lambda *member: function(*member, *shared))(*members)
+        alone = jax.tree.map(lambda leaf: leaf[0], members)  # vmap of a single member is slower
+        return jax.tree.map(lambda leaf: leaf[None], function(*alone, *shared))
 
     def on_all_devices(*arguments: Any) -> Any:
         split = PartitionSpec(MEMBER_AXIS)
@@ -145,7 +148,7 @@ class Lowerable(NamedTuple):
 
 
 def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> dict[str, Lowerable]:
-    """The functions of all members, by their names in `Programs`. Arguments: see `compile_programs`."""
+    """The functions of a turn's members, by their names in `Programs`. Arguments: see `compile_programs`."""
     shared, sharded = shardings(mesh)
 
     def lifted(function: Callable[..., Any], count: int = 1) -> Callable[..., Any]:
@@ -176,7 +179,7 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
     """Compiles a population's programs, once for all arms that share them; see `train.Recipe.shared`.
 
-    The number of members must be a multiple of the number of devices. `image_count` counts the images of all splits.
+    `members`: of a turn, see `turns_of`. `image_count` counts the images of all splits.
     """
     recipe = recipe.shared
     return Programs(*(compile_program(name, recipe, members, image_count, mesh) for name in Programs._fields))
@@ -192,7 +195,7 @@ def compile_program(name: str, recipe: Recipe, members: int, image_count: int, m
     function, arguments = lowerables(recipe, members, image_count, mesh)[name]
     if name in AT_FIRST_USE:
         return function
-    described = name, recipe, members, image_count, width_of(mesh), options, cores()
+    described = name, recipe, members, image_count, options, cores()
     return executables.obtain(described, [*mesh.devices.flat], lambda: compiled(function.lower(*arguments), options))
 
 
@@ -253,38 +256,46 @@ def create(
     if jax.process_count() == 1:  # with several processes, each must take part in collective operations
         devices = devices[: len(seeds)]
     mesh = mesh_of(devices)
-    padding = -len(seeds) % len(devices)
+    turns, together = turns_of(len(seeds), mesh)
     shared, sharded = shardings(mesh)
 
-    def padded(values: Sequence[float], dtype: Any) -> Array:
-        return distributed.put(np.array([*values, *[values[-1]] * padding], dtype), sharded)
+    def by_turn(values: Sequence[float], dtype: Any) -> list[Array]:
+        padded = np.array([*values, *[values[-1]] * (turns * together - len(seeds))], dtype)
+        return [distributed.put(part, sharded) for part in np.split(padded, turns)]
 
-    programs = compile_programs(recipe, len(seeds) + padding, len(images.labels), mesh)
-    numbers = [recipe.losses.index(recipe.loss) if recipe.losses else 0] * len(seeds)
-    floats = {name: padded(values, np.float32) for name, values in hyper.items()}
-    member_hyper = Hyperparameters(**floats, loss_number=padded(numbers, np.int32))
+    programs = compile_programs(recipe, together, len(images.labels), mesh)
+    number = recipe.losses.index(recipe.loss) if recipe.losses else 0
+    values = {name: by_turn(values, np.float32) for name, values in hyper.items()}
+    values["loss_number"] = by_turn([number] * len(seeds), np.int32)
+    hypers = [Hyperparameters(**dict(zip(values, each, strict=True))) for each in zip(*values.values(), strict=True)]
+    states = [programs.init(*arguments) for arguments in zip(by_turn(seeds, np.uint32), hypers, strict=True)]
+    waiting = sum(leaf.nbytes for state in states[1:] for _, leaf in leaves_of(state))
     return Population(
-        state=programs.init(padded(seeds, np.uint32), member_hyper),
-        hyper=member_hyper,
+        states=states,
+        hypers=hypers,
         images=jax.tree.map(lambda array: distributed.put(np.asarray(array), shared), images),
         size=len(seeds),
         programs=programs,
-        memory=predicted_memory(programs.train_segment, mesh),
+        memory=predicted_memory(programs.train_segment, mesh) + waiting,
     )
 
 
 @jax_settings.fixed()
 def train_segment(population: Population) -> Metrics:
     """Trains every member for a segment (`train.train_segment`), updating the population; returns NumPy [members]."""
-    arguments = population.state, population.hyper, population.images
-    population.state, metrics = population.programs.train_segment(*arguments)
-    return to_host(metrics, population.size)
+    measured = []
+    for turn, hyper in enumerate(population.hypers):
+        arguments = population.states[turn], hyper, population.images
+        population.states[turn], metrics = population.programs.train_segment(*arguments)
+        measured.append(metrics)
+    return to_host(measured, population.size)
 
 
 @jax_settings.fixed()
 def measure_own(population: Population) -> dict[str, np.ndarray]:
     """The user's metrics of every member, name -> NumPy array [members]."""
-    return to_host(population.programs.measure_own(population.state, population.images), population.size)
+    measured = [population.programs.measure_own(state, population.images) for state in population.states]
+    return to_host(measured, population.size)
 
 
 def evaluate(population: Population, split: range) -> Evaluation:
@@ -298,27 +309,35 @@ def evaluate(population: Population, split: range) -> Evaluation:
 def predict(population: Population, split: range) -> Predictions:
     """Classifies a range of the images by every member; returns NumPy arrays [members, images]."""
     shared, found = population.images.scale.sharding, []
-    params, number = population.state.params, population.hyper.loss_number
+    members = [
+        (state.params, hyper.loss_number) for state, hyper in zip(population.states, population.hypers, strict=True)
+    ]
     for start in range(split.start, split.stop, PREDICTED_TOGETHER):
         indices = np.minimum(np.arange(start, start + PREDICTED_TOGETHER, dtype=np.int32), split.stop - 1)
-        answers = population.programs.predict(params, number, population.images, distributed.put(indices, shared))
+        placed = distributed.put(indices, shared)
+        answers = [population.programs.predict(*member, population.images, placed) for member in members]
         found.append(to_host(answers, population.size))
     whole: Predictions = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(split)], *found)
     return whole
 
 
-Measured = TypeVar("Measured", Metrics, Evaluation, Predictions, Snapshot)
+Measured = TypeVar("Measured", Metrics, Params, Predictions, Snapshot)
 
 
-def to_host(measured: Measured, size: int) -> Measured:
-    """The members' arrays as NumPy arrays, without the padding."""
-    copied: Measured = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], distributed.gather(measured))
+def to_host(measured: Sequence[Measured], size: int) -> Measured:
+    """The members' arrays of all turns as NumPy arrays, without the padding."""
+    copied: Measured = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *map(distributed.gather, measured))
     return copied
+
+
+def params(population: Population) -> Params:
+    """The parameters of every member, NumPy arrays [members, ...]."""
+    return to_host([state.params for state in population.states], population.size)
 
 
 def snapshot(population: Population) -> Snapshot:
     """The state of every member, for `restore`."""
-    return to_host(dict(leaves_of(population.state)), population.size)
+    return to_host([dict(leaves_of(state)) for state in population.states], population.size)
 
 
 def restore(population: Population, saved: Snapshot) -> None:
@@ -329,16 +348,18 @@ def restore(population: Population, saved: Snapshot) -> None:
     """
     if {len(array) for array in saved.values()} != {population.size}:
         raise ValueError(f"the arrays are not those of {population.size} members")
-    expected = {name: (array.shape[1:], array.dtype) for name, array in leaves_of(population.state)}
+    expected = {name: (array.shape[1:], array.dtype) for name, array in leaves_of(population.states[0])}
     if {name: (array.shape[1:], array.dtype) for name, array in saved.items()} != expected:
         raise ValueError("the arrays are not those of this network and optimizer")
-    rows = np.minimum(np.arange(len(population.hyper.mu)), population.size - 1)  # padding repeats the last member
-    arrays = [distributed.put(saved[name][rows], population.hyper.mu.sharding) for name in expected]
-    leaves, structure = jax.tree.flatten(population.state)
-    pairs = zip(leaves, arrays, strict=True)
     keyed = functools.partial(jax.random.wrap_key_data, impl=jax_settings.PRNG)
-    restored = [array if leaf.dtype == array.dtype else keyed(array) for leaf, array in pairs]
-    population.state = jax.tree.unflatten(structure, restored)
+    leaves, structure = jax.tree.flatten(population.states[0])
+    mu = population.hypers[0].mu
+    for turn in range(len(population.states)):
+        rows = np.minimum(np.arange(len(mu)) + turn * len(mu), population.size - 1)  # padding repeats the last member
+        arrays = [distributed.put(saved[name][rows], mu.sharding) for name in expected]
+        pairs = zip(leaves, arrays, strict=True)
+        restored = [array if leaf.dtype == array.dtype else keyed(array) for leaf, array in pairs]
+        population.states[turn] = jax.tree.unflatten(structure, restored)
 
 
 def leaves_of(tree: Any) -> list[tuple[str, Any]]:

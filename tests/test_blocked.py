@@ -27,7 +27,7 @@ def outputs_and_gradients(forward, params, images, architecture, weights):
         outputs = forward(params, images, architecture)
         return (outputs * weights).sum(), outputs
 
-    gradients, outputs = jax.grad(objective, has_aux=True)(params)
+    gradients, outputs = jax.jit(jax.grad(objective, has_aux=True))(params)
     return {"outputs": outputs, "gradients": gradients}
 
 

@@ -98,7 +98,7 @@ def test_every_exception_is_used():
 
 
 ON_DISK = {
-    "native": "compiles the convolutions in C, once",
+    "library": "compiles the convolutions in C, once",
     "executables": "keeps compiled programs for other processes",
     "paths": "makes the folder of the two",
 }

@@ -16,7 +16,10 @@ from lenet_jax import blocked, layers, native
 from lenet_jax.layers import Convolution
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="there is no C compiler"),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 def by_window(maps, parameters, table):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 
 import numpy as np
 import programs
@@ -42,6 +43,8 @@ def images(digits):
 @pytest.fixture
 def forked(monkeypatch):
     """Forks workers from a process that has imported the program, which takes seconds; not for tests of their start."""
+    # If the first worker started the server, all its forks would block the signals that are blocked meanwhile.
+    forkserver.ensure_running()
     monkeypatch.setattr(processes, "SPAWN", programs.SERVER)
 
 
@@ -110,7 +113,7 @@ def test_workers_divide_the_compilation(images, tmp_path, monkeypatch):
         return {path.name for path in (tmp_path / "lenet_jax" / "programs").iterdir()}
 
     with Workers(2) as crew:
-        crew.prepare([(recipe, len(SEEDS)) for recipe in recipes], images)
+        crew.prepare(recipes, images)
         prepared = kept()
         assert len(prepared) == len(recipes) * len(run_workers.COMPILED)
         for recipe in recipes:

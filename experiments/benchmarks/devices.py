@@ -120,9 +120,9 @@ def measure(point: Point) -> dict[str, Any]:
     images = task.load("mnist10k", point.train_size).images
     recipe = task.recipe(BATCH, point.train_size)
     used = min(point.devices, point.members)
-    padded = point.members + -point.members % used
     mesh = population.mesh_of(jax.devices()[:used])
-    programs, compile_seconds = timed(population.compile_programs, recipe, padded, len(images.labels), mesh)
+    turns, together = population.turns_of(point.members, mesh)
+    programs, compile_seconds = timed(population.compile_programs, recipe, together, len(images.labels), mesh)
     analysis = programs.train_segment.cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
 
@@ -140,7 +140,7 @@ def measure(point: Point) -> dict[str, Any]:
         **point._asdict(),
         "batch_size": BATCH,
         "samples": recipe.epoch_steps * BATCH,
-        "members_padded": padded,
+        "members_padded": turns * together,
         "effective": min(used, machine.cores()),
         "compile_seconds": compile_seconds,
         "create_seconds": create_seconds,

@@ -110,7 +110,8 @@ class PopulationSession:
         recipe = dataclasses.replace(recipe, segments=train.segments_for(recipe, members))
         self.images, self.members, self.recipe = images, members, recipe
         start = time.perf_counter()
-        population.compile_programs(recipe, members, len(images.labels), population.mesh_of(jax.devices()[:1]))
+        mesh = population.mesh_of(jax.devices()[:1])
+        population.compile_programs(recipe, population.turns_of(members, mesh)[1], len(images.labels), mesh)
         self.compile_seconds = time.perf_counter() - start
         self.people = self.create(members, recipe)
 
@@ -128,7 +129,7 @@ class PopulationSession:
         given = {f"params/{name}": np.asarray(array) for name, array in population.leaves_of(params)}
         population.restore(people, population.snapshot(people) | given)
         loss = population.train_segment(people).loss
-        trees = optax.tree.get(people.state.optimizer, "trace"), people.state.params
+        trees = optax.tree.get(people.states[-1].optimizer, "trace"), people.states[-1].params
         gradient, updated = (flatten(jax.tree.map(lambda leaf: leaf[-1], tree)) for tree in trees)
         return Outcome(float(loss[-1]), gradient, updated)
 

@@ -105,8 +105,7 @@ def record_training(setting: SingleArm, measure: Callable[[Params], Any], segmen
     of_members = jax.jit(jax.vmap(measure))
 
     def measure_all() -> Any:
-        params = jax.tree.map(lambda leaf: leaf[:size], jax.device_get(members.state.params))
-        return jax.device_get(of_members(params))
+        return jax.device_get(of_members(population.params(members)))
 
     found = [measure_all()]
     for _ in range(recipe.epochs * segments):

@@ -83,7 +83,7 @@ def train_phase(phase: Phase, context: RunContext) -> PopulationResult:
         context.progress.phase("" if phase.is_test else "tuning, ", phase.size, chunk.size)
         result = chunk.load_result()
         if result is None:
-            compile_ahead(phase, chunk.size, context)
+            compile_ahead(phase, context)
             try:
                 result = train_chunk(phase, phase.members(start, chunk.size), chunk, context)
                 streamed = chunk.size == phase.size  # the tracker followed it epoch by epoch
@@ -133,12 +133,11 @@ def merge(results: Sequence[PopulationResult], phase: Phase) -> PopulationResult
     )
 
 
-def compile_ahead(phase: Phase, size: int, context: RunContext) -> None:
+def compile_ahead(phase: Phase, context: RunContext) -> None:
     """Lets idle workers compile the programs of later phases on the same data while one compiles this phase's."""
     if not isinstance(context.engine, Workers):
         return
     names = [arm.arm.name for arm in context.plan.arms]
     later = [arm for arm in context.plan.arms[names.index(phase.arm) :] if not context.stores[arm.arm.name].finished]
     phases = [other for arm in later for other in arm.phases if other.dataset is phase.dataset]
-    jobs = [(other.recipe, chunk_size(other.size, other.recipe, context.member_limit)) for other in phases]
-    context.engine.prepare([(phase.recipe, size), *jobs], context.images(phase))
+    context.engine.prepare([phase.recipe, *(other.recipe for other in phases)], context.images(phase))

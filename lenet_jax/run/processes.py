@@ -4,6 +4,7 @@ A worker takes seconds to import JAX. The command line therefore starts them, wi
 much itself; `workers.Workers` takes them over.
 """
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from lenet_jax import output
+from lenet_jax import library, output
 from lenet_jax.data.datasets import SMALLEST_TRAINING_SET
 from lenet_jax.run.signals import STOPPING
 
@@ -53,6 +54,7 @@ def core_numbers(count: int = 0) -> list[int | None]:
 def start_early(arms: Sequence[Mapping[str, Any]], devices: int = 0) -> None:
     """Starts processes if a run of arms with these settings will probably need them: a wrong guess costs only time.
 
+    Meanwhile a thread compiles the convolutions, if they aren't yet. This process waits for it in the end.
     Call `end_early` in the end: otherwise multiprocessing waits for them, as they ignore its SIGTERM.
     """
     unknown = any(each["dataset"].startswith(("idx:", "tfds:")) and not each["train_size"] for each in arms)
@@ -63,6 +65,7 @@ def start_early(arms: Sequence[Mapping[str, Any]], devices: int = 0) -> None:
     if samples >= WORTH_WORKERS and not (unknown or accelerated):
         wanted = core_numbers(devices)[: max(each["seeds"] for each in arms)]
         EARLY[tuple(wanted)] = start(wanted)
+        threading.Thread(target=library.obtain).start()
 
 
 def take(wanted: Sequence[int | None]) -> list[Worker]:
@@ -121,6 +124,7 @@ def serve(connection: Connection, core: int | None) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     os.environ |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}  # one XLA thread, no accelerator
+    gc.set_threshold(10_000)  # as in `cli.main`
     from lenet_jax.run import requests
 
     held: dict[str, Any] = {}

@@ -54,7 +54,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     def _clear(self) -> None:
         self._workers: list[Worker] = []
         self._images: Images | None = None
-        self._compiled: set[tuple[Recipe, int, int]] = set()
+        self._compiled: set[tuple[Recipe, int]] = set()
         self._configured = False
 
     def __exit__(self, *_: object) -> None:
@@ -109,14 +109,14 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             self._call("load", [(arrays,)] * len(self._cores))
             self._images = images
 
-    def prepare(self, jobs: Sequence[tuple[Recipe, int]], images: Images) -> None:
+    def prepare(self, recipes: Sequence[Recipe], images: Images) -> None:
         """Compiles the programs of the next populations, each on the first worker that is free, unless they are known.
 
-        Otherwise all workers would compile the same program at the same time. A job: a recipe, a number of members.
+        Otherwise all workers would compile the same program at the same time.
         """
-        populations = [(recipe.shared, len(self._shares(members)[0]), len(images.labels)) for recipe, members in jobs]
-        waiting = [one for one in dict.fromkeys(populations) if one not in self._compiled]
-        if populations[0] in waiting:
+        programs = [(recipe.shared, len(images.labels)) for recipe in recipes]
+        waiting = [one for one in dict.fromkeys(programs) if one not in self._compiled]
+        if programs[0] in waiting:
             batch = waiting[: len(self._cores)]
             self._share_out("compile_program", [(name, *one) for name in COMPILED for one in batch])
             self._compiled.update(batch)

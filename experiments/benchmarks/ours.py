@@ -72,12 +72,12 @@ class Session:
         params = unflatten(weights)
         state = train.init(jnp.uint32(0), hyper, self.recipe)
         state = state.replace(params=params, optimizer=self.recipe.optimizer_of(hyper).init(params))
-        recipe = dataclasses.replace(self.recipe, microbatches=train.microbatches_for(self.recipe.batch_size))
+        recipe = population.for_platform(self.recipe, population.mesh_of(jax.devices()[:1]))
         microbatches = jnp.arange(recipe.batch_size).reshape(recipe.microbatches, -1)
 
         def step(state: train.TrainState, images: train.Images) -> Any:
-            first = train.gather_batch(images, microbatches[0])
-            return train.train_step(state, first, jnp.roll(microbatches, -1, axis=0), hyper, images, recipe)
+            first = train.gather_batch(images, (microbatches[0], None), recipe.native)
+            return train.train_step(state, first, (jnp.roll(microbatches, -1, axis=0), None), hyper, images, recipe)
 
         (state, _), metrics = jax.jit(step)(state, jax.device_put(self.images.images))
         gradient = optax.tree.get(state.optimizer, "trace")

@@ -3,6 +3,7 @@
 JAX is imported only when a command runs, so that help and errors appear at once: values are checked before.
 """
 
+import atexit
 import contextlib
 import gc
 import math
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     The exit code is 0, 1 for a failed run, 2 for a user error, 130 after Ctrl-C, 143 after SIGTERM or 129 after SIGHUP.
     """
     gc.set_threshold(10_000)  # imports create many objects and no garbage: searching it less often saves time
+    atexit.register(gc.freeze)  # else Python searches all objects once more before it ends
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(unfailing, (sys.stdout, sys.stderr))
     try:
@@ -82,8 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         signals.exit_now(code, f"{one_line(error, MAX_MESSAGE)}; rerun the same command to resume")
     except KeyboardInterrupt:
         signals.exit_now(130, "stopped")
-    finally:
-        gc.freeze()  # Python would search all objects for garbage once more before it ends
 
 
 def dispatch(argv: list[str]) -> None:

@@ -11,11 +11,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
@@ -122,12 +123,26 @@ def from_primary(value: int) -> int:
     return int(all_gather(np.int32(value))[0])
 
 
-def gather(tree: Tree) -> Tree:
-    """Arrays that are sharded over the devices of all processes, as whole NumPy arrays in each process."""
-    alone = jax.process_count() == 1
+def gather(trees: Sequence[Tree]) -> Tree:
+    """Arrays that are sharded over the devices of all processes, stacked, as NumPy arrays in each process.
+
+    `trees` have arrays of the same shapes. The result may be read-only.
+    """
     with translate_errors():
-        whole: Tree = jax.device_get(tree) if alone else multihost_utils.process_allgather(tree, tiled=True)
+        if jax.process_count() > 1:  # stacked before: each array takes messages between all processes
+            whole: Tree = multihost_utils.process_allgather(stack(trees), tiled=True)
+        else:
+            fetched = jax.device_get(trees)
+            # A single tree isn't copied.
+            whole = jax.tree.map(lambda *leaves: np.stack(leaves) if len(leaves) > 1 else leaves[0][None], *fetched)
     return whole
+
+
+@jax.jit
+def stack(trees: Sequence[Tree]) -> Tree:
+    """The arrays of several trees, stacked."""
+    stacked: Tree = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return stacked
 
 
 def put(array: np.ndarray, sharding: Sharding) -> Array:

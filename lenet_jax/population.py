@@ -1,4 +1,4 @@
-"""Populations: many networks, the members, in one compiled program, sharded over devices.
+"""Populations: many networks, the members, trained in turns and sharded over devices.
 
 The only module that vmaps over members and shards them over devices; `run.workers` distributes them over processes.
 Members train in turns, whose programs don't depend on the number of turns. A CPU device trains one member in each, so
@@ -45,7 +45,7 @@ PREDICTED_TOGETHER = 256
 
 CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True, "xla_backend_optimization_level": 1}
 """Compiler options on CPUs: fewer copies of parameters, which speeds up training with a batch size of 1; and less
-optimization, which compiles sooner and, where a sigmoid squashes, to faster programs."""
+optimization, which compiles sooner and gives faster programs with a sigmoid."""
 
 
 def cores() -> int:
@@ -68,8 +68,10 @@ def configure(devices: int | None = None) -> None:
 
 
 ARITHMETIC = 3
-"""Number of changes of the programs that changed rounding. 2: native convolutions, means of evaluations in float64. 3:
-level of optimization."""
+"""Number of changes of the programs that changed rounding.
+
+2: native convolutions, means of evaluations in float64; 3: less optimization, members in turns.
+"""
 
 AT_FIRST_USE = ("measure_own",)
 """Programs that are compiled when they are first used, as metrics are optional."""
@@ -97,11 +99,12 @@ class Population:
     """Members in training.
 
     Attributes:
-      states, hypers: the members' arrays, for each turn, sharded over the devices. The last ones may be padding.
+      states, hypers: the members' arrays, for each turn, sharded over the devices. The last members may be padding.
       images: all images, on every device.
       size: the number of members.
       programs: the programs compiled for them.
-      memory: the peak memory of training in bytes, as predicted by the compiler: images, members and temporaries.
+      memory: the peak memory of training in bytes, as predicted by the compiler: images, members and temporaries; with
+        the members that wait for their turn.
     """
 
     states: list[TrainState]
@@ -113,7 +116,7 @@ class Population:
 
 
 def turns_of(members: int, mesh: Mesh) -> tuple[int, int]:
-    """The number of turns, and of members in each, which the devices share equally. There may be room for more."""
+    """The number of turns, and of members in each, which the devices share equally. The last turn may need padding."""
     width = SIDE_BY_SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE_BY_SIDE)
     turns = -(-members // (width * mesh.size))
     return turns, -(-members // (turns * mesh.size)) * mesh.size
@@ -122,7 +125,7 @@ def turns_of(members: int, mesh: Mesh) -> tuple[int, int]:
 def over_members(function: Callable[..., Any], mesh: Mesh, count: int) -> Callable[..., Any]:
     """Lifts a function of one member, whose first `count` arguments are the member's own, to the members of a turn.
 
-    Each device works on its part of the members, without waiting for the others.
+    Within a turn, each device works on its part of the members without waiting for the others.
     """
 
     def on_device(*arguments: Any) -> Any:
@@ -269,7 +272,7 @@ def create(
     values["loss_number"] = by_turn([number] * len(seeds), np.int32)
     hypers = [Hyperparameters(**dict(zip(values, each, strict=True))) for each in zip(*values.values(), strict=True)]
     states = [programs.init(*arguments) for arguments in zip(by_turn(seeds, np.uint32), hypers, strict=True)]
-    waiting = sum(leaf.nbytes for state in states[1:] for _, leaf in leaves_of(state))
+    waiting = (turns - 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(states[0]))
     return Population(
         states=states,
         hypers=hypers,
@@ -326,7 +329,8 @@ Measured = TypeVar("Measured", Metrics, Params, Predictions, Snapshot)
 
 def to_host(measured: Sequence[Measured], size: int) -> Measured:
     """The members' arrays of all turns as NumPy arrays, without the padding."""
-    copied: Measured = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *map(distributed.gather, measured))
+    stacked = distributed.gather(measured)
+    copied: Measured = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], stacked)
     return copied
 
 

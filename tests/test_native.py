@@ -1,7 +1,6 @@
 """The convolutions in C against those of `layers`, and what happens where they can't be compiled."""
 
 import functools
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lenet_jax import blocked, layers, native
+from lenet_jax import blocked, layers, library, native, population
 from lenet_jax.layers import Convolution
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture
 
@@ -99,42 +98,30 @@ def test_other_arrays_are_refused(batch, kind):
         native.convolve(jnp.zeros((1, 32, 32, batch), kind), parameters, C1_TABLE)
 
 
-PROGRAM = """
-import jax.numpy as jnp
-from lenet_jax import native, population
-print(native.available(), population.arithmetic())
-"""
-
-
-def run_program(**changed):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | changed
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_without_a_compiler_the_blocked_form_is_used(tmp_path):
-    environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    assert run_program(**environment) == f"False {model_arithmetic('blocked')}"
+def test_without_a_compiler_the_blocked_form_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert library.obtain() is None
     (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "cc").chmod(0o700)
-    assert run_program(**environment) == f"False {model_arithmetic('blocked')}", "a compiler that fails"
+    assert library.obtain() is None, "a compiler that fails"
+    program = "from lenet_jax import native, population; print(native.available(), population.arithmetic())"
+    command = [sys.executable, "-c", program]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"False {population.ARITHMETIC}, blocked"
 
 
-def model_arithmetic(form):
-    from lenet_jax import population
-
-    return f"{population.ARITHMETIC}, {form}"
-
-
-def test_a_library_that_others_can_change_is_not_loaded(tmp_path):
-    environment = {"XDG_CACHE_HOME": str(tmp_path)}
-    assert run_program(**environment).startswith("True")
-    (library,) = (tmp_path / "lenet_jax" / "native").glob("*.so")
-    assert run_program(**environment, PATH="").startswith("True"), "it is compiled once"
-    library.chmod(0o777)
-    assert run_program(**environment).startswith("False")
-    library.chmod(0o700)
+def test_a_library_that_others_can_change_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = library.obtain()
+    assert path.parent == tmp_path / "lenet_jax" / "native"
+    monkeypatch.setenv("PATH", "")
+    assert library.obtain() == path, "it is compiled once"
+    path.chmod(0o777)
+    assert library.obtain() is None
+    path.chmod(0o700)
     other = tmp_path / "other.so"
-    library.rename(other)
-    library.symlink_to(other)
-    assert run_program(**environment).startswith("False"), "a link"
+    path.rename(other)
+    path.symlink_to(other)
+    assert library.obtain() is None, "a link"

@@ -172,8 +172,6 @@ def test_memory_is_what_the_tightest_control_group_leaves(tmp_path, monkeypatch,
 @pytest.mark.slow
 def test_members_side_by_side_give_the_same(crowd, images, monkeypatch):
     monkeypatch.setattr(population, "SIDE_BY_SIDE", {"cpu": 4})
-    # Not from the cache, which holds the programs of one width.
-    monkeypatch.setattr(population, "compile_program", population.compile_program.__wrapped__)
     result = run(create(images, range(5)))
     well = [member for member in range(5) if member != DIVERGING]
     for (path, leaf), expected in zip(

@@ -202,8 +202,10 @@ def measure_tables(kind: str) -> dict[str, Any]:
     if kind == "predictions":
         count = 200
         shape = count, cost.TEST
-        margin, nll, brier = rng.random(shape, np.float32), *rng.exponential(0.1, (2, *shape)).astype(np.float32)
-        found = evaluation.Predictions(rng.integers(0, 10, shape, np.int32), margin, nll, brier)
+        margin, confidence = rng.random((2, *shape), np.float32)
+        loss, nll, brier = rng.exponential(0.1, (3, *shape)).astype(np.float32)
+        predicted = rng.integers(0, 10, shape, np.int32)
+        found = evaluation.Predictions(predicted, margin, loss, nll, brier, confidence)
         labels = rng.integers(0, 10, cost.TEST, np.int32)
     else:
         count = 10_000

@@ -45,7 +45,7 @@ def unflatten(weights: Weights) -> Params:
 def reference(images: Task, batch_size: int) -> tuple[Weights, Outcome]:
     """Weights, and the expected outcome of one step on the first images, from the specification (`model.forward`)."""
     params = model.init(jax.random.key(0), task.ARCHITECTURE)
-    batch, labels = images.images.take(jnp.arange(batch_size))
+    batch, labels = jax.device_put(images.images).take(jnp.arange(batch_size))
 
     def objective(params: Params) -> jax.Array:
         outputs = jax.vmap(lambda image: model.forward(params, image, task.ARCHITECTURE))(jnp.asarray(batch))
@@ -54,6 +54,26 @@ def reference(images: Task, batch_size: int) -> tuple[Weights, Outcome]:
     loss, gradient = jax.jit(jax.value_and_grad(objective))(params)
     updated = jax.tree.map(lambda value, slope: value - task.LEARNING_RATE * slope, params, gradient)
     return flatten(params), Outcome(float(loss), flatten(gradient), flatten(updated))
+
+
+def one_step(images: Task, recipe: train.Recipe, weights: Weights) -> Outcome:
+    """One step from these weights on the first images, as a worker computes it."""
+    hyper = Hyperparameters(**{name: jnp.float32(value[0]) for name, value in task.hyperparameters(1).items()})
+    params = unflatten(weights)
+    recipe = population.for_platform(recipe, population.mesh_of(jax.devices()[:1]))
+    state = train.init(jnp.uint32(0), hyper, recipe)
+    state = state.replace(params=params, optimizer=recipe.optimizer_of(hyper).init(params))
+    microbatches = jnp.arange(recipe.batch_size).reshape(recipe.microbatches, -1)
+
+    def step(state: train.TrainState, images: train.Images) -> Any:
+        first = train.gather_batch(images, (microbatches[0], None), recipe.native)
+        following = jnp.roll(microbatches, -1, axis=0), None
+        return train.train_step(state, first, following, hyper, images, recipe)
+
+    options = population.CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    (state, _), metrics = jax.jit(step, compiler_options=options)(state, jax.device_put(images.images))
+    gradient = optax.tree.get(state.optimizer, "trace")
+    return Outcome(float(metrics.loss), flatten(gradient), flatten(state.params))
 
 
 class Session:
@@ -67,21 +87,8 @@ class Session:
         self.crowd = self.workers.create(range(members), hyper, images.images, self.recipe)
 
     def check(self, weights: Weights) -> Outcome:
-        """One step from these weights on the first images."""
-        hyper = Hyperparameters(**{name: jnp.float32(value[0]) for name, value in task.hyperparameters(1).items()})
-        params = unflatten(weights)
-        state = train.init(jnp.uint32(0), hyper, self.recipe)
-        state = state.replace(params=params, optimizer=self.recipe.optimizer_of(hyper).init(params))
-        recipe = population.for_platform(self.recipe, population.mesh_of(jax.devices()[:1]))
-        microbatches = jnp.arange(recipe.batch_size).reshape(recipe.microbatches, -1)
-
-        def step(state: train.TrainState, images: train.Images) -> Any:
-            first = train.gather_batch(images, (microbatches[0], None), recipe.native)
-            return train.train_step(state, first, (jnp.roll(microbatches, -1, axis=0), None), hyper, images, recipe)
-
-        (state, _), metrics = jax.jit(step)(state, jax.device_put(self.images.images))
-        gradient = optax.tree.get(state.optimizer, "trace")
-        return Outcome(float(metrics.loss), flatten(gradient), flatten(state.params))
+        """See `one_step`."""
+        return one_step(self.images, self.recipe, weights)
 
     def warm_up(self, seconds: float) -> Window:
         """One epoch, the unit that is timed."""

@@ -107,7 +107,7 @@ def digest_of(run: TrainedRun, arm: str) -> str:
 
 @functools.partial(jax.jit, static_argnames=("recipe", "mesh"))
 def predict(params: Params, images: Images, indices: Int[Array, " images"], recipe: Recipe, mesh: Mesh) -> Predictions:
-    """`evaluate.predict` of stacked networks, whose number is a multiple of that of the devices."""
+    """`evaluate.predict` of stacked networks, one for each device."""
     of_one = functools.partial(evaluation.predict, recipe=recipe)
     found: Predictions = population.over_members(of_one, mesh, 1)(params, images, indices)
     return found

@@ -54,7 +54,7 @@ def core_numbers(count: int = 0) -> list[int | None]:
 def start_early(arms: Sequence[Mapping[str, Any]], devices: int = 0) -> None:
     """Starts processes if a run of arms with these settings will probably need them: a wrong guess costs only time.
 
-    Meanwhile a thread compiles the convolutions, if they aren't yet. This process waits for it in the end.
+    Meanwhile a thread compiles the convolutions, if they aren't yet: Python waits for it before it ends normally.
     Call `end_early` in the end: otherwise multiprocessing waits for them, as they ignore its SIGTERM.
     """
     unknown = any(each["dataset"].startswith(("idx:", "tfds:")) and not each["train_size"] for each in arms)

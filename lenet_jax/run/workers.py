@@ -98,9 +98,8 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         return [result for result, _ in answers]
 
     def _shares(self, members: int) -> list[np.ndarray]:
-        """Indices of the members that each worker trains. All train equally many: the last may repeat members."""
-        size = -(-members // len(self._cores))
-        return [np.minimum(np.arange(start, start + size), members - 1) for start in range(0, members, size)]
+        """Indices of the members that each worker trains."""
+        return np.array_split(np.arange(members), min(members, len(self._cores)))
 
     def load(self, images: Images) -> None:
         """Sends images to the workers, unless they have them."""
@@ -155,7 +154,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     def _gather(self, name: str, members: WorkerPopulation, *arguments: Any) -> Any:
         """Calls a function of `population` on every worker's share, and concatenates the results."""
         results = self._call(name, [arguments] * len(self._shares(members.size)))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: members.size], *results)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
     train_segment = functools.partialmethod(_gather, "train_segment")
     evaluate = functools.partialmethod(_gather, "evaluate")
@@ -165,7 +164,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
 
     def restore(self, members: WorkerPopulation, saved: Snapshot) -> None:
         """See `population.restore`."""
-        if {len(array) for array in saved.values()} != {members.size}:  # the workers get padded arrays
+        if {len(array) for array in saved.values()} != {members.size}:  # workers see their shares alone
             raise ValueError(f"the arrays are not those of {members.size} members")
         shares = self._shares(members.size)
         self._call("restore", [({name: array[share] for name, array in saved.items()},) for share in shares])

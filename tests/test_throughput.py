@@ -1,0 +1,13 @@
+"""The step that the benchmark of throughput times is that of the specification."""
+
+import pytest
+
+
+@pytest.mark.parametrize("batch_size", [1, pytest.param(32, marks=pytest.mark.slow), 128])
+def test_the_timed_step_is_that_of_the_specification(load_benchmark, batch_size):
+    """One image takes the blocked form, 128 two microbatches of the native one, if there is a compiler."""
+    ours = load_benchmark("ours")
+    images = ours.task.load("mnist10k", 128)
+    weights, expected = ours.reference(images, batch_size)
+    found = ours.one_step(images, ours.task.recipe(batch_size, 128), weights)
+    assert not ours.task.disagreement(found, expected)

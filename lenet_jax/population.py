@@ -192,9 +192,8 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
 @jax_settings.fixed()
 def compile_program(name: str, recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Any:
     """One of `Programs`, compiled here or read from disk, for a recipe that is `shared`."""
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else {}
+    options = options_for(mesh)
     recipe = for_platform(recipe, mesh)
-
     function, arguments = lowerables(recipe, members, image_count, mesh)[name]
     if name in AT_FIRST_USE:
         return function
@@ -203,6 +202,11 @@ def compile_program(name: str, recipe: Recipe, members: int, image_count: int, m
 
 
 CACHES.append(compile_program.cache_clear)
+
+
+def options_for(mesh: Mesh) -> dict[str, Any]:
+    """The compiler options of programs for these devices; others may round differently."""
+    return CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else {}
 
 
 def for_platform(recipe: Recipe, mesh: Mesh) -> Recipe:

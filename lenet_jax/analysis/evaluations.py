@@ -11,7 +11,7 @@ import json
 import operator
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -105,12 +105,17 @@ def digest_of(run: TrainedRun, arm: str) -> str:
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "mesh"))
 def predict(params: Params, images: Images, indices: Int[Array, " images"], recipe: Recipe, mesh: Mesh) -> Predictions:
     """`evaluate.predict` of stacked networks, one for each device."""
     of_one = functools.partial(evaluation.predict, recipe=recipe)
     found: Predictions = population.over_members(of_one, mesh, 1)(params, images, indices)
     return found
+
+
+@functools.cache
+def compiled(mesh: Mesh) -> Callable[..., Predictions]:
+    """`predict`, compiled as in a run: of the run's own test images it makes the same, bit for bit."""
+    return jax.jit(predict, static_argnames=("recipe", "mesh"), compiler_options=population.options_for(mesh))
 
 
 @jax_settings.fixed()
@@ -137,7 +142,7 @@ def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: flo
             for start in range(0, arm.seeds, mesh.size):
                 members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many
                 params = jax.tree.map(operator.itemgetter(members), run.params(arm.name))
-                parts.append(jax.device_get(predict(params, images, indices, recipe, mesh)))
+                parts.append(jax.device_get(compiled(mesh)(params, images, indices, recipe, mesh)))
                 bar.advance(task, mesh.size)
             merged = jax.tree.map(lambda *leaves, seeds=arm.seeds: np.concatenate(leaves)[:seeds], *parts)
             found[arm.name] = answers.of_networks(merged, labels, run.seeds(arm.name))

@@ -272,9 +272,9 @@ def create(
 
     programs = compile_programs(recipe, together, len(images.labels), mesh)
     number = recipe.losses.index(recipe.loss) if recipe.losses else 0
-    values = {name: by_turn(values, np.float32) for name, values in hyper.items()}
-    values["loss_number"] = by_turn([number] * len(seeds), np.int32)
-    hypers = [Hyperparameters(**dict(zip(values, each, strict=True))) for each in zip(*values.values(), strict=True)]
+    parts = {name: by_turn(values, np.float32) for name, values in hyper.items()}
+    parts["loss_number"] = by_turn([number] * len(seeds), np.int32)
+    hypers = [Hyperparameters(**dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
     states = [programs.init(*arguments) for arguments in zip(by_turn(seeds, np.uint32), hypers, strict=True)]
     waiting = (turns - 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(states[0]))
     return Population(

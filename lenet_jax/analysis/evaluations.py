@@ -105,17 +105,19 @@ def digest_of(run: TrainedRun, arm: str) -> str:
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
-def predict(params: Params, images: Images, indices: Int[Array, " images"], recipe: Recipe, mesh: Mesh) -> Predictions:
-    """`evaluate.predict` of stacked networks, one for each device."""
-    of_one = functools.partial(evaluation.predict, recipe=recipe)
-    found: Predictions = population.over_members(of_one, mesh, 1)(params, images, indices)
-    return found
-
-
 @functools.cache
-def compiled(mesh: Mesh) -> Callable[..., Predictions]:
-    """`predict`, compiled as in a run: of the run's own test images it makes the same, bit for bit."""
-    return jax.jit(predict, static_argnames=("recipe", "mesh"), compiler_options=population.options_for(mesh))
+def predictor(mesh: Mesh) -> Callable[[Params, Images, Int[Array, " images"], Recipe], Predictions]:
+    """`evaluate.predict` of stacked networks, one for each device, compiled with the options of a run.
+
+    For a run's own test images it gives the run's answers, bit for bit.
+    """
+
+    def predict(params: Params, images: Images, indices: Int[Array, " images"], recipe: Recipe) -> Predictions:
+        of_one = functools.partial(evaluation.predict, recipe=recipe)
+        found: Predictions = population.over_members(of_one, mesh, 1)(params, images, indices)
+        return found
+
+    return jax.jit(predict, static_argnames="recipe", compiler_options=population.options_for(mesh))
 
 
 @jax_settings.fixed()
@@ -142,7 +144,7 @@ def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: flo
             for start in range(0, arm.seeds, mesh.size):
                 members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many
                 params = jax.tree.map(operator.itemgetter(members), run.params(arm.name))
-                parts.append(jax.device_get(compiled(mesh)(params, images, indices, recipe, mesh)))
+                parts.append(jax.device_get(predictor(mesh)(params, images, indices, recipe)))
                 bar.advance(task, mesh.size)
             merged = jax.tree.map(lambda *leaves, seeds=arm.seeds: np.concatenate(leaves)[:seeds], *parts)
             found[arm.name] = answers.of_networks(merged, labels, run.seeds(arm.name))

@@ -64,21 +64,22 @@ def test_arms_are_the_product_of_the_axes_in_their_order():
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "understood"),
+    ("field", "kind", "understood"),
     [
-        ("learning_rate", np.float64(0.1), 0.1),
-        ("learning_rate", np.float32(0.5), 0.5),
-        ("learning_rate", jnp.float32(0.5), 0.5),
-        ("learning_rate", np.array(0.1), 0.1),
-        ("learning_rate", np.int64(1), 1.0),
-        ("epochs", np.int64(2), 2),
-        ("epochs", jnp.int32(2), 2),
-        ("test_curve", np.bool_(True), True),
-        ("loss", np.str_("mse"), "mse"),
+        ("learning_rate", np.float64, 0.1),
+        ("learning_rate", np.float32, 0.5),
+        ("learning_rate", jnp.float32, 0.5),
+        ("learning_rate", np.array, 0.1),
+        ("learning_rate", np.int64, 1.0),
+        ("epochs", np.int64, 2),
+        ("epochs", jnp.int32, 2),
+        ("test_curve", np.bool_, True),
+        ("loss", np.str_, "mse"),
     ],
 )
-def test_scalars_of_numpy_and_jax_are_values(field, given, understood):
+def test_scalars_of_numpy_and_jax_are_values(field, kind, understood):
     """In a field, in a sweep, in a group and in a config that isn't ours; the run folder's config has them, too."""
+    given = kind(understood)
     sweeps = [{}, {field: (given,)}, {"group": {"one": {field: given}}}]
     configs = [small(**({} if sweep else {field: given}), sweep=sweep) for sweep in sweeps]
     for config in [*configs, ConfigDict({field: given})]:

@@ -39,7 +39,7 @@ QUICK = [
     "--config.train_size=400",
     "--config.validation_size=200",
 ]
-"""Two arms, of which one has the program that the runs of test_faults.py have: compiled programs are kept."""
+"""Two arms with one program."""
 
 
 def lenet_jax(folder, *arguments, real=False, **environment):
@@ -557,7 +557,8 @@ def test_a_seed_of_the_stored_quickstart_is_made_again(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals differ")
 def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path, monkeypatch):
     """Through a pseudo-terminal, as a person sees it."""
-    arguments = ["run", *QUICK, "--config.sweep.loss=('cross_entropy',)", "--workdir=run"]
+    # The program of test_faults.py: compiled programs are kept.
+    arguments = ["run", *QUICK, "--config.sweep.loss=('mse',)", "--config.epochs=6", "--workdir=run"]
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     ours, theirs = os.openpty()
@@ -571,6 +572,6 @@ def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path, monk
     os.close(ours)
     assert run.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
-    assert re.search(r"arm 1/1 loss=cross_entropy,activation=tanh: 2 networks: (compiling|training)", text)
-    assert re.search(r"━+ \d/1 epochs 0:00:\d\d remaining ", text)
-    assert "loss=cross_entropy,activation=tanh: test error" in " ".join(text.split())
+    assert re.search(r"arm 1/1 loss=mse,activation=tanh: 2 networks: (compiling|training)", text)
+    assert re.search(r"━+ \d/6 epochs 0:00:\d\d remaining ", text)
+    assert "loss=mse,activation=tanh: test error" in " ".join(text.split())

@@ -10,7 +10,6 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.regression.mixed_linear_model import MixedLM
-from statsmodels.stats.multitest import multipletests
 from test_stats import STORED
 
 from lenet_jax import crossed, multiplicity, stats
@@ -226,7 +225,8 @@ def test_max_t_is_less_severe_than_holms_correction(over):
             own, found = stats.sign_flip_test(layout.seeds), multiplicity.over_seeds(layout.seeds)
         else:
             own, found = np.array([one.p for one in layout.estimates(over)]), multiplicity.over_images(layout, over)
-        severe = multipletests(own, method="holm")[1]
+        severe = np.empty(3)  # statsmodels' searches for garbage each time, which takes longer than all the rest
+        severe[own.argsort()] = np.maximum.accumulate(np.sort(own) * [3, 2, 1]).clip(max=1)
         assert (own <= found + 1e-12).all()
         assert (found <= severe + 0.01).all()
         smaller += (found < severe - 0.002).sum()

@@ -1,7 +1,8 @@
 """The curvature of SDLM against explicit loops over connections, and against exact second derivatives."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,10 +22,10 @@ SLOPES = {
 }
 
 
+@functools.partial(jax.jit, static_argnames=("architecture", "loss", "start"))
 def diagonal(params, images, labels, architecture, loss, start):
     """`curvature.diagonal` in one program: operation by operation, each would be compiled by itself."""
-    compiled = jax.jit(curvature.diagonal, static_argnames=("architecture", "loss", "start"))
-    return compiled(params, blocked.to_grid(images), labels, architecture=architecture, loss=loss, start=start)
+    return curvature.diagonal(params, blocked.to_grid(images), labels, architecture, loss, start)
 
 
 activations = jax.jit(model.activations, static_argnames="architecture")
@@ -33,15 +34,13 @@ activations = jax.jit(model.activations, static_argnames="architecture")
 def of_convolution(inputs, kernel, of_sums, table):
     """Eq. 25 and 27 over every connection of C1 or C3: of kernels, biases and inputs."""
     of_kernel, of_inputs, index = np.zeros(kernel.shape), np.zeros(inputs.shape), 0
+    rows, columns = of_sums.shape[1:]
     for i, sources in enumerate(table):
         for j in sources:
-            for m in range(of_sums.shape[1]):
-                for n in range(of_sums.shape[2]):
-                    for row in range(5):
-                        for column in range(5):
-                            u, x = kernel[index, row, column], inputs[j, m + row, n + column]
-                            of_kernel[index, row, column] += of_sums[i, m, n] * x**2
-                            of_inputs[j, m + row, n + column] += of_sums[i, m, n] * u**2
+            for row, column in np.ndindex(5, 5):  # the connections of all units of a map that share this weight
+                seen = j, slice(row, row + rows), slice(column, column + columns)
+                of_kernel[index, row, column] = (of_sums[i] * inputs[seen] ** 2).sum()
+                of_inputs[seen] += of_sums[i] * kernel[index, row, column] ** 2
             index += 1
     return of_kernel, of_sums.sum(axis=(1, 2)), of_inputs
 
@@ -66,11 +65,7 @@ def of_subsampling(inputs, layer, of_sums, architecture):
 
 def of_full_connection(inputs, kernel, of_sums):
     """The same for C5 or F6."""
-    of_kernel, of_inputs = np.zeros(kernel.shape), np.zeros(len(inputs))
-    for j, i in np.ndindex(kernel.shape):
-        of_kernel[j, i] = of_sums[i] * inputs[j] ** 2
-        of_inputs[j] += of_sums[i] * kernel[j, i] ** 2
-    return of_kernel, of_sums, of_inputs
+    return inputs[:, None] ** 2 * of_sums, of_sums, (kernel**2 * of_sums).sum(axis=1)
 
 
 def by_loops(params, image, architecture):
@@ -78,12 +73,12 @@ def by_loops(params, image, architecture):
 
     It starts from d2y_D/dx_j^2 = 2 for every F6 state, or from 2 for every output with squared error.
     """
-    states = {name: np.asarray(state) for name, state in activations(params, image, architecture).items()}
+    states = jax.device_get(activations(params, image, architecture))
     slopes = {name: SLOPES[architecture.activation](state) ** 2 for name, state in states.items()}
     trains = architecture.subsampling == "trainable"
     if not trains:
         slopes |= {"s2": 1.0, "s4": 1.0}
-    params, table = jax.tree.map(np.asarray, params), CONNECTIVITIES[architecture.connectivity]
+    params, table = jax.device_get(params), CONNECTIVITIES[architecture.connectivity]
     output, of_f6 = [], np.full(84, 2.0)
     if params.output is not None:
         of_sums = 2.0 * (slopes["output"] if architecture.output == "squashed" else np.ones(10))
@@ -95,7 +90,7 @@ def by_loops(params, image, architecture):
     *s4, of_c3 = of_subsampling(states["c3"], params.s4, of_sums, architecture)
     c3, c3_bias, of_s2 = of_convolution(states["s2"], params.c3.kernel, of_c3 * slopes["c3"], table)
     *s2, of_c1 = of_subsampling(states["c1"], params.s2, of_s2 * slopes["s2"], architecture)
-    c1, c1_bias, _ = of_convolution(np.asarray(image)[None], params.c1.kernel, of_c1 * slopes["c1"], C1_TABLE)
+    c1, c1_bias, _ = of_convolution(image[None], params.c1.kernel, of_c1 * slopes["c1"], C1_TABLE)
     c5 = c5.reshape(params.c5.kernel.shape)
     pools = (s2, s4) if trains else ([], [])
     return [c1, c1_bias, *pools[0], c3, c3_bias, *pools[1], c5, c5_bias, f6, f6_bias, *output]
@@ -119,8 +114,8 @@ def test_equals_loops_over_all_connections(fields, random_params):
     loss = Loss("map") if architecture.output == "rbf" else Loss("mse", mse_point="linear", target_code="+-1")
     with jax.enable_x64(True):
         params = random_params(architecture)
-        images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32)))
-        found = diagonal(params, images, jnp.array([3, 7]), architecture, loss, "target")
+        images = np.random.default_rng(0).normal(size=(2, 32, 32))
+        found = diagonal(params, images, np.array([3, 7]), architecture, loss, "target")
         expected = [by_loops(params, image, architecture) for image in images]
     assert (found.output is None) == (architecture.output == "rbf")
     for leaf, *of_patterns in zip(jax.tree.leaves(found), *expected, strict=True):
@@ -133,12 +128,12 @@ def test_is_exact_without_hidden_layers_and_shared_weights(loss, random_params):
     architecture = Architecture("tanh", output="linear")
     with jax.enable_x64(True):
         params = random_params(architecture)
-        image, labels = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 32))), jnp.array([4])
+        image, labels = np.random.default_rng(1).normal(size=(1, 32, 32)), np.array([4])
         found = diagonal(params, image, labels, architecture, loss, "full")
         f6 = activations(params, image[0], architecture)["f6"]
 
         def criterion(kernel, bias):
-            return loss((f6 @ kernel + bias)[None], labels)
+            return loss((f6 @ kernel + bias)[None], jax.numpy.asarray(labels))
 
         of_kernel, of_bias = jax.jit(jax.hessian(criterion, argnums=(0, 1)))(params.output.kernel, params.output.bias)
     np.testing.assert_allclose(found.output.kernel, np.einsum("jiji->ji", of_kernel[0]), rtol=1e-9, atol=1e-15)
@@ -153,9 +148,9 @@ def test_is_exact_without_hidden_layers_and_shared_weights(loss, random_params):
 def test_is_never_negative(start, output, subsampling, random_params):
     architecture = Architecture("scaled_tanh", subsampling=subsampling, output=output)
     params = random_params(architecture)
-    images = jnp.asarray(np.random.default_rng(2).normal(size=(4, 32, 32)), jnp.float32)
+    images = np.float32(np.random.default_rng(2).normal(size=(4, 32, 32)))
     loss = Loss("map") if output == "rbf" else Loss("cross_entropy")
-    found = diagonal(params, images, jnp.arange(4), architecture, loss, start)
+    found = diagonal(params, images, np.arange(4), architecture, loss, start)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     for leaf in map(np.asarray, jax.tree.leaves(found)):
         assert (leaf >= 0).all()
@@ -164,16 +159,16 @@ def test_is_never_negative(start, output, subsampling, random_params):
 
 def test_full_start_is_the_second_derivative_at_the_states():
     """Diagonal of the criterion's Hessian without the terms between different penalties."""
-    loss, label = Loss("map", map_constant=20.0), jnp.array([2])
+    loss, label = Loss("map", map_constant=20.0), np.array([2])
     with jax.enable_x64(True):
         # In the middle between 6 and 8, each 12 away, so that their penalties compete.
-        states = jnp.asarray((BITMAPS[[6]] + BITMAPS[[8]]) / 2 + 0.01 * np.random.default_rng(3).normal(size=(1, 84)))
+        states = (BITMAPS[[6]] + BITMAPS[[8]]) / 2 + 0.01 * np.random.default_rng(3).normal(size=(1, 84))
         found = jax.jit(curvature.start_in_full, static_argnums=2)(states, label, loss)
-        penalties = np.square(np.asarray(states)[0] - BITMAPS).sum(axis=1)
+        penalties = np.square(states[0] - BITMAPS).sum(axis=1)
         exponentials = np.exp(-penalties)
         p = exponentials / (np.exp(-20.0) + exponentials.sum())
         slopes = (np.arange(10) == 2) - p  # dE/dy_i, and d2E/dy_i^2 is p_i (1 - p_i) in size
-        expected = 2 * slopes.sum() + (p * (1 - p)) @ (2 * (np.asarray(states) - BITMAPS)) ** 2
+        expected = 2 * slopes.sum() + (p * (1 - p)) @ (2 * (states - BITMAPS)) ** 2
     assert 0.3 < p[6] < 0.7
     assert (expected > 0.1).sum() >= 12
     np.testing.assert_allclose(found[0], np.maximum(expected, 0), rtol=1e-6)

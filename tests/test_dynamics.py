@@ -37,10 +37,10 @@ def setting():
 
 @pytest.fixture(scope="module")
 def batch(setting):
-    return setting.take("train", 4)
+    return jax.device_get(jax.jit(lambda: setting.take("train", 4))())
 
 
-activations = jax.jit(model.activations, static_argnames="architecture")
+by_layer = jax.jit(dynamics.by_layer, static_argnames="recipe")
 
 
 @functools.partial(jax.jit, static_argnames="architecture")
@@ -52,7 +52,7 @@ def test_a_setting_is_what_the_config_says(setting):
     assert setting.seeds == [0, 1]
     assert setting.recipe.train_size == 100
     assert setting.hyper["learning_rate"] == pytest.approx(0.03)
-    images, labels = setting.take("test", 3)
+    images, labels = jax.jit(lambda: setting.take("test", 3))()
     assert images.shape == (3, 32, 32)
     np.testing.assert_array_equal(labels, setting.images.labels[600:603])
 
@@ -69,7 +69,7 @@ def sigmoid(setting, batch, random_params):
     """A sigmoid network's parameters and layers."""
     recipe = dataclasses.replace(setting.recipe, architecture=Architecture())
     params = random_params(recipe.architecture)
-    return params, jax.jit(dynamics.by_layer, static_argnums=3)(params, *batch, recipe)
+    return params, jax.device_get(by_layer(params, *batch, recipe))
 
 
 def test_layers_are_those_of_the_specification(sigmoid, batch):
@@ -91,32 +91,39 @@ def test_preactivations_are_before_the_activation(sigmoid, batch):
     """For F6 also in its order; for maps in any."""
     params, _ = sigmoid
     found = jax.jit(dynamics.preactivations, static_argnums=2)(params, batch[0][0], Architecture())
-    states = activations(params, batch[0][0], Architecture())
-    np.testing.assert_allclose(jax.nn.sigmoid(found["f6"]), states["f6"], rtol=1e-4)
+    squashed = {name: 1 / (1 + np.exp(-np.asarray(a))) for name, a in found.items()}
+    states = {name: np.asarray(values)[0] for name, values in states_of(params, batch[0], Architecture()).items()}
+    np.testing.assert_allclose(squashed["f6"], states["f6"], rtol=1e-4)
     for name in ("c1", "s2", "c3", "s4"):
-        np.testing.assert_allclose(np.sort(jax.nn.sigmoid(found[name])), np.sort(states[name].ravel()), rtol=1e-4)
+        np.testing.assert_allclose(np.sort(squashed[name]), np.sort(states[name].ravel()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_slopes_are_the_derivative_of_the_activation(activation):
-    architecture, sums = Architecture(activation=activation), jnp.linspace(-4.0, 4.0, 8).reshape(2, 4)
-    layer = dynamics.layer_of(sums, True, None, None, architecture)
-    slopes = jax.vmap(jax.vmap(jax.grad(ACTIVATIONS[activation])))(sums)
-    largest = jax.vmap(jax.grad(ACTIVATIONS[activation]))(jnp.linspace(-1.0, 1.0, 101)).max()
+    architecture, derivative = Architecture(activation=activation), jax.vmap(jax.grad(ACTIVATIONS[activation]))
+
+    @jax.jit
+    def compute(sums, grid):
+        ours = dynamics.layer_of(sums, True, None, None, architecture), dynamics.largest_derivative(architecture)
+        return *ours, jax.vmap(derivative)(sums), derivative(grid).max()
+
+    sums, grid = np.linspace(-4, 4, 8, dtype=np.float32).reshape(2, 4), np.linspace(-1, 1, 101, dtype=np.float32)
+    layer, largest, slopes, expected = jax.device_get(compute(sums, grid))
     np.testing.assert_allclose(layer.slope, slopes.mean(), rtol=1e-6)
-    np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * largest).mean(), rtol=1e-6)
-    np.testing.assert_allclose(dynamics.largest_derivative(architecture), largest, rtol=1e-6)
+    np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * expected).mean(), rtol=1e-6)
+    np.testing.assert_allclose(largest, expected, rtol=1e-6)
 
 
 def test_gradient_norms_of_the_output_layer(sigmoid, batch):
     """dE/dW = mean over patterns of (probability - target) x F6's state."""
     params, found = sigmoid
-    states = states_of(params, batch[0], Architecture())
-    errors = np.asarray(jax.nn.softmax(states["output"]) - jax.nn.one_hot(batch[1], 10))
-    of_kernel = np.einsum("pj,pi->ji", np.asarray(states["f6"]), errors) / 4
+    states = jax.device_get(states_of(params, batch[0], Architecture()))
+    powers = np.exp(states["output"])
+    errors = powers / powers.sum(axis=1, keepdims=True) - np.eye(10)[batch[1]]
+    of_kernel = np.einsum("pj,pi->ji", states["f6"], errors) / 4
     expected = np.sqrt(np.square(of_kernel).sum() + np.square(errors.mean(axis=0)).sum())
     np.testing.assert_allclose(found["output"].gradient, expected, rtol=1e-4)
-    weights = [params.output.kernel, params.output.bias]
+    weights = jax.device_get([params.output.kernel, params.output.bias])
     expected = np.sqrt(sum(np.square(leaf).sum() for leaf in weights))
     np.testing.assert_allclose(found["output"].weights, expected, rtol=1e-4)
 
@@ -124,7 +131,7 @@ def test_gradient_norms_of_the_output_layer(sigmoid, batch):
 def test_layers_without_parameters_and_rbf_outputs(setting, batch, random_params):
     architecture = Architecture(activation="tanh", subsampling="max", output="rbf")
     recipe = dataclasses.replace(setting.recipe, architecture=architecture, loss=Loss("map"))
-    found = jax.jit(dynamics.by_layer, static_argnums=3)(random_params(architecture), *batch, recipe)
+    found = jax.device_get(by_layer(random_params(architecture), *batch, recipe))
     assert "output" not in found
     assert (found["s2"].gradient, found["s2"].weights, found["s2"].slope) == (0, 0, 1)
     assert found["c1"].gradient > 0
@@ -157,33 +164,34 @@ def test_the_table_has_a_row_a_time_seed_and_layer(setting):
 @pytest.mark.parametrize("rivals", [1, 9])
 def test_gradients_with_respect_to_logits(rivals):
     """Cross-entropy pulls with 1 - p, squared error with 2 p (1 - p)^2 (1 + 1 / rivals)."""
+    probabilities_at = jax.jit(lambda p: jax.nn.softmax(dynamics.logits_at(p, rivals)))
     for p in (1e-4, 0.1, 1 / 3, 0.9):
-        probabilities = jax.nn.softmax(dynamics.logits_at(jnp.float32(p), rivals))
+        probabilities = np.asarray(probabilities_at(np.float32(p)))
         np.testing.assert_allclose(probabilities[: 1 + rivals], [p, *[(1 - p) / rivals] * rivals], rtol=1e-4)
         expected = {"cross_entropy": 1 - p, "mse": 2 * p * (1 - p) ** 2 * (1 + 1 / rivals)}
         for name, pull in expected.items():
-            gradient = dynamics.logit_gradient(Loss(name), jnp.float32(p), rivals)
+            gradient = np.asarray(dynamics.logit_gradient(Loss(name), np.float32(p), rivals))
             np.testing.assert_allclose(gradient[0], -pull, rtol=1e-3)
             np.testing.assert_allclose(gradient.sum(), 0, atol=1e-6)
 
 
-def test_a_line_ends_at_the_two_networks(setting, random_params):
-    architecture = setting.recipe.architecture
+def test_a_line_ends_at_the_two_networks(setting, random_params, monkeypatch):
+    monkeypatch.setattr(dynamics, "interpolate", jax.jit(dynamics.interpolate))  # one program, not one per shape
+    architecture, shares = setting.recipe.architecture, jnp.array([0.0, 0.5, 1.0])
     first, second = random_params(architecture, 0), random_params(architecture, 1)
-    for share, network in ((0.0, first), (1.0, second)):
-        for leaf, expected in zip(
-            jax.tree.leaves(dynamics.interpolate(first, second, share)), jax.tree.leaves(network), strict=True
-        ):
-            np.testing.assert_array_equal(leaf, expected)
-    middle = dynamics.interpolate(first, second, 0.5)
-    np.testing.assert_allclose(middle.f6.bias, (first.f6.bias + second.f6.bias) / 2, rtol=1e-6)
+    start, middle, end = (dynamics.interpolate(first, second, share) for share in shares)
+    jax.tree.map(np.testing.assert_array_equal, (start, end), (first, second))
+    biases = (np.asarray(network.f6.bias) for network in (first, second))
+    np.testing.assert_allclose(middle.f6.bias, sum(biases) / 2, rtol=1e-6)
     indices = range(600, 700)
-    found = dynamics.along(first, second, jnp.array([0.0, 0.5, 1.0]), setting, indices)
-    images, labels = setting.images.take(jnp.asarray(indices))
+    found = dynamics.along(first, second, shares, setting, indices)
+    images, labels = jax.jit(setting.images.take)(np.array(indices))
+    loss = jax.jit(setting.recipe.loss)
     for index, network in enumerate((first, middle, second)):
         logits = states_of(network, images, architecture)["output"]
-        np.testing.assert_allclose(found.loss[index], setting.recipe.loss(logits, labels), rtol=1e-4)
-        np.testing.assert_allclose(found.error[index], (logits.argmax(axis=1) != labels).mean(), atol=1e-6)
+        np.testing.assert_allclose(found.loss[index], loss(logits, labels), rtol=1e-4)
+        wrong = np.argmax(logits, axis=1) != np.asarray(labels)
+        np.testing.assert_allclose(found.error[index], wrong.mean(), atol=1e-6)
 
 
 def test_barriers():
@@ -197,9 +205,13 @@ def test_effective_rates():
     """Of F6's biases by hand: d2y_D/dx^2 = 2, so that h is the mean of 2 f'(a)^2 over all training images."""
     fields = {"activation": "scaled_tanh", "output": "rbf", "initializer": "lecun1998_sqrt", "loss": "map"}
     setting = dynamics.resolve(config_of(**fields, optimizer="sdlm", curvature_patterns=100, mu=0.02))
-    params = dynamics.initial_state(setting, 0).params
-    rates = dynamics.effective_rates(setting, 0)
-    states = np.asarray(states_of(params, setting.take("train", 100)[0], setting.recipe.architecture)["f6"])
+
+    @jax.jit
+    def compute():
+        params, (images, _) = dynamics.initial_state(setting, 0).params, setting.take("train", 100)
+        return dynamics.effective_rates(setting, 0), states_of(params, images, setting.recipe.architecture)["f6"]
+
+    rates, states = jax.device_get(compute())
     slopes = 1.7159 * 2 / 3 * (1 - (states / 1.7159) ** 2)
     np.testing.assert_allclose(rates.f6.bias, 0.03 / (0.02 + (2 * slopes**2).mean(axis=0)), rtol=1e-3)
     by_layer = dynamics.numbers_by_layer(rates)
@@ -211,8 +223,9 @@ def test_effective_rates():
 def test_reading_a_code(batch, random_params):
     architecture = Architecture(activation="scaled_tanh", output="rbf")
     params = random_params(architecture)
-    reading = dynamics.read_code(params, batch[0][0], architecture)
-    distances = np.square(np.asarray(reading.code)[None] - BITMAPS).sum(axis=1)
+    read_code = jax.jit(dynamics.read_code, static_argnames="architecture")
+    reading = jax.device_get(read_code(params, batch[0][0], architecture))
+    distances = np.square(reading.code - BITMAPS).sum(axis=1)
     np.testing.assert_allclose(reading.penalties, distances, rtol=1e-4)
     np.testing.assert_array_equal(reading.order, distances.argsort())
     smallest = np.sort(distances)[:2]
@@ -222,7 +235,7 @@ def test_reading_a_code(batch, random_params):
     assert [picture.shape for picture in shown] == [(12, 7)] * 3
     np.testing.assert_array_equal(shown[1].ravel(), BITMAPS[distances.argmin()])
     with pytest.raises(InputError, match="softmax"):
-        dynamics.read_code(params, batch[0][0], Architecture())
+        read_code(params, batch[0][0], Architecture())
 
 
 def test_figures_of_paths_and_rates(setting, random_params):

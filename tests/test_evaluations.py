@@ -314,10 +314,18 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def evaluated(trained, other, tmp_path_factory):
+    """A copy of the run's folder with an evaluation."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("whole") / "run")
+    list(evaluations.evaluate(lenet_jax.load_run(folder), datasets.load(other)))
+    return folder
+
+
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_damaged_evaluations_are_refused_and_made_again(folder, other, damage, message, capsys):
+def test_damaged_evaluations_are_refused_and_made_again(evaluated, other, damage, message, tmp_path, capsys):
+    folder = shutil.copytree(evaluated, tmp_path / "run")
     run, dataset = lenet_jax.load_run(folder), datasets.load(other)
-    list(evaluations.evaluate(run, dataset))
     path = evaluations.path_of(run, other)
     damage(path)
     command("compare", folder, f"--on={other}", code=2)

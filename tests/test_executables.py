@@ -2,13 +2,12 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 
 from lenet_jax import executables
@@ -122,7 +121,6 @@ def test_without_a_folder_programs_are_compiled(monkeypatch, tmp_path):
 
 
 TRAINED = """
-import sys
 import numpy as np
 from lenet_jax import population, train
 from lenet_jax.losses import Loss
@@ -146,16 +144,17 @@ print(len(traced), losses, members.memory, population.evaluate(members, range(64
 
 def test_another_process_trains_with_what_one_has_compiled(tmp_path):
     """Bit for bit, and without tracing it; the state's memory is used again, too."""
+    (tmp_path / "trained.py").write_text(TRAINED)
 
-    def run():
-        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(
-            [sys.executable, "-c", TRAINED], env=environment, capture_output=True, text=True, check=True
-        )
-        traced, rest = done.stdout.split(" ", 1)
+    def run(output):
+        environment = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+        before = "import runpy; runpy.run_path('trained.py')"
+        process = programs.start(["--version"], tmp_path, output, environment=environment, before=before)
+        assert process.wait(100) == 0, output.read_text()
+        traced, rest = output.read_text().split(" ", 1)
         return int(traced), rest
 
-    (first, results), (second, again) = run(), run()
+    (first, results), (second, again) = run(tmp_path / "first"), run(tmp_path / "second")
     assert first > 0
     assert second == 0
     assert again == results

@@ -22,12 +22,13 @@ STORED = ROOT / "experiments" / "results"
 TINY = [
     f"--config={ROOT}/experiments/quickstart.py",
     f"--config.dataset={few_digits.DATASET}",
+    "--config.train_size=400",
     "--config.validation_size=200",
-    "--config.sweep.loss=('cross_entropy',)",
+    "--config.sweep.loss=('mse',)",
     "--config.sweep.activation=('tanh',)",
-    "--config.sweep.weight_decay=(0.0,0.001)",  # two arms of one program
+    "--config.sweep.weight_decay=(0.0,0.001)",  # two arms of one program, that of test_faults.py
     "--config.seeds=6",
-    "--config.epochs=1",
+    "--config.epochs=6",
 ]
 
 
@@ -132,7 +133,8 @@ def test_what_a_dry_run_refuses(tmp_path, arguments):
     "arguments",
     [
         ["--config.epochs=50"],  # in one process
-        ["--config.dataset=mnist10k", "--config.seeds=16", "--config.epochs=6"],  # in worker processes
+        # In worker processes.
+        ["--config.dataset=mnist10k", "--config.train_size=0", "--config.seeds=16"],
         ["--config.tune.learning_rate=(0.01,0.03)", "--config.tune_seeds=4", "--config.epochs=30"],
     ],
 )

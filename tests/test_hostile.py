@@ -38,9 +38,9 @@ from lenet_jax.experiments import base
 def get_config():
     config = base.get_config()
     config.dataset = {few_digits.DATASET!r}
-    config.train_size, config.validation_size, config.epochs, config.seeds = 400, 200, 1, 2
+    config.train_size, config.validation_size, config.epochs, config.seeds = 400, 200, 6, 2
     config.activation = "tanh"
-    config.sweep.padding = ("background", "edge")  # with one program, that of test_cli.py
+    config.sweep.padding = ("background", "edge")  # with one program, that of test_faults.py
     config.tune.learning_rate, config.tune_seeds = (0.05, 0.1), 1
     return config
 """

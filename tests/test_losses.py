@@ -1,18 +1,22 @@
 """Losses against values worked out by hand."""
 
-import jax.numpy as jnp
+import functools
+
+import jax
 import numpy as np
 import pytest
 
 from lenet_jax.errors import InputError
 from lenet_jax.losses import LOSSES, Loss, correct_penalty, cross_entropy, map_criterion, mse
 
-LABELS = jnp.array([1, 2])
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LABELS = np.array([1, 2], np.int32)
 
 # softmax: [1/4, 1/2, 1/4] and [1/2, 1/4, 1/4]
-LOGITS = jnp.log(jnp.array([[1.0, 2.0, 1.0], [6.0, 3.0, 3.0]]))
+LOGITS = np.log(np.array([[1, 2, 1], [6, 3, 3]], np.float32))
 
-SCORES = jnp.array([[0.0, 1.0, 0.0], [2.0, -1.0, 0.0]])
+SCORES = np.array([[0, 1, 0], [2, -1, 0]], np.float32)
 
 MSE_CASES = [
     # Softmax, targets 0 and 1: (1/16 + 4/16 + 1/16 + 4/16 + 1/16 + 9/16) / 2 samples.
@@ -33,47 +37,51 @@ MSE_CASES = [
 def test_mse(options, outputs, expected):
     fields = {"point": "mse_point", "reduction": "mse_reduction", "factor": "mse_factor", "target_code": "target_code"}
     loss = Loss("mse", **{fields[name]: value for name, value in options.items()})
-    np.testing.assert_allclose(mse(outputs, LABELS, **options), expected, rtol=1e-6)
-    np.testing.assert_allclose(loss(outputs, LABELS), expected, rtol=1e-6)
+    found = jax.jit(lambda *batch: (mse(*batch, **options), loss(*batch)))(outputs, LABELS)
+    np.testing.assert_allclose(found, [expected] * 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, Loss("cross_entropy")], ids=["function", "Loss"])
 def test_cross_entropy(loss):
     # (log 2 + log 4) / 2 samples
-    np.testing.assert_allclose(loss(LOGITS, LABELS), 1.0397207708, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(loss)(LOGITS, LABELS), 1.0397207708, rtol=1e-6)
 
 
 def test_cross_entropy_of_a_confident_network_is_finite():
-    np.testing.assert_allclose(cross_entropy(jnp.array([[1000.0, 0.0]]), jnp.array([1])), 1000.0, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(cross_entropy)(np.array([[1000, 0]], np.float32), LABELS[:1]), 1000.0, rtol=1e-6)
 
 
-PENALTIES = jnp.log(jnp.array([[2.0, 4.0, 4.0], [4.0, 2.0, 8.0]]))
+PENALTIES = np.log(np.array([[2, 4, 4], [4, 2, 8]], np.float32))
 
 
 def test_map_criterion():
     """y_D + log(e^-j + sum_i e^-y_i) with e^-j = 1/2: log 4 + log(1/2 + 1) and log 8 + log(1/2 + 7/8)."""
     expected = (np.log(4 * 1.5) + np.log(8 * 1.375)) / 2
     constant = float(np.log(2))
-    np.testing.assert_allclose(map_criterion(PENALTIES, LABELS, constant=constant), expected, rtol=1e-6)
     # What losses are given are logits: penalties with their sign turned.
-    np.testing.assert_allclose(Loss("map", map_constant=constant)(-PENALTIES, LABELS), expected, rtol=1e-6)
+    loss = Loss("map", map_constant=constant)
+    compute = jax.jit(lambda y, labels: (map_criterion(y, labels, constant=constant), loss(-y, labels)))
+    np.testing.assert_allclose(compute(PENALTIES, LABELS), [expected] * 2, rtol=1e-6)
 
 
 def test_correct_penalty():
     expected = (np.log(4) + np.log(8)) / 2
-    np.testing.assert_allclose(correct_penalty(PENALTIES, LABELS), expected, rtol=1e-6)
-    np.testing.assert_allclose(Loss("correct_penalty")(-PENALTIES, LABELS), expected, rtol=1e-6)
+    loss = Loss("correct_penalty")
+    compute = jax.jit(lambda y, labels: (correct_penalty(y, labels), loss(-y, labels)))
+    np.testing.assert_allclose(compute(PENALTIES, LABELS), [expected] * 2, rtol=1e-6)
 
 
 def test_map_criterion_of_large_penalties_is_finite():
     """e^-y is 0 in float32 from y = 104 on: then E = y_D - j."""
-    np.testing.assert_allclose(map_criterion(jnp.full((1, 3), 300.0), jnp.array([0]), constant=20.0), 280.0)
+    loss = jax.jit(functools.partial(map_criterion, constant=20.0))
+    np.testing.assert_allclose(loss(np.full((1, 3), 300, np.float32), np.array([0], np.int32)), 280.0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_a_mean_over_samples(name):
-    twice = Loss(name)(jnp.concatenate([LOGITS, LOGITS]), jnp.concatenate([LABELS, LABELS]))
-    np.testing.assert_allclose(twice, Loss(name)(LOGITS, LABELS), rtol=1e-6)
+    loss = jax.jit(Loss(name))
+    twice = loss(np.concatenate([LOGITS, LOGITS]), np.concatenate([LABELS, LABELS]))
+    np.testing.assert_allclose(twice, loss(LOGITS, LABELS), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +103,4 @@ def test_unknown_setting_is_refused(field, shown, choices):
 def test_mse_refuses_unknown_settings(setting):
     field, value = next(iter(setting.items()))
     with pytest.raises(InputError, match=f"{field}: '{value}' is not one of"):
-        mse(LOGITS, LABELS, **setting)
+        jax.jit(functools.partial(mse, **setting))(LOGITS, LABELS)

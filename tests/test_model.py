@@ -1,6 +1,7 @@
 """The network against its specification: counts, values, gradients, initial parameters."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -24,6 +25,8 @@ LAYERS = ("c1", "s2", "c3", "s4", "c5", "f6", "output")
 # Draws every number; other initializers leave biases at 0, or derive them from the weights.
 ALL_RANDOM = Architecture(initializer="lecun1998")
 
+FULL, SEVEN = (dataclasses.replace(ALL_RANDOM, **change) for change in ({"connectivity": "full"}, {"classes": 7}))
+
 # By layer, as `Start` bounds them: a unit's inputs (C3's by output map), and the units that see an input.
 FAN_IN = {"c1": 25, "s2": 4, "c3": np.repeat([75, 100, 150], [6, 9, 1]), "s4": 4, "c5": 400, "f6": 120, "output": 84}
 FAN_OUT = {"c1": 150, "s2": 1, "c3": 250, "s4": 1, "c5": 120, "f6": 84, "output": 10}
@@ -39,20 +42,36 @@ def of_connections(values):
     return np.repeat(values, [len(sources) for sources in model.C3_TABLE])
 
 
+@functools.partial(jax.jit, static_argnames="architecture")
+def states_and_output(params, image, architecture):
+    """Of `activations` and `forward`, in one program: two may round differently."""
+    states = model.activations(params, image, architecture)
+    assert tuple(states) == LAYERS  # in order: JAX sorts what it returns
+    return states, model.forward(params, image, architecture)
+
+
+predict_scores = jax.jit(model.predict_scores, static_argnames="architecture")
+log_probabilities = jax.jit(model.log_probabilities, static_argnames="architecture")
+
+
 @pytest.fixture(scope="module")
-def many():
-    """(architecture) -> the initial parameters of 40 keys, stacked, as NumPy arrays."""
+def draw():
+    """() -> by architecture, the initial parameters of 40 keys, stacked, as NumPy arrays."""
     keys = jax.random.split(jax.random.key(7), 40)
+    pairs = itertools.product(BOUNDS, ("sigmoid", "tanh"))
+    architectures = [FULL, SEVEN, *(Architecture(activation, initializer=name) for name, activation in pairs)]
+    # All in one program, which draws the numbers that they share once. They are millions: here, unlike elsewhere in
+    # this file, optimization takes less time than it saves.
+    program = jax.jit(
+        jax.vmap(lambda key: [model.init(key, architecture) for architecture in architectures]),
+        compiler_options={"xla_backend_optimization_level": 1},
+    )
+    return lambda: dict(zip(architectures, jax.tree.map(np.asarray, program(keys)), strict=True))
 
-    def make(architecture):
-        # Millions of numbers: here, unlike elsewhere in this file, optimization takes less time than it saves.
-        draw = jax.jit(
-            jax.vmap(lambda key: model.init(key, architecture)),
-            compiler_options={"xla_backend_optimization_level": 1},
-        )
-        return jax.tree.map(np.asarray, draw(keys))
 
-    return make
+@pytest.fixture(scope="module")
+def many(draw):
+    return draw()
 
 
 def test_parameter_counts():
@@ -138,36 +157,46 @@ def test_connectivity_equals_the_references(connectivity):
 def test_activations_equal_the_reference(activation, connectivity, subsampling, random_params):
     architecture = Architecture(activation, connectivity, subsampling)
     with jax.enable_x64(True):
-        params = random_params(architecture, seed=1)
+        params = jax.tree.map(np.asarray, random_params(architecture, seed=1))
         image = np.random.default_rng(2).normal(size=(32, 32))
-        states = model.activations(params, jnp.asarray(image), architecture)
-        expected = reference.activations(jax.tree.map(np.asarray, params), image, activation, connectivity, subsampling)
-        assert tuple(states) == LAYERS
-        for name, state in states.items():
-            assert state.dtype == np.float64
-            np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
-        np.testing.assert_array_equal(model.forward(params, jnp.asarray(image), architecture), states["output"])
+        states, output = states_and_output(params, image, architecture)
+    expected = reference.activations(params, image, activation, connectivity, subsampling)
+    for name, state in states.items():
+        assert state.dtype == np.float64
+        np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
+    np.testing.assert_array_equal(output, states["output"])
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_activations_of_1998_equal_the_reference(window, random_params):
     architecture = Architecture("scaled_tanh", subsampling_window=window, output="rbf")
     with jax.enable_x64(True):
-        params = random_params(architecture, seed=4)
+        params = jax.tree.map(np.asarray, random_params(architecture, seed=4))
         image = np.random.default_rng(5).normal(size=(32, 32))
-        states = model.activations(params, jnp.asarray(image), architecture)
-        expected = reference.activations(
-            jax.tree.map(np.asarray, params), image, "scaled_tanh", "table", "trainable", window
-        )
-        for name, state in states.items():
-            np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
-    scores = np.asarray(model.predict_scores(states["output"], architecture))
+        states, _ = states_and_output(params, image, architecture)
+        scores = np.asarray(predict_scores(states["output"], architecture))
+    expected = reference.activations(params, image, "scaled_tanh", "table", "trainable", window)
+    for name, state in states.items():
+        np.testing.assert_allclose(state, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
     assert scores.argmax() == np.argmin(expected["output"])
 
 
 def test_rbf_outputs_are_for_ten_classes():
     with pytest.raises(InputError, match="output: 'rbf' has 10 bitmaps, one per digit; the data set has 26"):
         Architecture(output="rbf", classes=26)
+
+
+@functools.partial(jax.jit, static_argnames="architecture")
+def forward_and_back(params, image, slopes, architecture):
+    """The output, and the gradient of `slopes` x output: one program serves all losses."""
+    output, back = jax.vjp(lambda params: model.forward(params, image, architecture), params)
+    return output, back(slopes)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("architecture", "loss"))
+@jax.value_and_grad
+def loss_and_slopes(output, architecture, loss):
+    return loss(model.logits_of(output[None], architecture), jnp.array([3]))
 
 
 @pytest.mark.parametrize(
@@ -177,29 +206,29 @@ def test_rbf_outputs_are_for_ten_classes():
 def test_gradients_equal_finite_differences(activation, output, subsampling, loss, random_params):
     architecture = Architecture(activation, subsampling=subsampling, output=output)
     settings = Loss(loss, mse_point="softmax" if output == "softmax" else "linear", map_constant=100.0)
+    head = Architecture(output=output)  # all that a loss depends on
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
-        params = random_params(architecture, seed=3)
-        image, labels = jnp.asarray(rng.normal(size=(32, 32))), jnp.array([3])
+        params, image = jax.tree.map(np.asarray, random_params(architecture, seed=3)), rng.normal(size=(32, 32))
 
-        def objective(params):
-            outputs = model.forward(params, image, architecture)[None]
-            return settings(model.logits_of(outputs, architecture), labels)
+        def evaluate(params):
+            output, _ = forward_and_back(params, image, np.zeros(10), architecture)
+            return loss_and_slopes(output, head, settings)
 
-        gradient = jax.grad(objective)(params)
+        _, slopes = evaluate(params)
+        _, gradient = forward_and_back(params, image, slopes, architecture)
         # One direction per layer: an error in a small layer's gradient can't hide behind C5's 48,120 numbers.
-        for name in LAYERS:
-            if getattr(params, name) is None:
+        for name, layer in vars(params).items():
+            if layer is None:
                 continue
-            layer = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), getattr(params, name))
-            direction = jax.tree.map(jnp.zeros_like, params).replace(**{name: layer})
+            direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), layer)
             step = 1e-6
-
-            def moved(distance, direction=direction):
-                return objective(jax.tree.map(lambda leaf, d: leaf + distance * d, params, direction))
-
-            numerical = (moved(step) - moved(-step)) / (2 * step)
-            analytic = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+            (ahead, _), (behind, _) = (
+                evaluate(params.replace(**{name: jax.tree.map(lambda leaf, d, by=by: leaf + by * d, layer, direction)}))
+                for by in (step, -step)
+            )
+            numerical = (float(ahead) - float(behind)) / (2 * step)
+            analytic = sum(map(np.vdot, jax.tree.leaves(getattr(gradient, name)), jax.tree.leaves(direction)))
             np.testing.assert_allclose(analytic, numerical, rtol=1e-5, atol=1e-8, err_msg=name)
             assert abs(analytic) > 1e-6, f"{name}: no gradient to check"
 
@@ -207,16 +236,16 @@ def test_gradients_equal_finite_differences(activation, output, subsampling, los
 def test_squashed_outputs_are_linear_ones_squashed(random_params):
     linear, squashed = (Architecture("scaled_tanh", output=output) for output in ("linear", "squashed"))
     with jax.enable_x64(True):
-        params, image = random_params(linear), jnp.asarray(np.random.default_rng(6).normal(size=(32, 32)))
-        expected = 1.7159 * np.tanh(2 / 3 * np.asarray(model.forward(params, image, linear)))
-        np.testing.assert_allclose(model.forward(params, image, squashed), expected, rtol=1e-10)
+        params, image = random_params(linear), np.random.default_rng(6).normal(size=(32, 32))
+        (_, scores), (_, found) = (states_and_output(params, image, one) for one in (linear, squashed))
+    np.testing.assert_allclose(found, 1.7159 * np.tanh(2 / 3 * np.asarray(scores)), rtol=1e-10)
 
 
 @pytest.mark.parametrize("output", ["softmax", "linear"])
 def test_predict_scores(output):
-    outputs = jnp.log(jnp.array([[1.0, 2.0, 1.0]]))
+    outputs = np.log(np.array([[1, 2, 1]], np.float32))
     expected = [[0.25, 0.5, 0.25]] if output == "softmax" else outputs
-    np.testing.assert_allclose(model.predict_scores(outputs, Architecture(output=output)), expected, rtol=1e-6)
+    np.testing.assert_allclose(predict_scores(outputs, Architecture(output=output)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("output", model.PROBABILISTIC)
@@ -224,11 +253,10 @@ def test_log_probabilities(output):
     outputs = np.random.default_rng(8).normal(scale=30, size=(4, 10)).astype(np.float32)
     likelihoods = np.exp(np.float64(-outputs if output == "rbf" else outputs))
     expected = np.log(likelihoods / likelihoods.sum(axis=1, keepdims=True))
-    found = model.log_probabilities(jnp.asarray(outputs), Architecture(output=output))
+    found = log_probabilities(outputs, Architecture(output=output))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert (
-        found.argmax(axis=1) == model.predict_scores(jnp.asarray(outputs), Architecture(output=output)).argmax(1)
-    ).all()
+    scores = predict_scores(outputs, Architecture(output=output))
+    np.testing.assert_array_equal(np.argmax(found, axis=1), np.argmax(scores, axis=1))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +293,7 @@ def test_every_initializer_is_tested():
 
 @pytest.mark.parametrize(("initializer", "activation"), list(itertools.product(BOUNDS, ["sigmoid", "tanh"])))
 def test_initial_bounds(initializer, activation, many):
-    params = many(Architecture(activation, initializer=initializer))
+    params = many[Architecture(activation, initializer=initializer)]
     for name in LAYERS:
         weights, bias = np.abs(weights_of(getattr(params, name))), np.asarray(getattr(params, name).bias)
         bound = BOUNDS[initializer](FAN_IN[name], FAN_OUT[name], activation)
@@ -284,14 +312,14 @@ def test_initial_bounds(initializer, activation, many):
 
 
 def test_lecun1998_bounds_of_c3_by_output_map(many):
-    largest = np.abs(many(ALL_RANDOM).c3.kernel).max(axis=(0, 2, 3))
+    largest = np.abs(many[ALL_RANDOM].c3.kernel).max(axis=(0, 2, 3))
     np.testing.assert_allclose(largest[:18], 0.032, rtol=0.01)
     np.testing.assert_allclose(largest[18:54], 0.024, rtol=0.01)
     np.testing.assert_allclose(largest[54:], 0.016, rtol=0.01)
 
 
 def test_glorot_centered_biases(many):
-    params = many(Architecture("sigmoid", initializer="glorot_centered"))
+    params = many[Architecture("sigmoid", initializer="glorot_centered")]
     for name in ("s2", "s4"):
         layer = getattr(params, name)
         np.testing.assert_allclose(layer.bias, -layer.coefficient / 2, rtol=1e-6)
@@ -304,42 +332,47 @@ def test_glorot_centered_biases(many):
     np.testing.assert_allclose(params.c3.bias, -sums / 2, atol=1e-5)
 
 
+SIGMOID, TANH = (
+    {subsampling: Architecture(activation, subsampling=subsampling) for subsampling in SUBSAMPLINGS}
+    for activation in ("sigmoid", "tanh")
+)
+# One program for both networks of each subsampling: their random numbers are the same.
+start = jax.jit(lambda key: {name: [model.init(key, SIGMOID[name]), model.init(key, TANH[name])] for name in SIGMOID})
+
+
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 def test_glorot_centered_sigmoid_starts_as_tanh(subsampling):
     """Every hidden state is 1/2 + 1/2 x that of the tanh network whose C1 kernels are doubled; the logits are twice."""
+    sigmoid, tanh = SIGMOID[subsampling], TANH[subsampling]
+    assert sigmoid.initializer == tanh.initializer == "glorot_centered"
+    image = np.random.default_rng(4).normal(size=(32, 32))
     with jax.enable_x64(True):
-        sigmoid, tanh = (
-            Architecture(activation, subsampling=subsampling, initializer="glorot_centered")
-            for activation in ("sigmoid", "tanh")
-        )
-        image = jnp.asarray(np.random.default_rng(4).normal(size=(32, 32)))
-        params = model.init(jax.random.key(5), tanh)
+        own, params = jax.tree.map(np.asarray, start(jax.random.key(5))[subsampling])
         doubled = params.replace(c1=params.c1.replace(kernel=2 * params.c1.kernel))
-        states = model.activations(model.init(jax.random.key(5), sigmoid), image, sigmoid)
-        expected = model.activations(doubled, image, tanh)
-        for name in LAYERS[:-1]:
-            np.testing.assert_allclose(states[name], 0.5 + 0.5 * expected[name], rtol=1e-12, err_msg=name)
-        np.testing.assert_allclose(states["output"], 2 * expected["output"], rtol=1e-10)
-        undoubled = model.activations(params, image, tanh)
-        assert not np.allclose(states["c1"], 0.5 + 0.5 * undoubled["c1"], rtol=1e-3)
+        states, _ = states_and_output(own, image, sigmoid)
+        (expected, _), (undoubled, _) = (states_and_output(one, image, tanh) for one in (doubled, params))
+    for name in LAYERS[:-1]:
+        np.testing.assert_allclose(states[name], 0.5 + 0.5 * np.asarray(expected[name]), rtol=1e-12, err_msg=name)
+    np.testing.assert_allclose(states["output"], 2 * np.asarray(expected["output"]), rtol=1e-10)
+    assert not np.allclose(states["c1"], 0.5 + 0.5 * np.asarray(undoubled["c1"]), rtol=1e-3)
 
 
-def test_init_depends_on_the_key_alone(many, assert_close):
-    params = many(ALL_RANDOM)
-    assert_close(many(ALL_RANDOM), params, 0)
+def test_init_depends_on_the_key_alone(draw, many, assert_close):
+    params = many[ALL_RANDOM]
+    assert_close(draw()[ALL_RANDOM], params, 0)
     for leaf in jax.tree.leaves(params):
         assert (leaf[0] != leaf[1]).all()
 
 
 def test_layers_draw_from_streams_of_their_own(many):
-    draws = [np.ravel(leaf[0] / abs(leaf).max())[:6] for leaf in jax.tree.leaves(many(ALL_RANDOM))]
+    draws = [np.ravel(leaf[0] / abs(leaf).max())[:6] for leaf in jax.tree.leaves(many[ALL_RANDOM])]
     for one, other in itertools.combinations(draws, 2):
         assert abs(one - other).max() > 0.05
 
 
-@pytest.mark.parametrize(("change", "changed"), [({"connectivity": "full"}, "c3"), ({"classes": 7}, "output")])
-def test_other_layers_keep_their_numbers(change, changed, many, assert_close):
-    usual, other = many(ALL_RANDOM), many(dataclasses.replace(ALL_RANDOM, **change))
+@pytest.mark.parametrize(("architecture", "changed"), [(FULL, "c3"), (SEVEN, "output")], ids=["full", "seven"])
+def test_other_layers_keep_their_numbers(architecture, changed, many, assert_close):
+    usual, other = many[ALL_RANDOM], many[architecture]
     for name in LAYERS:
         if name == changed:
             assert weights_of(getattr(usual, name)).shape != weights_of(getattr(other, name)).shape

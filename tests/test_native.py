@@ -53,10 +53,10 @@ def test_equals_the_convolution(layer, batch, double, seed, assert_close):
     rng = np.random.default_rng(seed)
     inputs, count = (1 if layer == "c1" else 6), sum(map(len, table))
     with jax.enable_x64(double):
-        kind = jnp.float64 if double else jnp.float32
-        maps = jnp.asarray(rng.normal(size=(inputs, size, size, batch)), kind)
-        parameters = Convolution(*(jnp.asarray(rng.normal(size=shape), kind) for shape in ((count, 5, 5), len(table))))
-        slopes = jnp.asarray(rng.normal(size=(4, len(table), (size - 4) ** 2 // 4, batch)), kind)
+        kind = np.float64 if double else np.float32
+        maps = kind(rng.normal(size=(inputs, size, size, batch)))
+        parameters = Convolution(*(kind(rng.normal(size=shape)) for shape in ((count, 5, 5), len(table))))
+        slopes = kind(rng.normal(size=(4, len(table), (size - 4) ** 2 // 4, batch)))
         fast = outputs_and_gradients(maps, parameters, slopes, convolve=native.convolve, table=table)
         slow = outputs_and_gradients(maps, parameters, slopes, convolve=by_window, table=table)
         assert {leaf.dtype for leaf in jax.tree.leaves(fast)} == {np.dtype(kind)}
@@ -65,27 +65,28 @@ def test_equals_the_convolution(layer, batch, double, seed, assert_close):
 
 def test_vmapped_networks_are_those_one_by_one(assert_close):
     rng = np.random.default_rng(0)
-    maps = jnp.asarray(rng.normal(size=(1, 32, 32, 16)), jnp.float32)
-    kernels, biases = jnp.asarray(rng.normal(size=(3, 6, 5, 5)), jnp.float32), jnp.ones((3, 6))
-    together = jax.vmap(lambda *arrays: native.convolve(maps, Convolution(*arrays), C1_TABLE))(kernels, biases)
-    alone = [native.convolve(maps, Convolution(*arrays), C1_TABLE) for arrays in zip(kernels, biases, strict=True)]
-    assert_close(together, jnp.stack(alone), 1e-6)
+    maps = jnp.asarray(np.float32(rng.normal(size=(1, 32, 32, 16))))
+    kernels, biases = np.float32(rng.normal(size=(3, 6, 5, 5))), np.ones((3, 6), np.float32)
+    of_one = jax.jit(lambda *arrays: native.convolve(maps, Convolution(*arrays), C1_TABLE))
+    together = jax.jit(jax.vmap(of_one))(kernels, biases)
+    alone = [of_one(*arrays) for arrays in zip(kernels, biases, strict=True)]
+    assert_close(together, np.stack(alone), 1e-6)
 
 
 @pytest.mark.parametrize("architecture", [Architecture("tanh"), Architecture("relu", "full", "max", output="rbf")])
 def test_the_network_is_the_blocked_one(architecture, random_params, assert_close):
-    params = random_params(architecture)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(20, 32, 32)), jnp.float32)
-    assert blocked.to_grid(images, allow_native=True).shape == (1, 32, 32, 20)
+    params = jax.tree.map(np.float32, random_params(architecture))
+    images = np.float32(np.random.default_rng(0).normal(size=(20, 32, 32)))
     few = images[: native.LEAST_IMAGES - 1]
-    assert blocked.to_grid(few, allow_native=True).shape == blocked.to_grid(few).shape, "few images take blocks"
+    native_grid = functools.partial(blocked.to_grid, allow_native=True)
+    assert jax.eval_shape(native_grid, images).shape == (1, 32, 32, 20)
+    assert jax.eval_shape(native_grid, few) == jax.eval_shape(blocked.to_grid, few), "few images take blocks"
 
     def gradient(allow_native):
-        def objective(params):
+        def objective(params, images):
             return jnp.square(blocked.forward(params, images, architecture, allow_native)).mean()
 
-        return jax.jit(jax.value_and_grad(objective))(params)
+        return jax.jit(jax.value_and_grad(objective))(params, images)
 
     assert_close(gradient(True), gradient(False), 2e-5)
 
@@ -93,9 +94,13 @@ def test_the_network_is_the_blocked_one(architecture, random_params, assert_clos
 @pytest.mark.parametrize(("batch", "kind"), [(15, jnp.float32), (16, jnp.bfloat16)])
 def test_other_arrays_are_refused(batch, kind):
     """The C code would read beyond them."""
-    parameters = Convolution(jnp.zeros((6, 5, 5), kind), jnp.zeros(6, kind))
+
+    def convolved():
+        parameters = Convolution(jnp.zeros((6, 5, 5), kind), jnp.zeros(6, kind))
+        return native.convolve(jnp.zeros((1, 32, 32, batch), kind), parameters, C1_TABLE)
+
     with pytest.raises(ValueError, match=f"{batch} images of .*; the C code takes 16 or more, float32 or float64"):
-        native.convolve(jnp.zeros((1, 32, 32, batch), kind), parameters, C1_TABLE)
+        jax.eval_shape(convolved)
 
 
 def test_without_a_compiler_the_blocked_form_is_used(tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from lenet_jax import layers, model
 from lenet_jax.analysis import network_figures
 from lenet_jax.model import Architecture
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def axes():
@@ -73,9 +75,9 @@ def test_codes_are_pictures_of_digits(axes):
 @pytest.mark.parametrize("subsampling", ["trainable", "max"])
 def test_all_states_of_an_image(subsampling):
     architecture = Architecture(subsampling=subsampling, output="linear")
-    image = jax.random.normal(jax.random.key(1), (32, 32))
-    found = model.activations(model.init(jax.random.key(0), architecture), image, architecture)
-    figure = network_figures.states(found, image)
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(32, 32)).astype(np.float32))
+    compute = jax.jit(lambda key: model.activations(model.init(key, architecture), image, architecture))
+    figure = network_figures.states(compute(jax.random.key(0)), image)
     assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == [
         *("input, 32 x 32", "C1", "S2", "C3", "S4", "C5", "F6", "output")
     ]

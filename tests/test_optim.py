@@ -1,5 +1,7 @@
 """Optimizers and schedules against plain NumPy updates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 
 from lenet_jax.optim import OPTIMIZERS, SCHEDULES, Hyperparameters, sdlm, transformation
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS, EPOCH_STEPS = 6, 2
 RATE, MOMENTUM, DECAY, MU = 0.1, 0.8, 0.05, 0.02
@@ -48,19 +52,26 @@ def expected_steps(optimizer, schedule):
     return np.array(history)
 
 
-def actual_steps(name, schedule, rate):
+def steps_of(name, schedule, rate):
     hyper = Hyperparameters(rate, *(jnp.asarray(value, rate.dtype) for value in (MOMENTUM, DECAY, MU)))
     optimizer = transformation(name, schedule, STEPS, EPOCH_STEPS, hyper)
-    weights = jnp.asarray(START, rate.dtype)
-    state = optimizer.init(weights)
+    start = jnp.asarray(START, rate.dtype)
+    state = optimizer.init(start)
     if name == "sdlm":
         state = optax.tree.set(state, curvature=jnp.asarray(CURVATURE, rate.dtype))
-    history = []
-    for gradient in jnp.asarray(GRADIENTS, rate.dtype):
+
+    def step(carry, gradient):
+        weights, state = carry
         update, state = optimizer.update(gradient, state, weights)
-        weights = weights + update
-        history.append(weights)
-    return jnp.stack(history)
+        return (weights + update, state), weights + update
+
+    return jax.lax.scan(step, (start, state), jnp.asarray(GRADIENTS, rate.dtype))[1]
+
+
+@functools.partial(jax.jit, static_argnames="schedules")
+def actual_steps(rate, schedules):
+    """By optimizer and schedule: one program for all."""
+    return {name: {schedule: steps_of(name, schedule, rate) for schedule in schedules} for name in OPTIMIZERS}
 
 
 def test_every_schedule_is_tested():
@@ -71,7 +82,7 @@ def test_every_schedule_is_tested():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_six_steps(optimizer, schedule):
     with jax.enable_x64(True):
-        history = actual_steps(optimizer, schedule, jnp.array(RATE))
+        history = actual_steps(np.array(RATE), tuple(SCHEDULES))[optimizer][schedule]
         # optax's linear schedule counts in float32.
         tolerance = 1e-6 if schedule == "linear" else 1e-12
         np.testing.assert_allclose(history, expected_steps(optimizer, schedule), rtol=tolerance)
@@ -79,30 +90,39 @@ def test_six_steps(optimizer, schedule):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_schedule_ends_at_zero(schedule):
-    np.testing.assert_allclose(SCHEDULES[schedule](jnp.array(STEPS), STEPS, EPOCH_STEPS), 0, atol=1e-7)
+    factor = jax.jit(lambda step: SCHEDULES[schedule](step, STEPS, EPOCH_STEPS))
+    np.testing.assert_allclose(factor(STEPS), 0, atol=1e-7)
 
 
 def test_the_rates_of_1998():
     """PAPER_1998.md: 5e-4 for 2 epochs, 2e-4 for 3, 1e-4 for 3, 5e-5 for 4, 1e-5 from then on."""
-    rates = [5e-4 * float(SCHEDULES["lecun1998"](jnp.array(3 * epoch + 2), 60, 3)) for epoch in range(20)]
+    factor = jax.jit(lambda step: SCHEDULES["lecun1998"](step, 60, 3))
+    rates = [5e-4 * float(factor(3 * epoch + 2)) for epoch in range(20)]
     np.testing.assert_allclose(rates, [5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8, rtol=1e-6)
 
 
 def test_sdlm_is_its_own_optax_transformation():
     """w <- w - eta / (mu + h) dE/dw, with the curvature that the state holds, and none at first."""
-    optimizer = sdlm(0.5, MU)
-    weights = jnp.asarray(START)
-    state = optimizer.init(weights)
-    update, _ = optimizer.update(weights, state)
-    np.testing.assert_allclose(update, -0.5 / MU * START, rtol=1e-6)
-    update, _ = optimizer.update(weights, optax.tree.set(state, curvature=jnp.asarray(CURVATURE)))
-    np.testing.assert_allclose(update, -0.5 / (MU + CURVATURE) * START, rtol=1e-6)
+
+    @jax.jit
+    def updates(weights, curvature):
+        optimizer = sdlm(0.5, MU)
+        state = optimizer.init(weights)
+        known = optax.tree.set(state, curvature=curvature)
+        return optimizer.update(weights, state)[0], optimizer.update(weights, known)[0]
+
+    first, second = updates(np.float32(START), np.float32(CURVATURE))
+    np.testing.assert_allclose(first, -0.5 / MU * START, rtol=1e-6)
+    np.testing.assert_allclose(second, -0.5 / (MU + CURVATURE) * START, rtol=1e-6)
+
+
+together_steps = jax.jit(jax.vmap(lambda rate: actual_steps(rate, ("cosine",))))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_members_may_differ_in_learning_rate(optimizer):
-    rates = jnp.array([0.01, 0.1, 1.0])
-    together = jax.vmap(lambda rate: actual_steps(optimizer, "cosine", rate))(rates)
-    separate = jnp.stack([actual_steps(optimizer, "cosine", rate) for rate in rates])
+    rates = np.array([0.01, 0.1, 1.0], np.float32)
+    together = np.asarray(together_steps(rates)[optimizer]["cosine"])
+    separate = [actual_steps(rate, ("cosine",))[optimizer]["cosine"] for rate in rates]
     np.testing.assert_allclose(together, separate, rtol=1e-5)
     assert len(np.unique(together[:, 0, 0])) == 3

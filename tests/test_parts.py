@@ -31,6 +31,9 @@ from lenet_jax.run import checkpoints, parts, processes, runner
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run.arms import expand
 
+SOON_COMPILED = {"connectivity": "full", "subsampling": "average", "order": "stored"}
+"""Fields of programs that take less time to compile."""
+
 OWN = textwrap.dedent(
     f"""
     import jax
@@ -47,7 +50,7 @@ OWN = textwrap.dedent(
     def gradient_norm(state, images, recipe):
         pixels, labels = images.take(jnp.arange(100))
         gradient, _ = train.gradient_of(state.params, blocked.to_grid(pixels), labels, recipe)
-        return {{name: jnp.linalg.norm(getattr(gradient, name).kernel) for name in ("c1", "f6")}}
+        return {{name: jnp.linalg.norm(getattr(gradient, name).kernel) for name in ("output", "f6")}}
 
 
     METRICS["gradient_norm"] = gradient_norm
@@ -55,6 +58,7 @@ OWN = textwrap.dedent(
 
     def get_config(arg=None):
         config = base.get_config()
+        config.update({SOON_COMPILED})
         config.dataset = {few_digits.DATASET!r}
         config.validation_size = 200
         config.train_size = 400
@@ -66,10 +70,20 @@ OWN = textwrap.dedent(
     """
 )
 
-WORKERS = "from lenet_jax.run import processes; processes.WORTH_WORKERS = 0"
-"""Worker processes, however small the run."""
 
-NAMES = ["state_gradient_norm_c1", "state_gradient_norm_f6"]
+def workers(count):
+    """Python that is executed before a run: worker processes train it, however small it is.
+
+    They are forks from before the experiment file is read, which import nothing again.
+    """
+    return (
+        "import multiprocessing; from lenet_jax.run import processes; processes.WORTH_WORKERS = 0; "
+        "processes.SPAWN = multiprocessing.get_context('fork'); "
+        f"processes.start = lambda _, made=processes.start(processes.core_numbers()[:{count}]): made"
+    )
+
+
+NAMES = ["state_gradient_norm_output", "state_gradient_norm_f6"]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +100,7 @@ def own(tmp_path_factory):
     """A folder with `mine.py` and its run, trained by worker processes without interruption."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "mine.py").write_text(OWN)
-    process = programs.start(["run", "--config=mine.py"], folder, folder / "whole.txt", before=WORKERS)
+    process = programs.start(["run", "--config=mine.py"], folder, folder / "whole.txt", before=workers(2))
     assert process.wait(300) == 0, (folder / "whole.txt").read_text()
     return folder
 
@@ -110,8 +124,8 @@ def test_own_parts_train_in_workers_and_end_in_metrics_and_comparisons(own):
 
 def test_a_killed_run_with_own_parts_resumes_to_the_same_numbers(own, tmp_path):
     shutil.copy(own / "mine.py", tmp_path)
-    arguments = ["run", "--config=mine.py", "--config.sweep.activation=('gelu',)", "--save-every=0"]
-    process = programs.start(arguments, tmp_path, tmp_path / "output.txt", session=True, before=WORKERS)
+    arguments = ["run", "--config=mine.py", "--config.sweep.activation=('gelu',)", "--save-every=0", "--devices=1"]
+    process = programs.start(arguments, tmp_path, tmp_path / "output.txt", session=True, before=workers(1))
     states = tmp_path / "runs/mine/checkpoints/activation=gelu"
     deadline = time.monotonic() + 200
     while not [path for path in states.glob("tested-*/states/*") if path.name.isdigit()]:
@@ -129,7 +143,7 @@ def test_a_killed_run_with_own_parts_resumes_to_the_same_numbers(own, tmp_path):
     assert "experiment: 'mine.py' differs from" in refused.stderr
     assert refused.stderr.count("\n") == 1
     (tmp_path / "mine.py").write_text(OWN)
-    process = programs.start(arguments, tmp_path, tmp_path / "again.txt", before=WORKERS)
+    process = programs.start(arguments, tmp_path, tmp_path / "again.txt", before=workers(1))
     assert process.wait(300) == 0, (tmp_path / "again.txt").read_text()
     whole, resumed = (pd.read_parquet(folder / "runs/mine/metrics.parquet") for folder in (own, tmp_path))
     whole = whole[whole.activation == "gelu"].reset_index(drop=True)
@@ -161,9 +175,8 @@ def test_classify_says_which_file_it_needs(own):
 
 def small_config(**fields):
     config = base.get_config()
-    settings = {"dataset": few_digits.DATASET, "train_size": 200, "batch_size": 20, "epochs": 2, "seeds": 2, **fields}
-    for name, value in settings.items():
-        setattr(config, name, value)
+    config.update({"dataset": few_digits.DATASET, "train_size": 200, "batch_size": 20, "epochs": 2, "seeds": 2})
+    config.update(SOON_COMPILED | fields)
     return config
 
 
@@ -182,7 +195,16 @@ def test_parts_of_a_notebook_are_trained_in_its_process(tmp_path, monkeypatch):
     assert not (tmp_path / "own/experiment.py").exists()
 
 
-def test_every_kind_of_part_can_be_ones_own_and_is_compiled_again_when_it_is_defined_again(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run without own parts, whose experiment file need not be there."""
+    folder = tmp_path_factory.mktemp("plain")
+    return runner.run(small_config(activation="tanh"), folder / "run", "test", experiment=folder / "gone.py")
+
+
+def test_every_kind_of_part_can_be_ones_own_and_is_compiled_again_when_it_is_defined_again(
+    plain, tmp_path, monkeypatch
+):
     """Parts that are copies of the default ones, under another name, train the same networks.
 
     Another definition comes first, as when a cell of a notebook is executed again.
@@ -190,7 +212,6 @@ def test_every_kind_of_part_can_be_ones_own_and_is_compiled_again_when_it_is_def
     monkeypatch.setattr(dynamics, "RUNS", tmp_path)
     # sigmoid has a case of its own in the default initializer.
     config = small_config(activation="tanh")
-    plain = dynamics.run(config, "plain")
     for field in ("activation", "initializer", "loss", "optimizer", "schedule"):
         table = registry.REGISTRIES[field]
         table["mine"] = functools.partial(
@@ -290,8 +311,7 @@ def test_unknown_metrics_are_refused():
         expand(small_config(metrics=("sharpness",)))
 
 
-def test_runs_without_own_parts_are_as_before(tmp_path):
-    runner.run(small_config(activation="tanh"), tmp_path / "run", "test", experiment=tmp_path / "gone.py")
-    assert not (tmp_path / "run/experiment.py").exists()
-    assert "own_parts" not in json.loads((tmp_path / "run/provenance.json").read_text())
+def test_runs_without_own_parts_are_as_before(plain):
+    assert not (plain.folder / "experiment.py").exists()
+    assert "own_parts" not in json.loads((plain.folder / "provenance.json").read_text())
     assert parts.own_parts(arm.settings for arm in expand(small_config())) == {}

@@ -283,18 +283,19 @@ def interrupted(config, folder, after):
             runner.run(config, folder, "test", stop=engine.stop)
 
 
-CURVES = {
-    "validation alone": {},
-    "neither": {"validation_size": 0, "train_size": 300},
-    "test curve": {"test_curve": True},
-}
+def brief(**fields):
+    """A config with the program of `small`, whose runs take as little time as they can."""
+    return small(**{"train_size": 300, "validation_size": 200, "seeds": 2} | fields)
+
+
+CURVES = {"validation alone": {}, "neither": {"validation_size": 0}, "test curve": {"test_curve": True}}
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """(name of `CURVES`) -> a run with these fields, never interrupted."""
     folder = tmp_path_factory.mktemp("curves")
-    return functools.cache(lambda name: runner.run(small(**CURVES[name]), folder / name, "test"))
+    return functools.cache(lambda name: runner.run(brief(**CURVES[name]), folder / name, "test"))
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -320,7 +321,7 @@ def test_a_test_curve_changes_nothing_else(measured):
 @pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize("name", CURVES)
 def test_an_interrupted_run_goes_on_bit_for_bit(name, after, measured, tmp_path):
-    config = small(**CURVES[name])
+    config = brief(**CURVES[name])
     interrupted(config, tmp_path / "run", after)
     assert not (tmp_path / "run" / run_folder.METRICS).exists()
     run = runner.run(config, tmp_path / "run", "again")
@@ -330,7 +331,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, after, measured, tmp_path)
 
 def test_predictions_of_an_older_version_are_made_again(measured, tmp_path, monkeypatch):
     """One that stored no scores of single images, and was killed before it wrote the run's tables."""
-    config, folder = small(), tmp_path / "run"
+    config, folder = brief(), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(runner, "finish", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
@@ -366,7 +367,7 @@ def test_only_labels_that_are_trained_on_are_noisy():
 
 
 def test_any_field_can_be_an_axis_also_the_data(tmp_path):
-    config = with_sweep(small(train_size=300), validation_size=(300, 200), normalization=("unit", "standard"))
+    config = with_sweep(brief(), validation_size=(300, 200), normalization=("unit", "standard"))
     run = runner.run(config, tmp_path / "run", "test")
     assert len(run.summary["arms"]) == 4
     # json has every value as it is
@@ -394,7 +395,7 @@ def test_a_stored_run_can_be_made_again(tmp_path):
 
 
 def test_arms_may_differ_in_whether_predictions_are_stored(tmp_path):
-    config = with_sweep(small(), store_predictions=(False, True))
+    config = with_sweep(brief(), store_predictions=(False, True))
     run = runner.run(config, tmp_path / "run", "test")
     assert run.predictions.arm.unique().tolist() == ["store_predictions=True"]
     assert run.predictions.predicted.dtype == np.int16

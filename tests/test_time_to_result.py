@@ -6,13 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from lenet_jax import initializers
+from lenet_jax import initializers, train
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,10 @@ def exported(benchmark, tmp_path_factory):
             benchmark.jobs.export(benchmark.JOBS[name], folder / name, given=name == "one")
         return json.loads((folder / name / "job.json").read_text()), folder / name
 
-    return read
+    with pytest.MonkeyPatch.context() as patch:
+        # One program, not one per operation.
+        patch.setattr(train, "init", jax.jit(train.init, static_argnames="recipe"))
+        yield read
 
 
 def test_the_quickstart_is_exported_as_it_is(exported):

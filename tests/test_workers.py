@@ -49,8 +49,16 @@ def forked(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def workers():
-    with Workers(2) as crew:
+def workers(images, tmp_path_factory):
+    """Started by a script whose last lines are not behind `if __name__ == "__main__"`."""
+    script = tmp_path_factory.mktemp("caller") / "script.py"
+    script.write_text("raise SystemExit('run again')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+        patch.setattr(sys.modules["__main__"], "__spec__", None)
+        started = Workers(2)
+        assert sys.modules["__main__"].__file__ == str(script)
+    with started as crew:
         yield crew
 
 
@@ -63,17 +71,13 @@ def history(engine, images):
     return [*metrics, engine.predict(members, unseen)]
 
 
-def test_workers_do_not_run_the_callers_script(monkeypatch, tmp_path, images):
-    """As multiprocessing does, with a script whose last lines are not behind `if __name__ == "__main__"`."""
-    (tmp_path / "script.py").write_text("raise SystemExit('run again')")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    with Workers(1) as crew:
-        crew.load(images)
-    assert sys.modules["__main__"].__file__ == str(tmp_path / "script.py")
+def test_workers_do_not_run_the_callers_script(workers, images):
+    """As multiprocessing does."""
+    workers.load(images)
 
 
 def test_workers_give_the_same_results(workers, images, assert_close):
+    workers.prepare([RECIPE], images)  # otherwise each worker would compile all programs
     there, here = history(workers, images), history(population, images)
     assert len(np.unique(there[0].loss)) == 3
     assert_close(there, here, 1e-5)

@@ -40,7 +40,8 @@ SIDE_BY_SIDE = {"cpu": 1}
 ACCELERATOR_SIDE_BY_SIDE = 256
 """Members that an accelerator trains side by side; if it has more, in turns.
 
-4,096 members on an H100 (experiments/results/accelerator): 64 train 19 % slower; 1,024 4 % faster, in 1.8 times the memory.
+On an H100, 4,096 members train 19 % slower with 64, and 4 % faster with 1,024 in 1.8 times the memory
+(experiments/results/accelerator).
 """
 
 PREDICTED_TOGETHER = 256

@@ -3,6 +3,7 @@
 `XLA_FLAGS= make test` compiles and starts programs as users do.
 """
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -90,9 +91,12 @@ def random_params():
 
     from lenet_jax import model
 
+    @functools.cache
+    def shapes_of(architecture, double):
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), architecture))
+
     def make(architecture, seed=0):
-        rng = np.random.default_rng(seed)
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), architecture))
+        rng, shapes = np.random.default_rng(seed), shapes_of(architecture, jax.config.read("jax_enable_x64"))
 
         def draw(leaf):
             # Kernels such that sums of up to 400 inputs are of order 1; coefficients and biases of order 1.

@@ -175,8 +175,7 @@ def test_gradients_with_respect_to_logits(rivals):
             np.testing.assert_allclose(gradient.sum(), 0, atol=1e-6)
 
 
-def test_a_line_ends_at_the_two_networks(setting, random_params, monkeypatch):
-    monkeypatch.setattr(dynamics, "interpolate", jax.jit(dynamics.interpolate))  # one program, not one per shape
+def test_a_line_ends_at_the_two_networks(setting, random_params):
     architecture, shares = setting.recipe.architecture, jnp.array([0.0, 0.5, 1.0])
     first, second = random_params(architecture, 0), random_params(architecture, 1)
     start, middle, end = (dynamics.interpolate(first, second, share) for share in shares)

@@ -209,6 +209,7 @@ def logit_gradient(loss: Loss, probability: Float[Array, ""], rivals: int = 1) -
     return gradient
 
 
+@jax.jit  # one program, not three for each shape of an array
 def interpolate(first: Params, second: Params, share: Float[Array, ""] | float) -> Params:
     """The network on the straight line from the first (share 0) to the second (share 1)."""
     between: Params = jax.tree.map(lambda one, other: (1 - share) * one + share * other, first, second)

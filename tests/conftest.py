@@ -69,8 +69,8 @@ def pytest_collection_finish(session):
 
     executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
-        # XLA reads it once. A test module that makes a JAX array when it is imported would make all tests slower.
-        assert not xla_bridge.backends_are_initialized()
+        # XLA reads it once, with the first array; without it all tests would take half as long again.
+        assert not xla_bridge.backends_are_initialized(), "a test module makes a JAX array when it is imported"
         os.environ["XLA_FLAGS"] = QUICK
         programs.FORKED = True
 

@@ -29,7 +29,7 @@ def check_types(function):
 
 
 PACKAGE = Path(__file__).parents[1] / "lenet_jax"
-# The static type checker knows all other types; checking them here, too, took a sixth of the tests' time.
+# The static type checker knows all other types. To check them here, too, would take long.
 SHAPED = [path for path in PACKAGE.rglob("*.py") if "jaxtyping" in path.read_text()]
 MODULES = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in SHAPED]
 jaxtyping.install_import_hook(MODULES, "conftest.check_types")
@@ -69,7 +69,7 @@ def pytest_collection_finish(session):
 
     executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
-        # XLA reads it once, with the first array; without it all tests would take half as long again.
+        # XLA reads it once, with the first array.
         assert not xla_bridge.backends_are_initialized(), "a test module makes a JAX array when it is imported"
         os.environ["XLA_FLAGS"] = QUICK
         programs.FORKED = True

@@ -53,6 +53,25 @@ def surroundings() -> str:
     return found.hexdigest()
 
 
+def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
+    """The program, compiled with these options; without any if this version of XLA doesn't know one of them."""
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("INVALID_ARGUMENT"):
+            raise
+        return lowered.compile()
+
+
+def memory_of(program: Any) -> int:
+    """The bytes of a compiled program on each device: arguments, results that don't reuse them, and temporaries."""
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return 0
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return int(analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes)
+
+
 def obtain(
     program: Any, devices: Sequence[jax.Device], compile_it: Callable[[], jax.stages.Compiled]
 ) -> jax.stages.Compiled:

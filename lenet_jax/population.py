@@ -22,7 +22,7 @@ from lenet_jax import distributed, executables, jax_settings, native, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError
 from lenet_jax.evaluate import Evaluation, Predictions
-from lenet_jax.model import IMAGE_SIZE, Params
+from lenet_jax.model import IMAGE_SIZE, Architecture, Params
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.paths import cache_folder
 from lenet_jax.registry import CACHES
@@ -50,6 +50,9 @@ PREDICTED_TOGETHER = 256
 CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True, "xla_backend_optimization_level": 1}
 """Compiler options on CPUs: fewer copies of parameters, which speeds up training with a batch size of 1; and less
 optimization, which compiles sooner and gives faster programs with a sigmoid."""
+
+READ_BY = {"init": ("optimizer",), "predict": ("loss", "losses")}
+"""The fields of a recipe that a program depends on, beside the architecture; programs that aren't here read all."""
 
 
 def cores() -> int:
@@ -184,25 +187,55 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
 
 
 def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Programs:
-    """Compiles a population's programs, once for all arms that share them; see `train.Recipe.shared`.
+    """Compiles a population's programs, once for all arms that share them.
 
     `members`: of a turn, see `turns_of`. `image_count` counts the images of all splits.
     """
+    wanted = (needed(name, recipe, image_count) for name in Programs._fields)
+    return Programs(*(compile_program(*one, members, mesh) for one in wanted))
+
+
+class Needed(NamedTuple):
+    """One of `Programs`, by what it depends on: programs that are equal here are the same."""
+
+    name: str
+    recipe: Recipe
+    image_count: int
+
+
+def needed(name: str, recipe: Recipe, image_count: int) -> Needed:
+    """The program with this name for training with a recipe on so many images.
+
+    Examples:
+      >>> small = dataclasses.replace(train.of_architecture(Architecture()), train_size=4)
+      >>> large = dataclasses.replace(small, batch_size=4)
+      >>> [needed(name, small, 8) == needed(name, large, 8) for name in ("init", "train_segment", "predict")]
+      [True, False, True]
+    """
     recipe = recipe.shared
-    return Programs(*(compile_program(name, recipe, members, image_count, mesh) for name in Programs._fields))
+    if name not in READ_BY:
+        return Needed(name, recipe, image_count)
+    architecture = recipe.architecture
+    if name == "predict":
+        architecture = dataclasses.replace(architecture, initializer=Architecture().initializer)
+    read = {field: getattr(recipe, field) for field in READ_BY[name]}
+    recipe = dataclasses.replace(train.of_architecture(architecture), **read)
+    return Needed(name, recipe, 1 if name == "init" else image_count)
 
 
 @functools.lru_cache(maxsize=128)
 @jax_settings.fixed()
-def compile_program(name: str, recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> Any:
-    """One of `Programs`, compiled here or read from disk, for a recipe that is `shared`."""
+def compile_program(name: str, recipe: Recipe, image_count: int, members: int, mesh: Mesh) -> Any:
+    """One of `Programs`, compiled here or read from disk; the first three arguments are those of `Needed`."""
     options = options_for(mesh)
     recipe = for_platform(recipe, mesh)
     function, arguments = lowerables(recipe, members, image_count, mesh)[name]
     if name in AT_FIRST_USE:
         return function
     described = name, recipe, members, image_count, options, cores()
-    return executables.obtain(described, [*mesh.devices.flat], lambda: compiled(function.lower(*arguments), options))
+    return executables.obtain(
+        described, [*mesh.devices.flat], lambda: executables.compiled(function.lower(*arguments), options)
+    )
 
 
 CACHES.append(compile_program.cache_clear)
@@ -221,16 +254,6 @@ def for_platform(recipe: Recipe, mesh: Mesh) -> Recipe:
     return dataclasses.replace(recipe, microbatches=microbatches, native=native.available())
 
 
-def compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
-    """The program, compiled with these options; without any if this version of XLA doesn't know one of them."""
-    try:
-        return lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith("INVALID_ARGUMENT"):
-            raise
-        return lowered.compile()
-
-
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
     """The devices as a mesh with a single axis, `MEMBER_AXIS`."""
     return Mesh(np.array(devices), (MEMBER_AXIS,))
@@ -239,15 +262,6 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     """The shardings of arrays that every device needs, and of the members' arrays."""
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(MEMBER_AXIS))
-
-
-def predicted_memory(program: Any, mesh: Mesh) -> int:
-    """The bytes of a compiled program on all devices: arguments, results that don't reuse them, and temporaries."""
-    analysis = program.memory_analysis()
-    if analysis is None:
-        return 0
-    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return int(mesh.size * (analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes))
 
 
 @jax_settings.fixed()
@@ -287,7 +301,7 @@ def create(
         images=jax.tree.map(lambda array: distributed.put(np.asarray(array), shared), images),
         size=len(seeds),
         programs=programs,
-        memory=predicted_memory(programs.train_segment, mesh) + waiting,
+        memory=mesh.size * executables.memory_of(programs.train_segment) + waiting,
     )
 
 

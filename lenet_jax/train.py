@@ -146,6 +146,11 @@ class Recipe:
         return uses_curvature(optim.OPTIMIZERS[self.optimizer])
 
 
+def of_architecture(architecture: Architecture) -> Recipe:
+    """A recipe for what depends on the architecture alone."""
+    return Recipe(architecture, Loss(), "sgd", "constant", batch_size=1, epochs=1, train_size=1)
+
+
 @flax.struct.dataclass
 class Images:
     """All images of a data set: training, then validation, then test.

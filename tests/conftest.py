@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from beartype import BeartypeConf, beartype
 from jax._src import xla_bridge  # nothing public tells whether JAX has begun
+from jupyter_client.provisioning import local_provisioner
 
 
 def check_types(function):
@@ -73,6 +74,7 @@ def pytest_collection_finish(session):
         assert not xla_bridge.backends_are_initialized(), "a test module makes a JAX array when it is imported"
         os.environ["XLA_FLAGS"] = QUICK
         programs.FORKED = True
+        local_provisioner.launch_kernel = programs.start_kernel
 
 
 @pytest.fixture(scope="session")

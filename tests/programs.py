@@ -2,7 +2,8 @@
 
 Importing the program takes seconds, as long as all else that most tests wait for. In sessions of fast tests (see
 conftest.py) a process is therefore the fork of a server that has imported it and done nothing: a process like any
-other, with its own session, signals, files and end. `real=True` starts the installed script, as users do.
+other, with its own session, signals, files and end. `real=True` starts the installed script, as users do. Kernels of
+notebooks are such forks, too.
 """
 
 import multiprocessing
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 SCRIPT = Path(sys.executable).parent / "lenet-jax"
@@ -19,15 +21,16 @@ FORKED = False
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    [f"lenet_jax.{name}" for name in ("cli", "run.runner", "analysis.report", "analysis.tables", "analysis.networks")]
-    + ["tensorboardX", "scipy.special"]
+    [f"lenet_jax.{name}" for name in ("cli", "run.runner", "analysis.report", "analysis.tables", "analysis.dynamics")]
+    + ["tensorboardX", "scipy.special", "ipykernel.kernelapp", "matplotlib.pyplot"]
 )
 
+COMMAND = "from lenet_jax import cli; cli.main()"
+KERNEL = "from ipykernel import kernelapp; kernelapp.launch_new_instance()"
 
-def main(arguments, folder, outputs, environment, session, before):
-    """What a fork does: becomes the program."""
-    from lenet_jax import cli
 
+def main(code, arguments, folder, outputs, environment, session):
+    """What a fork does: becomes a program, which is the code."""
     if session:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,13 +41,14 @@ def main(arguments, folder, outputs, environment, session, before):
         written = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(written, number)
         os.close(written)
-    sys.argv = [str(SCRIPT), *arguments]
-    exec(before)
-    cli.main()
+    sys.argv = arguments
+    exec(code, {})
 
 
 class Fork:
-    """A process of the server's, with the methods of `subprocess.Popen` that tests use."""
+    """A process of the server's, with what `subprocess.Popen` has that tests and jupyter_client use."""
+
+    stdin = stdout = stderr = None
 
     def __init__(self, *arguments):
         self._process = SERVER.Process(target=main, args=arguments)
@@ -88,14 +92,22 @@ def start(arguments, folder, output, errors=None, *, real=False, session=False, 
       before: Python that is executed first.
     """
     arguments, outputs = list(map(str, arguments)), [str(output), str(errors or output)]
-    environment = os.environ | (environment or {})
+    environment, code = os.environ | (environment or {}), f"{before}; {COMMAND}" if before else COMMAND
     if FORKED and not real:
-        return Fork(arguments, str(folder), outputs, dict(environment), session, before)
-    program = [sys.executable, "-c", f"{before}; from lenet_jax import cli; cli.main()"] if before else [SCRIPT]
+        return Fork(code, [str(SCRIPT), *arguments], str(folder), outputs, dict(environment), session)
+    program = [sys.executable, "-c", code] if before else [SCRIPT]
     with open(outputs[0], "a") as said, open(outputs[1], "a") as told:
         return subprocess.Popen(
             [*program, *arguments], cwd=folder, env=environment, stdout=said, stderr=told, start_new_session=session
         )
+
+
+def start_kernel(command, *, cwd, env, **_):
+    """A kernel of a notebook, as a fork; in place of `jupyter_client.launcher.launch_kernel`."""
+    process = Fork(KERNEL, command, str(cwd), [], dict(env), True)
+    while os.getpgid(process.pid) != process.pid:  # jupyter_client sends signals to its group
+        time.sleep(0.001)
+    return process
 
 
 def run(arguments, folder, *, real=False, environment=None, timeout=300):

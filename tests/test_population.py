@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lenet_jax import population, train
+from lenet_jax import executables, population, train
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
@@ -258,5 +258,5 @@ def test_configure(monkeypatch, tmp_path):
 
 def test_options_that_xla_does_not_know_are_left_out():
     lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
-    assert population.compiled(lowered, {"xla_cpu_no_such_option": True})(jnp.float32(1)) == 2
-    assert population.compiled(lowered, population.CPU_OPTIONS)(jnp.float32(1)) == 2
+    assert executables.compiled(lowered, {"xla_cpu_no_such_option": True})(jnp.float32(1)) == 2
+    assert executables.compiled(lowered, population.CPU_OPTIONS)(jnp.float32(1)) == 2

@@ -25,13 +25,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lenet_jax import evaluate as evaluation
-from lenet_jax import jax_settings, population, stats
+from lenet_jax import jax_settings, population, stats, train
 from lenet_jax.analysis.networks import TrainedRun
 from lenet_jax.data import corruptions, datasets, preprocess
 from lenet_jax.data.datasets import Dataset
 from lenet_jax.errors import InputError, listed
 from lenet_jax.evaluate import Predictions
-from lenet_jax.losses import Loss
 from lenet_jax.model import Params
 from lenet_jax.output import printable, unfailing
 from lenet_jax.run import answers, files, schema
@@ -137,9 +136,7 @@ def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: flo
                 pixels[padding] = corruptions.corrupt(padded, corruption, severity) if severity else padded
             arrays = [pixels[padding], labels, np.float32(scaling["scale"]), np.float32(scaling["shift"])]
             images = Images(*map(jnp.asarray, arrays))
-            # Of a recipe, predictions depend on the architecture alone.
-            recipe = Recipe(run.architecture(arm.name), Loss(), "sgd", "constant", batch_size=1, epochs=1, train_size=1)
-            recipe = population.for_platform(recipe, mesh)
+            recipe = population.for_platform(train.of_architecture(run.architecture(arm.name)), mesh)
             parts = []
             for start in range(0, arm.seeds, mesh.size):
                 members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many

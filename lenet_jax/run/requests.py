@@ -23,9 +23,8 @@ def execute(held: dict[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
     elif name == "load":
         (held["images"],) = arguments
     elif name == "compile_program":  # onto the disk, for all workers
-        program, recipe, image_count = arguments
         mesh = population.mesh_of(jax.devices()[:1])
-        population.compile_program(program, recipe, population.turns_of(1, mesh)[1], image_count, mesh)
+        population.compile_program(*arguments, population.turns_of(1, mesh)[1], mesh)
     elif name == "create":
         seeds, hyper, recipe = arguments
         held["members"] = population.create(seeds, hyper, held["images"], recipe)

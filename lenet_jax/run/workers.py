@@ -7,6 +7,7 @@ move from core to core, and threads sleep and wake for microseconds of work. Pro
 
 import contextlib
 import functools
+import itertools
 import signal
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from lenet_jax import jax_settings, population
 from lenet_jax.errors import WorkerError
-from lenet_jax.population import Snapshot
+from lenet_jax.population import Needed, Snapshot
 from lenet_jax.run import processes
 from lenet_jax.run.processes import Worker
 from lenet_jax.train import Images, Recipe
@@ -54,7 +55,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     def _clear(self) -> None:
         self._workers: list[Worker] = []
         self._images: Images | None = None
-        self._compiled: set[tuple[Recipe, int]] = set()
+        self._compiled: set[Needed] = set()
         self._configured = False
 
     def __exit__(self, *_: object) -> None:
@@ -113,11 +114,12 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
 
         Otherwise all workers would compile the same program at the same time.
         """
-        programs = [(recipe.shared, len(images.labels)) for recipe in recipes]
-        waiting = [one for one in dict.fromkeys(programs) if one not in self._compiled]
-        if programs[0] in waiting:
-            batch = waiting[: len(self._cores)]
-            self._share_out("compile_program", [(name, *one) for name in COMPILED for one in batch])
+        wanted = [[population.needed(name, recipe, len(images.labels)) for name in COMPILED] for recipe in recipes]
+        waiting = [programs for programs in wanted if not self._compiled.issuperset(programs)]
+        if wanted[0] in waiting:
+            by_name = zip(*waiting[: len(self._cores)], strict=True)
+            batch = [one for one in dict.fromkeys(itertools.chain(*by_name)) if one not in self._compiled]
+            self._share_out("compile_program", batch)
             self._compiled.update(batch)
 
     def _share_out(self, name: str, tasks: Sequence[tuple[Any, ...]]) -> None:

@@ -33,6 +33,9 @@ def digest_of(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
+KEPT_FROM = 0.5
+"""Seconds of compiling from which JAX keeps a program in its own cache."""
+
 SOURCES = digest_of(Path(__file__).parent)
 """Digest of the modules that programs are made of: as they are imported, not as they may be edited later."""
 

@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,6 +20,7 @@ from lenet_jax.choices import CHOICES, register
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.initializers import INITIALIZERS, Numbers, Start, scaled, uniform
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, convolve, dense, subsample
+from lenet_jax.registry import CACHES
 
 C1_TABLE: Table = ((0,),) * 6
 """C1's six maps all see the only input plane."""
@@ -259,12 +262,26 @@ def count_parameters(params: Params) -> dict[str, int]:
     return {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in vars(params).items()}
 
 
+def shapes(architecture: Architecture) -> Params:
+    """The shapes and types of the parameters, in their places."""
+    return _shapes(architecture, jnp.result_type(float))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(architecture: Architecture, _: Any) -> Params:
+    found: Params = jax.eval_shape(lambda: init(jax.random.key(0), architecture))
+    return found
+
+
+CACHES.append(_shapes.cache_clear)
+
+
 def parameter_table(architecture: Architecture) -> list[tuple[str, str, int]]:
     """One row per layer: its name, the shapes of its parameters, their number."""
-    params = jax.eval_shape(lambda: init(jax.random.key(0), architecture))
+    params = shapes(architecture)
     rows = []
     for name, count in count_parameters(params).items():
         leaves = jax.tree_util.tree_leaves_with_path(getattr(params, name))
-        shapes = [f"{jax.tree_util.keystr(path, simple=True)} {list(leaf.shape)}" for path, leaf in leaves]
-        rows.append((name, ", ".join(shapes) or "-", count))
+        named = [f"{jax.tree_util.keystr(path, simple=True)} {list(leaf.shape)}" for path, leaf in leaves]
+        rows.append((name, ", ".join(named) or "-", count))
     return rows

@@ -70,7 +70,7 @@ def configure(devices: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", devices or cores())
     with contextlib.suppress(InputError):  # a user without a home folder has no cache
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", executables.KEPT_FROM)
     jax_settings.check_platform()
 
 
@@ -168,9 +168,9 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
     of_all: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, sharding=shared)
     seeds, numbers = of_members(jnp.uint32), of_members(jnp.int32)
     hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, of_members(jnp.float32)), loss_number=numbers)
-    init = lifted(train.init, 2)
-    shapes = jax.eval_shape(init, seeds, hyper)
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded), shapes)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype, sharding=sharded), train.shapes(recipe)
+    )
     pixels, labels = of_all((image_count, IMAGE_SIZE, IMAGE_SIZE), jnp.uint8), of_all((image_count,), jnp.int32)
     images = Images(pixels, labels, scale=of_all((), jnp.float32), shift=of_all((), jnp.float32))
     indices = of_all((PREDICTED_TOGETHER,), jnp.int32)
@@ -179,7 +179,7 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
         return evaluation.predict(params, images, indices, recipe, number)
 
     return {
-        "init": Lowerable(jax.jit(init), (seeds, hyper)),
+        "init": Lowerable(jax.jit(lifted(train.init, 2)), (seeds, hyper)),
         "train_segment": Lowerable(jax.jit(lifted(train.train_segment, 2), donate_argnums=0), (state, hyper, images)),
         "measure_own": Lowerable(jax.jit(lifted(evaluation.measure_own)), (state, images)),
         "predict": Lowerable(jax.jit(over_members(predict, mesh, 2)), (state.params, numbers, images, indices)),
@@ -229,13 +229,15 @@ def compile_program(name: str, recipe: Recipe, image_count: int, members: int, m
     """One of `Programs`, compiled here or read from disk; the first three arguments are those of `Needed`."""
     options = options_for(mesh)
     recipe = for_platform(recipe, mesh)
-    function, arguments = lowerables(recipe, members, image_count, mesh)[name]
+
+    def compiled() -> jax.stages.Compiled:
+        function, arguments = lowerables(recipe, members, image_count, mesh)[name]
+        return executables.compiled(function.lower(*arguments), options)
+
     if name in AT_FIRST_USE:
-        return function
+        return lowerables(recipe, members, image_count, mesh)[name].function
     described = name, recipe, members, image_count, options, cores()
-    return executables.obtain(
-        described, [*mesh.devices.flat], lambda: executables.compiled(function.lower(*arguments), options)
-    )
+    return executables.obtain(described, [*mesh.devices.flat], compiled)
 
 
 CACHES.append(compile_program.cache_clear)

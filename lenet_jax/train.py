@@ -70,11 +70,11 @@ def segments_for(recipe: "Recipe", members: int) -> int:
 def uses_curvature(optimizer: optim.Optimizer) -> bool:
     """Whether an entry of `optim.OPTIMIZERS` divides by the curvature, which training then has to measure."""
 
-    def state() -> optax.OptState:
+    def state(params: Params) -> optax.OptState:
         hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
-        return optimizer(hyper).init(model.init(jax.random.key(0), Architecture()))
+        return optimizer(hyper).init(params)
 
-    return optim.curvature_of(jax.eval_shape(state)) is not None
+    return optim.curvature_of(jax.eval_shape(state, model.shapes(Architecture()))) is not None
 
 
 LossOf = Callable[[Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]]
@@ -203,9 +203,24 @@ class TrainState:
 def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
     """The state of network `seed` before training; for an example, see `train_epoch`."""
     key = key_of(seed)
-    params = model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture)
+    return begin(model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture), key, hyper, recipe)
+
+
+def begin(params: Params, key: PRNGKeyArray, hyper: Hyperparameters, recipe: Recipe) -> TrainState:
+    """The state before training of a network with these parameters and this `TrainState.key`."""
     zero = jnp.zeros(())
     return TrainState(params, recipe.optimizer_of(hyper).init(params), key, jnp.int32(0), Metrics(zero, zero))
+
+
+def shapes(recipe: Recipe) -> TrainState:
+    """The shapes and types of a network's state, in their places. Drawing the parameters isn't traced again."""
+
+    def state(params: Params) -> TrainState:
+        zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+        return begin(params, key_of(jnp.uint32(0)), zeros, recipe)
+
+    found: TrainState = jax.eval_shape(state, model.shapes(recipe.architecture))
+    return found
 
 
 def misclassified(outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"], recipe: Recipe) -> Array:

@@ -3,7 +3,6 @@
 `XLA_FLAGS= make test` compiles and starts programs as users do.
 """
 
-import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -68,6 +67,7 @@ def pytest_collection_finish(session):
     """
     from lenet_jax import executables
 
+    executables.KEPT_FROM = 0.0  # tests wait for small programs, too
     executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
         # XLA reads it once, with the first array.
@@ -93,19 +93,15 @@ def random_params():
 
     from lenet_jax import model
 
-    @functools.cache
-    def shapes_of(architecture, double):
-        return jax.eval_shape(lambda: model.init(jax.random.key(0), architecture))
-
     def make(architecture, seed=0):
-        rng, shapes = np.random.default_rng(seed), shapes_of(architecture, jax.config.read("jax_enable_x64"))
+        rng = np.random.default_rng(seed)
 
         def draw(leaf):
             # Kernels such that sums of up to 400 inputs are of order 1; coefficients and biases of order 1.
             scale = 0.1 if len(leaf.shape) > 1 else 1.0
             return jax.numpy.asarray((scale * rng.normal(size=leaf.shape)).astype(leaf.dtype))
 
-        return jax.tree.map(draw, shapes)
+        return jax.tree.map(draw, model.shapes(architecture))
 
     return make
 

@@ -74,8 +74,7 @@ class TrainedRun(run_folder.Run):
                 files.size_of(folder.parent)  # links and pipes are refused
             store = checkpoints.ArmStore(folder, identity=self.arm(arm).identity or "")
             arrays = checkpoints.networks(store, len(seeds))
-            init = functools.partial(model.init, architecture=self.architecture(name))
-            shapes = jax.eval_shape(init, jax.random.key(0))
+            shapes = model.shapes(self.architecture(name))
             kinds = {
                 f"params/{leaf}": ((len(seeds), *one.shape), one.dtype) for leaf, one in population.leaves_of(shapes)
             }

@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import psutil
 
 from lenet_jax import distributed, train
 from lenet_jax.errors import RunError, WorkerError, one_line
-from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.registry import CACHES
 from lenet_jax.run.progress import say
 from lenet_jax.train import Recipe
@@ -75,9 +73,7 @@ def state_copies() -> int:
 @functools.lru_cache(maxsize=32)
 def state_size(recipe: Recipe) -> int:
     """Bytes of one member's state."""
-    hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
-    state = jax.eval_shape(lambda: train.init(jnp.uint32(0), hyper, recipe))
-    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
+    sizes: list[int] = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(train.shapes(recipe))]
     return sum(sizes)
 
 

@@ -199,6 +199,32 @@ def test_arms_with_one_recipe_are_compiled_once(crowd, images):
     assert people.memory == crowd.memory
 
 
+OTHER = dataclasses.replace(
+    RECIPE,
+    architecture=Architecture("relu", initializer="lecun1998", output="linear"),
+    loss=Loss("mse", "linear"),
+    losses=(Loss("mse", "linear"), Loss("mse", "linear", mse_reduction="mean")),
+    optimizer="sdlm",
+    schedule="linear",
+    batch_size=4,
+    order="stored",
+    curvature_patterns=100,
+)
+
+
+@pytest.mark.parametrize("name", population.READ_BY)
+def test_a_program_depends_on_what_it_reads_of_a_recipe_alone(name):
+    mesh = population.mesh_of(jax.devices()[:1])
+
+    def lowered(recipe, count):
+        function, arguments = population.lowerables(recipe, 1, count, mesh)[name]
+        return function.lower(*arguments).as_text()
+
+    needed = population.needed(name, OTHER, 400)
+    assert needed.recipe != OTHER.shared
+    assert lowered(needed.recipe, needed.image_count) == lowered(OTHER, 400)
+
+
 def test_no_implicit_transfers(crowd, images):
     people = create(images, range(5))
     with jax.transfer_guard("disallow"):

@@ -263,13 +263,16 @@ def count_parameters(params: Params) -> dict[str, int]:
 
 
 def shapes(architecture: Architecture) -> Params:
-    """The shapes and types of the parameters, in their places."""
+    """The tree of parameters, with the shape and type of each array instead of its numbers."""
     return _shapes(architecture, jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(architecture: Architecture, _: Any) -> Params:
-    found: Params = jax.eval_shape(lambda: init(jax.random.key(0), architecture))
+def _shapes(architecture: Architecture, default_float: Any) -> Params:
+    """`shapes`; those of another default float type are others."""
+    traced = jax.eval_shape(lambda: init(jax.random.key(0), architecture))
+    # Without the mesh, if the caller is traced for one.
+    found: Params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), traced)
     return found
 
 

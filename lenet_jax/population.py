@@ -52,7 +52,7 @@ CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": Tru
 optimization, which compiles sooner and gives faster programs with a sigmoid."""
 
 READ_BY = {"init": ("optimizer",), "predict": ("loss", "losses")}
-"""The fields of a recipe that a program depends on, beside the architecture; programs that aren't here read all."""
+"""The fields of a recipe that a program reads beside the architecture (see `program_key`); others read all."""
 
 
 def cores() -> int:
@@ -191,53 +191,53 @@ def compile_programs(recipe: Recipe, members: int, image_count: int, mesh: Mesh)
 
     `members`: of a turn, see `turns_of`. `image_count` counts the images of all splits.
     """
-    wanted = (needed(name, recipe, image_count) for name in Programs._fields)
-    return Programs(*(compile_program(*one, members, mesh) for one in wanted))
+    keys = (program_key(name, recipe, image_count) for name in Programs._fields)
+    return Programs(*(compile_program(*key, members, mesh) for key in keys))
 
 
-class Needed(NamedTuple):
-    """One of `Programs`, by what it depends on: programs that are equal here are the same."""
+class ProgramKey(NamedTuple):
+    """What one of `Programs` depends on, beside the members of a turn and the mesh: arms with equal keys share it."""
 
     name: str
     recipe: Recipe
     image_count: int
 
 
-def needed(name: str, recipe: Recipe, image_count: int) -> Needed:
-    """The program with this name for training with a recipe on so many images.
+def program_key(name: str, recipe: Recipe, image_count: int) -> ProgramKey:
+    """The key of the program with this name for training with a recipe on so many images.
 
     Examples:
-      >>> small = dataclasses.replace(train.of_architecture(Architecture()), train_size=4)
-      >>> large = dataclasses.replace(small, batch_size=4)
-      >>> [needed(name, small, 8) == needed(name, large, 8) for name in ("init", "train_segment", "predict")]
+      >>> one = dataclasses.replace(train.of_architecture(Architecture()), train_size=4)
+      >>> four = dataclasses.replace(one, batch_size=4)
+      >>> [program_key(name, one, 8) == program_key(name, four, 8) for name in ("init", "train_segment", "predict")]
       [True, False, True]
     """
     recipe = recipe.shared
     if name not in READ_BY:
-        return Needed(name, recipe, image_count)
+        return ProgramKey(name, recipe, image_count)
     architecture = recipe.architecture
     if name == "predict":
         architecture = dataclasses.replace(architecture, initializer=Architecture().initializer)
     read = {field: getattr(recipe, field) for field in READ_BY[name]}
     recipe = dataclasses.replace(train.of_architecture(architecture), **read)
-    return Needed(name, recipe, 1 if name == "init" else image_count)
+    return ProgramKey(name, recipe, 1 if name == "init" else image_count)
 
 
 @functools.lru_cache(maxsize=128)
 @jax_settings.fixed()
 def compile_program(name: str, recipe: Recipe, image_count: int, members: int, mesh: Mesh) -> Any:
-    """One of `Programs`, compiled here or read from disk; the first three arguments are those of `Needed`."""
+    """One of `Programs`, compiled here or read from disk; the first three arguments are a `ProgramKey`."""
     options = options_for(mesh)
     recipe = for_platform(recipe, mesh)
 
-    def compiled() -> jax.stages.Compiled:
+    def compile_it() -> jax.stages.Compiled:
         function, arguments = lowerables(recipe, members, image_count, mesh)[name]
         return executables.compiled(function.lower(*arguments), options)
 
     if name in AT_FIRST_USE:
         return lowerables(recipe, members, image_count, mesh)[name].function
     described = name, recipe, members, image_count, options, cores()
-    return executables.obtain(described, [*mesh.devices.flat], compiled)
+    return executables.obtain(described, [*mesh.devices.flat], compile_it)
 
 
 CACHES.append(compile_program.cache_clear)

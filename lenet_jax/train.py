@@ -213,7 +213,7 @@ def begin(params: Params, key: PRNGKeyArray, hyper: Hyperparameters, recipe: Rec
 
 
 def shapes(recipe: Recipe) -> TrainState:
-    """The shapes and types of a network's state, in their places. Drawing the parameters isn't traced again."""
+    """The tree of a network's state, with the shape and type of each array instead of its numbers."""
 
     def state(params: Params) -> TrainState:
         zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))

@@ -22,11 +22,20 @@ FORKED = False
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [f"lenet_jax.{name}" for name in ("cli", "run.runner", "analysis.report", "analysis.tables", "analysis.dynamics")]
-    + ["tensorboardX", "scipy.special", "ipykernel.kernelapp", "matplotlib.pyplot"]
+    + ["tensorboardX", "scipy.special", "ipykernel.kernelapp"]
 )
 
 COMMAND = "from lenet_jax import cli; cli.main()"
-KERNEL = "from ipykernel import kernelapp; kernelapp.launch_new_instance()"
+KERNEL = f"""
+import os, sys
+import matplotlib
+from ipykernel import kernelapp
+# As in a kernel that jupyter_client starts, and imports Matplotlib later.
+os.environ["JPY_PARENT_PID"] = str(os.getppid())
+matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
+sys.path.remove({str(Path(__file__).parent)!r})
+kernelapp.launch_new_instance()
+"""
 
 
 def main(code, arguments, folder, outputs, environment, session):
@@ -104,7 +113,7 @@ def start(arguments, folder, output, errors=None, *, real=False, session=False, 
 
 def start_kernel(command, *, cwd, env, **_):
     """A kernel of a notebook, as a fork; in place of `jupyter_client.launcher.launch_kernel`."""
-    process = Fork(KERNEL, command, str(cwd), [], dict(env), True)
+    process = Fork(KERNEL, command[command.index("-m") + 1 :], str(cwd), [], dict(env), True)
     while os.getpgid(process.pid) != process.pid:  # jupyter_client sends signals to its group
         time.sleep(0.001)
     return process

@@ -7,6 +7,8 @@ import pkgutil
 from pathlib import Path
 
 import jax
+import nbclient
+import nbformat
 import pytest
 
 import lenet_jax
@@ -74,12 +76,20 @@ def test_an_example_that_is_false_is_found():
     assert "Expected:\n    [0.5]" in "".join(said)
 
 
+def test_kernels_of_fast_tests_are_as_users_have_them(tmp_path):
+    """They are forks of a process that has imported much, see programs.py."""
+    code = "import sys\nimport matplotlib.pyplot as plt\nprint(sys.argv[1], sys.path)\nplt.plot([1, 2]);"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute(cwd=tmp_path)
+    said, picture = notebook.cells[0].outputs
+    assert said.text.startswith("-f ")
+    assert str(Path(__file__).parent) not in said.text
+    assert "image/png" in picture.data
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_run_at_their_full_size(path, tmp_path):
     """`make test` makes their runs small: see the metadata of the cells with configs."""
-    import nbclient
-    import nbformat
-
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600).execute(cwd=tmp_path)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lenet_jax import executables, population, train
+from lenet_jax import executables, model, population, train
+from lenet_jax.distortions import Augmentation
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
@@ -207,22 +208,46 @@ OTHER = dataclasses.replace(
     optimizer="sdlm",
     schedule="linear",
     batch_size=4,
+    epochs=3,
+    train_size=100,
+    microbatches=2,
+    segments=5,
+    augmentation=Augmentation("elastic"),
     order="stored",
     curvature_patterns=100,
+    curvature_estimates=5,
+    curvature_memory=0.5,
+    curvature_start="full",
+    metrics=("step",),
+    metrics_per_epoch=5,
 )
+"""A recipe with other values than `train.of_architecture` has, but for `native`, which the platform decides."""
 
 
+@pytest.mark.parametrize("losses", [OTHER.losses, ()], ids=["losses", "loss"])
 @pytest.mark.parametrize("name", population.READ_BY)
-def test_a_program_depends_on_what_it_reads_of_a_recipe_alone(name):
-    mesh = population.mesh_of(jax.devices()[:1])
+def test_a_program_depends_on_what_it_reads_of_a_recipe_alone(name, losses):
+    recipe, mesh = dataclasses.replace(OTHER, losses=losses), population.mesh_of(jax.devices()[:1])
 
     def lowered(recipe, count):
         function, arguments = population.lowerables(recipe, 1, count, mesh)[name]
         return function.lower(*arguments).as_text()
 
-    needed = population.needed(name, OTHER, 400)
-    assert needed.recipe != OTHER.shared
-    assert lowered(needed.recipe, needed.image_count) == lowered(OTHER, 400)
+    key = population.program_key(name, recipe, 400)
+    same = {field for field, value in vars(key.recipe).items() if value == vars(OTHER)[field]}
+    assert same <= {*population.READ_BY[name], "architecture", "native"}
+    assert lowered(key.recipe, key.image_count) == lowered(recipe, 400)
+
+
+def test_shapes_are_of_no_mesh():
+    """Whoever asks first: a program that is traced for some devices may."""
+    model._shapes.cache_clear()
+    train.uses_curvature.cache_clear()
+    for devices in (1, 2):
+        mesh = population.mesh_of(jax.devices()[:devices])
+        function, arguments = population.lowerables(RECIPE, devices, 400, mesh)["train_segment"]
+        function.trace(*arguments)
+        train.uses_curvature.cache_clear()
 
 
 def test_no_implicit_transfers(crowd, images):

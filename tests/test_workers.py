@@ -108,6 +108,21 @@ def test_a_worker_has_one_core(workers):
         assert pinned[0] != pinned[1]
 
 
+def test_what_arms_share_is_compiled_once_and_other_arms_ahead(images, monkeypatch):
+    """As many arms as there are workers; a run names the arm that it trains twice."""
+    shared_out = []
+    crew = Workers(2, at_once=False)
+    monkeypatch.setattr(crew, "_share_out", lambda _, keys: shared_out.append([(key.name, key.recipe) for key in keys]))
+    others = [dataclasses.replace(RECIPE, batch_size=size) for size in (5, 20)]
+    crew.prepare([RECIPE, RECIPE, *others], images)
+    crew.prepare(others, images)
+    crew.prepare(others[1:], images)
+    (first, second, (predict, _), (init, _)), last = shared_out
+    assert (first, second) == (("train_segment", RECIPE.shared), ("train_segment", others[0].shared))
+    assert (predict, init) == ("predict", "init")
+    assert last == [("train_segment", others[1].shared)]
+
+
 @pytest.mark.slow
 def test_workers_divide_the_compilation(images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -20,7 +20,7 @@ import numpy as np
 
 from lenet_jax import jax_settings, population
 from lenet_jax.errors import WorkerError
-from lenet_jax.population import Needed, Snapshot
+from lenet_jax.population import ProgramKey, Snapshot
 from lenet_jax.run import processes
 from lenet_jax.run.processes import Worker
 from lenet_jax.train import Images, Recipe
@@ -55,7 +55,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
     def _clear(self) -> None:
         self._workers: list[Worker] = []
         self._images: Images | None = None
-        self._compiled: set[Needed] = set()
+        self._compiled: set[ProgramKey] = set()
         self._configured = False
 
     def __exit__(self, *_: object) -> None:
@@ -114,11 +114,12 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
 
         Otherwise all workers would compile the same program at the same time.
         """
-        wanted = [[population.needed(name, recipe, len(images.labels)) for name in COMPILED] for recipe in recipes]
-        waiting = [programs for programs in wanted if not self._compiled.issuperset(programs)]
-        if wanted[0] in waiting:
-            by_name = zip(*waiting[: len(self._cores)], strict=True)
-            batch = [one for one in dict.fromkeys(itertools.chain(*by_name)) if one not in self._compiled]
+        count = len(images.labels)
+        keys = [tuple(population.program_key(name, recipe, count) for name in COMPILED) for recipe in recipes]
+        unknown = [of_recipe for of_recipe in dict.fromkeys(keys) if not self._compiled.issuperset(of_recipe)]
+        if keys[0] in unknown:
+            by_name = zip(*unknown[: len(self._cores)], strict=True)
+            batch = [key for key in dict.fromkeys(itertools.chain(*by_name)) if key not in self._compiled]
             self._share_out("compile_program", batch)
             self._compiled.update(batch)
 

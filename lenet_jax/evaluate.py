@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from lenet_jax import blocked, model, train
 from lenet_jax.errors import InputError, one_line
 from lenet_jax.model import Params
-from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.optim import placeholders
 from lenet_jax.registry import CACHES, Registry
 from lenet_jax.train import Images, Recipe, TrainState
 
@@ -152,7 +152,7 @@ def check_own(recipe: Recipe) -> None:
     def traced() -> Any:
         pixels = jnp.zeros((recipe.train_size, model.IMAGE_SIZE, model.IMAGE_SIZE), jnp.uint8)
         images = Images(pixels, jnp.zeros(recipe.train_size, int), jnp.ones(()), jnp.zeros(()))
-        zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+        zeros = placeholders()
         state, _ = train.train_segment(train.init(jnp.uint32(0), zeros, recipe), zeros, images, recipe)
         return measure_own(state, images, recipe)
 

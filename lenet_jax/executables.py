@@ -28,13 +28,14 @@ KEEP = True
 """Whether programs are kept. Not where functions that they consist of are replaced, as tests do."""
 
 
+KEPT_FROM = 0.5
+"""Seconds of compiling from which JAX keeps one of the other programs in its own cache."""
+
+
 def digest_of(folder: Path) -> str:
     """SHA-256 of the modules in a folder."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
-
-KEPT_FROM = 0.5
-"""Seconds of compiling from which JAX keeps a program in its own cache."""
 
 SOURCES = digest_of(Path(__file__).parent)
 """Digest of the modules that programs are made of: as they are imported, not as they may be edited later."""

@@ -42,6 +42,11 @@ HYPERPARAMETERS = tuple(field.name for field in dataclasses.fields(Hyperparamete
 register("tune", HYPERPARAMETERS)
 
 
+def placeholders() -> Hyperparameters:
+    """Zeros for all hyperparameters, for tracing what doesn't depend on their values."""
+    return Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
+
+
 class CurvatureState(NamedTuple):
     """h_kk >= 0 of every parameter, 0 at first. The training loop sets it, see `train.with_curvature`."""
 

@@ -20,7 +20,7 @@ from lenet_jax.distortions import Augmentation, Distortion, distort, draw
 from lenet_jax.jax_settings import key_of
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture, Params
-from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
+from lenet_jax.optim import Hyperparameters
 
 MICROBATCH = 64
 """Samples whose activations fit in a core's cache. Larger batches train faster in microbatches than as a whole."""
@@ -71,8 +71,7 @@ def uses_curvature(optimizer: optim.Optimizer) -> bool:
     """Whether an entry of `optim.OPTIMIZERS` divides by the curvature, which training then has to measure."""
 
     def state(params: Params) -> optax.OptState:
-        hyper = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
-        return optimizer(hyper).init(params)
+        return optimizer(optim.placeholders()).init(params)
 
     return optim.curvature_of(jax.eval_shape(state, model.shapes(Architecture()))) is not None
 
@@ -121,7 +120,7 @@ class Recipe:
 
     @property
     def shared(self) -> "Recipe":
-        """The same for all recipes that share a program."""
+        """The same for all recipes that differ only in which of `losses` they train with."""
         return dataclasses.replace(self, loss=self.losses[0]) if self.losses else self
 
     def loss_of(self, number: Int[Array, ""] | int) -> LossOf:
@@ -216,8 +215,7 @@ def shapes(recipe: Recipe) -> TrainState:
     """The tree of a network's state, with the shape and type of each array instead of its numbers."""
 
     def state(params: Params) -> TrainState:
-        zeros = Hyperparameters(**dict.fromkeys(HYPERPARAMETERS, jnp.zeros(())))
-        return begin(params, key_of(jnp.uint32(0)), zeros, recipe)
+        return begin(params, key_of(jnp.uint32(0)), optim.placeholders(), recipe)
 
     found: TrainState = jax.eval_shape(state, model.shapes(recipe.architecture))
     return found

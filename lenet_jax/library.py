@@ -1,8 +1,12 @@
-"""The shared library of convolution.c, compiled where it is first used if there is a C compiler. Imports no JAX."""
+"""The shared library of convolution.c, compiled where it is first used if there is a C compiler, and the processor.
+
+Imports no JAX.
+"""
 
 import fcntl
 import hashlib
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -46,6 +50,12 @@ def processor() -> bytes:
     lines = described.read_bytes().splitlines() if described.exists() else []
     flags = [line for line in lines if line.startswith((b"flags", b"Features", b"model name"))]
     return b"|".join([platform.machine().encode(), *sorted(set(flags))])
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def compile_to(path: Path) -> None:

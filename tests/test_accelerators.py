@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from lenet_jax import population
+from lenet_jax import population, programs
 from lenet_jax.evaluate import METRICS
 from lenet_jax.experiments import base
+from lenet_jax.optim import HYPERPARAMETERS
 from lenet_jax.run import plan
 from lenet_jax.run.arms import expand
 
@@ -62,8 +63,8 @@ def test_programs_are_lowered_for_accelerators(side_by_side, name, monkeypatch):
     monkeypatch.setitem(METRICS, "step", lambda state, images, recipe: state.step)
     arm = arm_of(**FIELDS[name], metrics=("step",))
     recipe = plan.make([arm]).arms[0].test.recipe
-    mesh = population.mesh_of(jax.devices()[:1])
-    for program, lowerable in population.lowerables(recipe, MEMBERS, IMAGES, mesh).items():
+    mesh = programs.mesh_of(jax.devices()[:1])
+    for program, lowerable in programs.lowerables(recipe, MEMBERS, IMAGES, mesh).items():
         exported = jax.export.export(lowerable.function, platforms=["cuda", "tpu"])(*lowerable.arguments)
         assert exported.platforms == ("cuda", "tpu")
         products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", exported.mlir_module())
@@ -78,11 +79,11 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
     phase = plan.make([arm]).arms[0].test
     recipe, images = phase.recipe, plan.images_of(phase.dataset, phase.images)
     seeds = range(MEMBERS)
-    hyper = {name: [arm.settings[name]] * MEMBERS for name in population.HYPERPARAMETERS}
+    hyper = {name: [arm.settings[name]] * MEMBERS for name in HYPERPARAMETERS}
     hyper["learning_rate"] = [arm.settings["learning_rate"] * factor for factor in (1, 0.5, 0.25, 0.125)]
 
     def trained(devices):
-        population.compile_program.cache_clear()
+        programs.compile_program.cache_clear()
         members = population.create(seeds, hyper, images, recipe, devices)
         for _ in range(recipe.epochs):
             metrics = population.train_segment(members)
@@ -93,7 +94,7 @@ def test_members_side_by_side_are_those_trained_one_at_a_time(monkeypatch, asser
     alone, *measured = trained(jax.devices()[:1])
     monkeypatch.setattr(population, "SIDE_BY_SIDE", {})
     together, *measured_together = trained(jax.devices()[:1])
-    population.compile_program.cache_clear()
+    programs.compile_program.cache_clear()
     assert not np.array_equal(alone["params/c1/kernel"][0], alone["params/c1/kernel"][1])
     floats = {name for name, array in alone.items() if array.dtype == np.float32}
     for path in alone.keys() - floats:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lenet_jax import jax_settings, population
+from lenet_jax import jax_settings, population, programs
 from lenet_jax.distortions import Distortion, Elastic, distort
 from lenet_jax.errors import InputError
 from lenet_jax.losses import Loss
@@ -22,7 +22,7 @@ ENVIRONMENT = {"versions": {}, "processor": "", "fingerprints": {}, "started": "
 
 def trained(digits):
     """States before and after an epoch, and predictions, which are compiled on first use."""
-    population.compile_program.cache_clear()
+    programs.compile_program.cache_clear()
     pixels, labels = digits
     images = Images(pixels[:20], labels[:20], np.float32(1 / 255), np.float32(0))
     members = population.create([0, 7], HYPER, images, RECIPE)

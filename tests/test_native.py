@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lenet_jax import blocked, layers, library, native, population
+from lenet_jax import blocked, layers, library, native, programs
 from lenet_jax.layers import Convolution
 from lenet_jax.model import C1_TABLE, CONNECTIVITIES, Architecture
 
@@ -110,11 +110,11 @@ def test_without_a_compiler_the_blocked_form_is_used(tmp_path, monkeypatch):
     (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "cc").chmod(0o700)
     assert library.obtain() is None, "a compiler that fails"
-    program = "from lenet_jax import native, population; print(native.available(), population.arithmetic())"
+    program = "from lenet_jax import native, programs; print(native.available(), programs.arithmetic())"
     command = [sys.executable, "-c", program]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"False {population.ARITHMETIC}, blocked"
+    assert done.stdout.strip() == f"False {programs.ARITHMETIC}, blocked"
 
 
 def test_a_library_that_others_can_change_is_not_loaded(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ from made_runs import write_run
 from rich.console import Console
 from test_cli import QUICK
 
-from lenet_jax import cli, output, population, stats
+from lenet_jax import cli, output, stats
 from lenet_jax.analysis import compare, metrics, tables
+from lenet_jax.programs import arithmetic
 from lenet_jax.run import folder as run_folder
 from lenet_jax.run import processes
 from lenet_jax.run.progress import Progress
@@ -168,7 +169,7 @@ def test_a_worker_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
     worker.start()
     there.close()  # so that the worker's end ends this test
     open(tmp_path / "pipe").close()
-    here.send(("configure", ({}, (tmp_path / "own.py", experiment), population.arithmetic())))
+    here.send(("configure", ({}, (tmp_path / "own.py", experiment), arithmetic())))
     assert here.recv() == (None, None)
     worker.kill()
     worker.join()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lenet_jax import executables, model, population, train
+from lenet_jax import executables, model, population, programs, train
 from lenet_jax.distortions import Augmentation
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
@@ -193,10 +193,10 @@ def test_a_training_is_traced_once(crowd):
 
 
 def test_arms_with_one_recipe_are_compiled_once(crowd, images):
-    before = population.compile_program.cache_info()
+    before = programs.compile_program.cache_info()
     people = population.create([7, 8, 9, 10, 11], dict.fromkeys(HYPERPARAMETERS, [0.1] * 5), images, RECIPE)
-    after = population.compile_program.cache_info()
-    assert (after.hits, after.misses) == (before.hits + len(population.Programs._fields), before.misses)
+    after = programs.compile_program.cache_info()
+    assert (after.hits, after.misses) == (before.hits + len(programs.Programs._fields), before.misses)
     assert people.memory == crowd.memory
 
 
@@ -225,17 +225,17 @@ OTHER = dataclasses.replace(
 
 
 @pytest.mark.parametrize("losses", [OTHER.losses, ()], ids=["losses", "loss"])
-@pytest.mark.parametrize("name", population.READ_BY)
+@pytest.mark.parametrize("name", programs.READ_BY)
 def test_a_program_depends_on_what_it_reads_of_a_recipe_alone(name, losses):
-    recipe, mesh = dataclasses.replace(OTHER, losses=losses), population.mesh_of(jax.devices()[:1])
+    recipe, mesh = dataclasses.replace(OTHER, losses=losses), programs.mesh_of(jax.devices()[:1])
 
     def lowered(recipe, count):
-        function, arguments = population.lowerables(recipe, 1, count, mesh)[name]
+        function, arguments = programs.lowerables(recipe, 1, count, mesh)[name]
         return function.lower(*arguments).as_text()
 
-    key = population.program_key(name, recipe, 400)
+    key = programs.program_key(name, recipe, 400)
     same = {field for field, value in vars(key.recipe).items() if value == vars(OTHER)[field]}
-    assert same <= {*population.READ_BY[name], "architecture", "native"}
+    assert same <= {*programs.READ_BY[name], "architecture", "native"}
     assert lowered(key.recipe, key.image_count) == lowered(recipe, 400)
 
 
@@ -244,8 +244,8 @@ def test_shapes_are_of_no_mesh():
     model._shapes.cache_clear()
     train.uses_curvature.cache_clear()
     for devices in (1, 2):
-        mesh = population.mesh_of(jax.devices()[:devices])
-        function, arguments = population.lowerables(RECIPE, devices, 400, mesh)["train_segment"]
+        mesh = programs.mesh_of(jax.devices()[:devices])
+        function, arguments = programs.lowerables(RECIPE, devices, 400, mesh)["train_segment"]
         function.trace(*arguments)
         train.uses_curvature.cache_clear()
 
@@ -310,4 +310,4 @@ def test_configure(monkeypatch, tmp_path):
 def test_options_that_xla_does_not_know_are_left_out():
     lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
     assert executables.compiled(lowered, {"xla_cpu_no_such_option": True})(jnp.float32(1)) == 2
-    assert executables.compiled(lowered, population.CPU_OPTIONS)(jnp.float32(1)) == 2
+    assert executables.compiled(lowered, programs.CPU_OPTIONS)(jnp.float32(1)) == 2

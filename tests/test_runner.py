@@ -14,7 +14,7 @@ import pytest
 from few_digits import small
 
 from lenet_jax import evaluate as evaluation
-from lenet_jax import population, train
+from lenet_jax import population, programs, train
 from lenet_jax.errors import InputError, Interrupted
 from lenet_jax.experiments import lenet5_1998_distorted, stored
 from lenet_jax.run import files, loop, plan, processes, runner, signals
@@ -166,7 +166,7 @@ def test_an_arm_is_traced_once(tmp_path, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(train, "gradient_of", counted)
-    population.compile_program.cache_clear()
+    programs.compile_program.cache_clear()
     config = with_sweep(small(seeds=2), loss=("mse", "cross_entropy"), learning_rate=(0.01, 0.05))
     runner.run(config, tmp_path / "run", "test")
     # Arms that differ in a hyperparameter or the loss share a program: one trace for four arms of two epochs.

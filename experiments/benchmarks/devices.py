@@ -113,17 +113,17 @@ def measure(point: Point) -> dict[str, Any]:
 
     import jax  # imported here: the main process does not run JAX
 
-    from lenet_jax import population
+    from lenet_jax import population, programs
 
     population.configure(point.devices)
     jax.config.update("jax_enable_compilation_cache", False)
     images = task.load("mnist10k", point.train_size).images
     recipe = task.recipe(BATCH, point.train_size)
     used = min(point.devices, point.members)
-    mesh = population.mesh_of(jax.devices()[:used])
+    mesh = programs.mesh_of(jax.devices()[:used])
     turns, together = population.turns_of(point.members, mesh)
-    programs, compile_seconds = timed(population.compile_programs, recipe, together, len(images.labels), mesh)
-    analysis = programs.train_segment.cost_analysis() or {}
+    compiled, compile_seconds = timed(programs.compile_programs, recipe, together, len(images.labels), mesh)
+    analysis = compiled.train_segment.cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
 
     growth = Growth()
@@ -245,7 +245,7 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     """Fraction of an epoch spent on saving, with worker processes. Call it in a fresh process."""
     import jax
 
-    from lenet_jax import population, train
+    from lenet_jax import library, train
     from lenet_jax.run.checkpoints import ArmStore, Chunk
     from lenet_jax.run.states import Checkpoint
     from lenet_jax.run.workers import Workers
@@ -255,7 +255,7 @@ def measure_checkpoint(name: str) -> dict[str, Any]:
     recipe = task.recipe(BATCH, len(images.labels))
     parts = train.segments_for(recipe, count)
     assert parts == 1, "an epoch is one part"
-    workers = min(population.cores(), count)
+    workers = min(library.cores(), count)
     rows: dict[str, list[float]] = {"epoch_seconds": [], "snapshot_seconds": [], "save_seconds": []}
     history = {f"test/{name}": np.zeros((1, count)) for name in ("loss", "error", "nll", "brier", "ece")}
     with tempfile.TemporaryDirectory() as folder, Workers(workers) as engine:

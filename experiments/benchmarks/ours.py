@@ -12,7 +12,7 @@ import optax
 import task
 from task import Outcome, Task, Weights, Window
 
-from lenet_jax import losses, model, population, train
+from lenet_jax import library, losses, model, population, programs, train
 from lenet_jax.model import Params
 from lenet_jax.optim import Hyperparameters
 from lenet_jax.run.workers import Workers
@@ -60,7 +60,8 @@ def one_step(images: Task, recipe: train.Recipe, weights: Weights) -> Outcome:
     """One step from these weights on the first images, as a worker computes it."""
     hyper = Hyperparameters(**{name: jnp.float32(value[0]) for name, value in task.hyperparameters(1).items()})
     params = unflatten(weights)
-    recipe = population.for_platform(recipe, population.mesh_of(jax.devices()[:1]))
+    mesh = programs.mesh_of(jax.devices()[:1])
+    recipe = programs.for_platform(recipe, mesh)
     state = train.init(jnp.uint32(0), hyper, recipe)
     state = state.replace(params=params, optimizer=recipe.optimizer_of(hyper).init(params))
     microbatches = jnp.arange(recipe.batch_size).reshape(recipe.microbatches, -1)
@@ -70,7 +71,7 @@ def one_step(images: Task, recipe: train.Recipe, weights: Weights) -> Outcome:
         following = jnp.roll(microbatches, -1, axis=0), None
         return train.train_step(state, first, following, hyper, images, recipe)
 
-    options = population.CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    options = programs.options_for("train_segment", mesh)
     (state, _), metrics = jax.jit(step, compiler_options=options)(state, jax.device_put(images.images))
     gradient = optax.tree.get(state.optimizer, "trace")
     return Outcome(float(metrics.loss), flatten(gradient), flatten(state.params))
@@ -82,7 +83,7 @@ class Session:
     def __init__(self, images: Task, batch_size: int, members: int) -> None:
         self.images, self.members = images, members
         self.recipe = task.recipe(batch_size, len(images.labels))
-        self.workers = Workers(min(population.cores(), members))
+        self.workers = Workers(min(library.cores(), members))
         hyper = task.hyperparameters(members)
         self.crowd = self.workers.create(range(members), hyper, images.images, self.recipe)
 
@@ -117,8 +118,8 @@ class PopulationSession:
         recipe = dataclasses.replace(recipe, segments=train.segments_for(recipe, members))
         self.images, self.members, self.recipe = images, members, recipe
         start = time.perf_counter()
-        mesh = population.mesh_of(jax.devices()[:1])
-        population.compile_programs(recipe, population.turns_of(members, mesh)[1], len(images.labels), mesh)
+        mesh = programs.mesh_of(jax.devices()[:1])
+        programs.compile_programs(recipe, population.turns_of(members, mesh)[1], len(images.labels), mesh)
         self.compile_seconds = time.perf_counter() - start
         self.people = self.create(members, recipe)
 

@@ -100,7 +100,7 @@ def resident_peaks(processes: Sequence[psutil.Process]) -> int:
 
 def measure(point: Point) -> dict[str, Any]:
     """Creates and trains a population, as an experiment does on a CPU. Call it in a fresh process."""
-    from lenet_jax import population  # imported here: the main process does not run JAX
+    from lenet_jax import library  # imported here: the main process does not run JAX
     from lenet_jax.run.workers import Workers
 
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -108,7 +108,7 @@ def measure(point: Point) -> dict[str, Any]:
     images = task.load(point.dataset, 0 if whole else point.train_size)
     train_size = min(point.train_size or len(images.labels), len(images.labels))
     recipe = task.recipe(point.batch_size, train_size)
-    with Workers(min(population.cores(), point.members)) as workers:
+    with Workers(min(library.cores(), point.members)) as workers:
         there = images.images
         workers.load(there)
         children = psutil.Process().children()

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lenet_jax import evaluate as evaluation
-from lenet_jax import jax_settings, population, stats, train
+from lenet_jax import jax_settings, programs, stats, train
 from lenet_jax.analysis.networks import TrainedRun
 from lenet_jax.data import corruptions, datasets, preprocess
 from lenet_jax.data.datasets import Dataset
@@ -113,16 +113,16 @@ def predictor(mesh: Mesh) -> Callable[[Params, Images, Int[Array, " images"], Re
 
     def predict(params: Params, images: Images, indices: Int[Array, " images"], recipe: Recipe) -> Predictions:
         of_one = functools.partial(evaluation.predict, recipe=recipe)
-        found: Predictions = population.over_members(of_one, mesh, 1)(params, images, indices)
+        found: Predictions = programs.over_members(of_one, mesh, 1)(params, images, indices)
         return found
 
-    return jax.jit(predict, static_argnames="recipe", compiler_options=population.options_for(mesh))
+    return jax.jit(predict, static_argnames="recipe", compiler_options=programs.options_for("predict", mesh))
 
 
 @jax_settings.fixed()
 def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: float, doing: str) -> dict[str, Answers]:
     """What all networks of a run answer for test images, corrupted or not; a terminal shows the progress."""
-    mesh, labels = population.mesh_of(jax.devices()), dataset.test_labels.astype(np.int32)
+    mesh, labels = programs.mesh_of(jax.devices()), dataset.test_labels.astype(np.int32)
     indices = jnp.arange(len(labels))
     pixels: dict[str, np.ndarray] = {}
     found = {}
@@ -136,7 +136,7 @@ def answers_of(run: TrainedRun, dataset: Dataset, corruption: str, severity: flo
                 pixels[padding] = corruptions.corrupt(padded, corruption, severity) if severity else padded
             arrays = [pixels[padding], labels, np.float32(scaling["scale"]), np.float32(scaling["shift"])]
             images = Images(*map(jnp.asarray, arrays))
-            recipe = population.for_platform(train.of_architecture(run.architecture(arm.name)), mesh)
+            recipe = programs.for_platform(train.of_architecture(run.architecture(arm.name)), mesh)
             parts = []
             for start in range(0, arm.seeds, mesh.size):
                 members = np.minimum(np.arange(start, start + mesh.size), arm.seeds - 1)  # each device needs as many

@@ -22,7 +22,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lenet_jax import population, stats
+from lenet_jax import library, population, stats
 from lenet_jax.run import checkpoints, memory, runner, states
 from lenet_jax.run import plan as planning
 from lenet_jax.run.arms import expand, select_arms
@@ -64,7 +64,7 @@ def forecast(config: ConfigDict, experiment: Path | None = None, only_arm: str =
     for phase in phases:
         programs.setdefault(program_of(phase), phase)
     population.configure(devices or None)
-    cores = devices or population.cores()
+    cores = devices or library.cores()
     width = min(cores, max(phase.size for phase in plan.phases))  # members that train at the same time
     if jax.default_backend() != "cpu":
         width = jax.device_count() * population.ACCELERATOR_SIDE_BY_SIDE

@@ -130,7 +130,7 @@ class ArmPlan:
     def identity(self, parts: str, arithmetic: str) -> str:
         """SHA-256 of all that decides the arm's result: its settings, its data, the digest of the user's own parts.
 
-        `arithmetic`: see `population.arithmetic`.
+        `arithmetic`: see `programs.arithmetic`.
 
         What is saved carries it, and what carries another one is never read as this arm's.
         """

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from lenet_jax import population
+from lenet_jax import population, programs
 from lenet_jax.errors import RunError
 from lenet_jax.run import parts
 
@@ -18,13 +18,13 @@ def execute(held: dict[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
             jax.config.update(setting, value)
         if experiment:
             parts.define(*experiment)
-        if (own := population.arithmetic()) != arithmetic:  # it could not compile or load the convolutions
+        if (own := programs.arithmetic()) != arithmetic:  # it could not compile or load the convolutions
             raise RunError(f"a worker process computes as {own!r} and the run as {arithmetic!r}")
     elif name == "load":
         (held["images"],) = arguments
     elif name == "compile_program":  # onto the disk, for all workers
-        mesh = population.mesh_of(jax.devices()[:1])
-        population.compile_program(*arguments, population.turns_of(1, mesh)[1], mesh)
+        mesh = programs.mesh_of(jax.devices()[:1])
+        programs.compile_program(*arguments, population.turns_of(1, mesh)[1], mesh)
     elif name == "create":
         seeds, hyper, recipe = arguments
         held["members"] = population.create(seeds, hyper, held["images"], recipe)

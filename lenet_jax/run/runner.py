@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from lenet_jax import distributed, model, population, stats
+from lenet_jax import distributed, library, model, population, programs, stats
 from lenet_jax.errors import InputError, check_choice
 from lenet_jax.paths import expanded
 from lenet_jax.run import checkpoints, cleanup, files, folder, limits, locks, processes, trackers, tuning
@@ -71,7 +71,7 @@ def run(
     resolved = describe(config)
     # Runs from before `test_curve` existed had that curve, which changes nothing else in them.
     defaults = describe(ConfigDict()) | {"test_curve": resolved["test_curve"]}
-    limits.check_limits(devices or population.cores())
+    limits.check_limits(devices or library.cores())
     population.configure(devices or None)
     workdir = expanded(workdir, "workdir")
     checkpoint_dir = workdir / folder.CHECKPOINTS
@@ -86,9 +86,9 @@ def run(
         say(f"{workdir} holds this run, already finished")
         checkpoints.prune_later(checkpoint_dir, list(map(ArmStore, folders.values())))
         return finished
-    plan, arithmetic = planning.make(arms), population.arithmetic()
+    plan, arithmetic = planning.make(arms), programs.arithmetic()
     with contextlib.ExitStack() as owning:
-        environment = folder.describe_environment(command) | {"cores": population.cores(), "started": now()}
+        environment = folder.describe_environment(command) | {"cores": library.cores(), "started": now()}
         environment |= {"arithmetic": arithmetic}
         environment |= own.describe() | {"fingerprints": plan.fingerprints}
         agreed = {"config": resolved, "--only-arm": only_arm, "data set": plan.fingerprints, "parts": own.describe()}
@@ -124,7 +124,7 @@ def run(
         with (
             contextlib.closing(tracked),  # also after an error: it marks an unfinished arm as failed
             Progress(len(arms), epochs, hidden=not distributed.primary()) as progress,
-            engine_for(plan, own, devices or population.cores(), at_once=bool(remaining)) as engine,
+            engine_for(plan, own, devices or library.cores(), at_once=bool(remaining)) as engine,
         ):
             context = RunContext(plan, stores, engine, progress, tracked, stop or Stop())
             for arm_plan in selected:

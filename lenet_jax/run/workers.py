@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lenet_jax import jax_settings, population
+from lenet_jax import jax_settings, programs
 from lenet_jax.errors import WorkerError
-from lenet_jax.population import ProgramKey, Snapshot
+from lenet_jax.population import Snapshot
+from lenet_jax.programs import ProgramKey
 from lenet_jax.run import processes
 from lenet_jax.run.processes import Worker
 from lenet_jax.train import Images, Recipe
@@ -79,7 +80,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             self._start()
         if not self._configured:
             self._configured = True
-            told = jax_settings.current(), self._experiment, population.arithmetic()
+            told = jax_settings.current(), self._experiment, programs.arithmetic()
             self._call("configure", [told] * len(self._workers))
 
     def _call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -115,7 +116,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
         Otherwise all workers would compile the same program at the same time.
         """
         count = len(images.labels)
-        keys = [tuple(population.program_key(name, recipe, count) for name in COMPILED) for recipe in recipes]
+        keys = [tuple(programs.program_key(name, recipe, count) for name in COMPILED) for recipe in recipes]
         unknown = [of_recipe for of_recipe in dict.fromkeys(keys) if not self._compiled.issuperset(of_recipe)]
         if keys[0] in unknown:
             by_name = zip(*unknown[: len(self._cores)], strict=True)

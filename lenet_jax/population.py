@@ -38,7 +38,7 @@ SIDE_BY_SIDE = {"cpu": 1}
 ACCELERATOR_SIDE_BY_SIDE = 256
 """Members that an accelerator trains side by side; if it has more, in turns.
 
-On an H100, 4,096 members train 19 % slower with 64, and 4 % faster with 1,024 in 1.8 times the memory
+On an H100, 4,096 members train 20 % slower with 64, and 4 % faster with 1,024 in 1.8 times the memory
 (experiments/results/accelerator).
 """
 

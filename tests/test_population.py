@@ -311,3 +311,14 @@ def test_options_that_xla_does_not_know_are_left_out():
     lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
     assert executables.compiled(lowered, {"xla_cpu_no_such_option": True})(jnp.float32(1)) == 2
     assert executables.compiled(lowered, programs.CPU_OPTIONS)(jnp.float32(1)) == 2
+
+
+def test_the_next_images_are_computed_while_answers_are_processed(images, monkeypatch):
+    """Devices would wait otherwise; and no more than one part waits, since answers of many members are large."""
+    people, done = create(images, range(2)), []
+    launch, to_host = population.launch_predict, population.to_host
+    monkeypatch.setattr(population, "launch_predict", lambda *given: done.append(given[1]) or launch(*given))
+    monkeypatch.setattr(population, "to_host", lambda *given: done.append("copied") or to_host(*given))
+    parts = [range(0, 256), range(256, 400)]
+    found = [part.predicted.shape[1] for part in population.predicted_parts(people, range(400))]
+    assert (found, done) == ([256, 144], [*parts, "copied", "copied"])

@@ -3,6 +3,7 @@
 `XLA_FLAGS= make test` compiles and starts programs as users do.
 """
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -41,6 +42,8 @@ CACHE_HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
 os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# The test processes share the cores: further threads of NumPy's matrix products would only wait for work, busily.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Of the options that were measured these make the fast tests the fastest: with no optimization at all, computing loses
 # what compiling gains. XLA ends the process when it doesn't know an option.
@@ -67,6 +70,7 @@ def pytest_collection_finish(session):
     """
     from lenet_jax import executables
 
+    gc.freeze()  # what was imported is not searched for garbage again, here and in forks
     executables.KEPT_FROM = 0.0  # tests wait for small programs, too
     executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):

@@ -193,6 +193,15 @@ def enumerated(differences):
     return found
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_sum_that_is_0_in_theory_is_not_extreme(seed):
+    """Two arms with the same errors in another order: as computed, the sum of the differences of logits is about 0."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.integers(2, 12, 6)
+    one, other = (np.log(errors / (14 - errors)) for errors in (wrong, rng.permutation(wrong)))
+    assert multiplicity.over_seeds((one - other)[None]).tolist() == [1.0]
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), contrasts=st.integers(1, 4), seeds=st.integers(3, 7))
 def test_max_t_over_seeds_is_that_of_enumeration(seed, contrasts, seeds):

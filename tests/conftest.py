@@ -42,6 +42,7 @@ CACHE_HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
 os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+gc.set_threshold(20_000, 20, 20)  # garbage is searched for more rarely than by default
 # The test processes share the cores: further threads of NumPy's matrix products would only wait for work, busily.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

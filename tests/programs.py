@@ -6,6 +6,7 @@ other, with its own session, signals, files and end. `real=True` starts the inst
 notebooks are such forks, too.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -40,6 +41,7 @@ kernelapp.launch_new_instance()
 
 def main(code, arguments, folder, outputs, environment, session):
     """What a fork does: becomes a program, which is the code."""
+    gc.freeze()  # searching what it inherited for garbage would copy the memory of all of it
     if session:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -41,10 +41,7 @@ kernelapp.launch_new_instance()
 
 def main(code, arguments, folder, outputs, environment, session):
     """What a fork does: becomes a program, which is the code."""
-    from lenet_jax import executables  # which the server has imported
-
     gc.freeze()  # searching what it inherited for garbage would copy the memory of all of it
-    executables.KEPT_FROM = 0.0  # forks wait for small programs, too
     if session:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -94,8 +94,21 @@ class Layout:
         return cls(seeds, images, products / size)
 
     def contrast(self, weights: np.ndarray) -> "Layout":
-        """The layout of weighted sums of the arms: differences and effects; `weights` is [contrasts, arms]."""
-        return Layout(weights @ self.seeds, weights @ self.images, weights @ self.products @ weights.T)
+        """The layout of weighted sums of the arms: differences and effects; `weights` is [contrasts, arms].
+
+        Sums that are 0 in theory are 0: of arms with equal tables, say. Divided by an error that is also rounding,
+        they would be as large as any.
+        """
+        size = np.abs(weights)
+
+        def exact(sums: np.ndarray, of_sizes: np.ndarray) -> np.ndarray:
+            return np.where(np.abs(sums) <= ROUNDING * of_sizes, 0.0, sums)
+
+        return Layout(
+            exact(weights @ self.seeds, size @ np.abs(self.seeds)),
+            exact(weights @ self.images, size @ np.abs(self.images)),
+            exact(weights @ self.products @ weights.T, size @ np.abs(self.products) @ size.T),
+        )
 
     def shifted(self, means: np.ndarray) -> "Layout":
         """The layout with other means, [arms], and the same variances and covariances."""

@@ -80,8 +80,7 @@ def step_down(observed: np.ndarray, drawn: Iterable[np.ndarray], extreme: int) -
     as extreme as the observed ones are added: 1 where resamples are random.
     """
     order = np.argsort(-observed, kind="stable")
-    # Statistics that are equal in theory count as equal, also those that are 0.
-    least = observed[order] * (1 - stats.ROUNDING) - stats.ROUNDING
+    least = observed[order] * (1 - stats.TIE) - stats.TIE
     total, reached = extreme, np.full(len(observed), extreme)
     for block in drawn:
         largest = np.maximum.accumulate(block[:, order[::-1]], axis=1)[:, ::-1]

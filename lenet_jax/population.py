@@ -1,6 +1,6 @@
 """Populations: many networks, the members, trained in turns and sharded over devices.
 
-Within a process: `run.workers` distributes members over processes. `programs` vmaps over members and shards them.
+Each worker process of `run.workers` has a population of its own; `programs` vmaps over members and shards them.
 Members train in turns, whose programs don't depend on the number of turns. A CPU device trains one member in each, so
 that a step uses the arrays of a single member; an accelerator trains its members side by side.
 """
@@ -8,7 +8,6 @@ that a step uses the arrays of a single member; an accelerator trains its member
 import contextlib
 import dataclasses
 import functools
-import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -158,12 +157,19 @@ def predict(population: Population, split: range) -> Predictions:
 
 
 def predicted_parts(population: Population, split: range) -> Iterator[Predictions]:
-    """`predict` for `PREDICTED_TOGETHER` images at a time; devices compute the next part while one is processed."""
+    """`predict` for `PREDICTED_TOGETHER` images at a time.
+
+    In a run of one process, devices compute the next part while a part is processed; they hold two of them.
+    """
     parts = [split[start : start + PREDICTED_TOGETHER] for start in range(0, len(split), PREDICTED_TOGETHER)]
-    launched = (launch_predict(population, part) for part in parts)
-    for part, (answers, _) in zip(parts, itertools.pairwise(itertools.chain(launched, [[]])), strict=True):
-        without_repeated = operator.itemgetter((slice(None), slice(len(part))))
-        yield jax.tree.map(without_repeated, to_host(answers, population.size))
+    ahead = launch_predict(population, parts[0])
+    for number, part in enumerate(parts, 1):
+        answers = ahead
+        if number < len(parts):
+            ahead = launch_predict(population, parts[number])
+        found = to_host(answers, population.size)
+        del answers  # before the next part but one is computed
+        yield jax.tree.map(operator.itemgetter((slice(None), slice(len(part)))), found)
 
 
 @jax_settings.fixed()

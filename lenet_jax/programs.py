@@ -33,12 +33,11 @@ CPU_OPTIONS: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": Tru
 optimization, which compiles sooner and gives faster programs with a sigmoid."""
 
 GPU_PREDICT_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
-"""Compiler options of `predict` on GPUs: the matrix products of NVIDIA's library, not XLA's own. On an H100 it compiles
-sooner and is faster; training would be slower."""
+"""Compiler options of `predict` on GPUs: matrix products by NVIDIA's library, not by XLA, which compiles many of its
+own and times them."""
 
 READ_BY = {"init": ("optimizer",), "predict": ("loss", "losses")}
 """The fields of a recipe that a program reads beside the architecture (see `program_key`); others read all."""
-
 
 ARITHMETIC = 3
 """Number of changes of the programs that changed rounding.
@@ -52,7 +51,9 @@ AT_FIRST_USE = ("measure_own",)
 
 def arithmetic() -> str:
     """What rounding depends on, beside the config and the processor; a run doesn't mix results of several."""
-    return f"{ARITHMETIC}, {'native' if jax.default_backend() == 'cpu' and native.available() else 'blocked'}"
+    backend = jax.default_backend()
+    form = "native" if backend == "cpu" and native.available() else "blocked"
+    return f"{ARITHMETIC}, {form}" + (", predicted by the library" if backend == "gpu" else "")
 
 
 class Programs(NamedTuple):
@@ -183,9 +184,10 @@ CACHES.append(compile_program.cache_clear)
 
 def options_for(name: str, mesh: Mesh) -> dict[str, Any]:
     """The compiler options of a program for these devices; others may round differently."""
-    if mesh.devices.flat[0].platform == "cpu":
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
         return CPU_OPTIONS
-    return GPU_PREDICT_OPTIONS if name == "predict" else {}
+    return GPU_PREDICT_OPTIONS if platform == "gpu" and name == "predict" else {}
 
 
 def for_platform(recipe: Recipe, mesh: Mesh) -> Recipe:

@@ -24,6 +24,10 @@ ALPHA = 1 - CONFIDENCE
 ROUNDING = 1e-12
 """Relative differences below this are rounding errors."""
 
+TIE = 2.0**-30
+"""Statistics of resamples, which are about 1, that differ by less are equal in theory. Ties must count as such, or
+resamples as extreme as what was observed are lost."""
+
 ERROR_DECIMALS = 7
 """Precision of an error rate measured in single precision."""
 
@@ -201,11 +205,10 @@ def sign_flip_test(values: np.ndarray) -> np.ndarray:
     count = values.shape[-1]
     scale = np.abs(values).max(axis=-1, keepdims=True)
     scaled = np.divide(values, scale, out=np.zeros(values.shape), where=scale > 0)
-    # Rounded: sums that are equal in theory must be equal, or permutations as extreme as the observed one are lost.
-    observed = np.round(scaled.sum(axis=-1) * 2**30)[..., None]
+    observed = np.round(scaled.sum(axis=-1) / TIE)[..., None]
     drawn = above = below = int(not is_exact(count))  # the observed signs count as one random permutation
     for flips in signs(count):
-        sums = np.round(scaled @ flips.T * 2**30)
+        sums = np.round(scaled @ flips.T / TIE)
         above, below = above + (sums >= observed).sum(axis=-1), below + (sums <= observed).sum(axis=-1)
         drawn += len(flips)
     p: np.ndarray = np.minimum(2 * np.minimum(above, below) / drawn, 1.0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 import jaxtyping
+import launch
 import numpy as np
-import programs
 import pytest
 from absl import flags
 from beartype import BeartypeConf, beartype
@@ -43,7 +43,7 @@ os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(20_000, 20, 20)  # garbage is searched for more rarely than by default
-# The test processes share the cores: further threads of NumPy's matrix products would only wait for work, busily.
+# The test processes, which inherit it, share the cores: NumPy's further threads would only wait for work, busily.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Of the options that were measured these make the fast tests the fastest: with no optimization at all, computing loses
@@ -71,15 +71,15 @@ def pytest_collection_finish(session):
     """
     from lenet_jax import executables
 
-    gc.freeze()  # what was imported is not searched for garbage again, here and in forks
+    gc.freeze()  # what was imported is not searched for garbage again
     executables.KEPT_FROM = 0.0  # tests wait for small programs, too
     executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
         # XLA reads it once, with the first array.
         assert not xla_bridge.backends_are_initialized(), "a test module makes a JAX array when it is imported"
         os.environ["XLA_FLAGS"] = QUICK
-        programs.FORKED = True
-        local_provisioner.launch_kernel = programs.start_kernel
+        launch.FORKED = True
+        local_provisioner.launch_kernel = launch.start_kernel
 
 
 @pytest.fixture(scope="session")

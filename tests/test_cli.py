@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import few_digits
-import programs
+import launch
 import pytest
 from made_runs import write_run
 
@@ -43,8 +43,8 @@ QUICK = [
 
 
 def lenet_jax(folder, *arguments, real=False, **environment):
-    """Runs the program in `folder`; see `programs`."""
-    return programs.run(arguments, folder, real=real, environment=environment)
+    """Runs the program in `folder`; see `launch`."""
+    return launch.run(arguments, folder, real=real, environment=environment)
 
 
 def assert_refused(result, *parts):
@@ -247,7 +247,7 @@ def test_a_user_without_a_name_and_home_and_a_platform_without_devices(tmp_path)
     nameless = ["unshare", "--user", "--map-user=12345", "env", "-u", "HOME", "-u", "XDG_CACHE_HOME"]
     if subprocess.run([*nameless, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody make user namespaces")
-    command = [*nameless, "JAX_PLATFORMS=cuda", str(programs.SCRIPT), "run", *QUICK, "--workdir=run"]
+    command = [*nameless, "JAX_PLATFORMS=cuda", str(launch.SCRIPT), "run", *QUICK, "--workdir=run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert_refused(result, "JAX_PLATFORMS: 'cuda' gives this JAX no device")
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +258,7 @@ def test_a_user_without_a_name_and_home_and_a_platform_without_devices(tmp_path)
 def test_limits_that_no_run_can_live_with_are_refused(tmp_path, limit, said):
     value = {"NOFILE": 24, "AS": 2**30}[limit]
     before = f"import resource; resource.setrlimit(resource.RLIMIT_{limit}, ({value}, {value}))"
-    process = programs.start(["run", *QUICK], tmp_path, tmp_path / "said", before=before)
+    process = launch.start(["run", *QUICK], tmp_path, tmp_path / "said", before=before)
     assert process.wait(60) == 2
     assert (tmp_path / "said").read_text().startswith(f"lenet-jax: {said}")
     assert len((tmp_path / "said").read_text().splitlines()) == 1
@@ -281,7 +281,7 @@ def test_the_package_is_a_program():
 
 
 def test_a_finished_run_is_refused_in_one_line_on_a_platform_that_is_not_there(finished):
-    command = [str(programs.SCRIPT), "run", *QUICK]
+    command = [str(launch.SCRIPT), "run", *QUICK]
     environment = os.environ | {"JAX_PLATFORMS": "cuda"}
     result = subprocess.run(command, cwd=finished[0], capture_output=True, text=True, env=environment)
     assert_refused(result, "JAX_PLATFORMS: 'cuda' gives this JAX no device (it isn't installed for that platform)")
@@ -507,7 +507,7 @@ def test_without_network_the_files_and_the_way_round_are_named(tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     arguments = ["run", *QUICK, "--config.epochs=5000", "--workdir=run"]
-    process = programs.start(arguments, tmp_path, tmp_path / "output", tmp_path / "errors")
+    process = launch.start(arguments, tmp_path, tmp_path / "output", tmp_path / "errors")
     while not (tmp_path / "run/config.json").exists():
         time.sleep(0.1)
     time.sleep(1)
@@ -563,7 +563,7 @@ def test_a_terminal_of_80_columns_shows_the_bar_and_the_time_left(tmp_path, monk
         monkeypatch.delenv(name, raising=False)
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    run = programs.start(arguments, tmp_path, os.ttyname(theirs), environment={"TERM": "xterm-256color"})
+    run = launch.start(arguments, tmp_path, os.ttyname(theirs), environment={"TERM": "xterm-256color"})
     said = b""
     while run.poll() is None or select.select([ours], [], [], 0)[0]:
         if select.select([ours], [], [], 0.1)[0]:

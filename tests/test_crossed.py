@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from statsmodels.regression.mixed_linear_model import MixedLM
 from test_stats import STORED
@@ -193,6 +193,23 @@ def enumerated(differences):
     return found
 
 
+@pytest.mark.parametrize("over", ["both", "images"])
+def test_an_effect_that_is_0_in_theory_hides_no_other(over):
+    """Main effects of two axes with three values each, of which the second one changes no answer."""
+    rng = np.random.default_rng(0)
+    tables = [rng.uniform(size=(5, 1000)) < share for share in (0.1, 0.2, 0.3)]
+    arms = Layout.of([table for table in tables for _ in range(3)])
+    first, second = np.eye(3) - 1 / 3, np.ones(3) / 3
+    effects, of_nothing = (
+        [np.outer(*pair).ravel() for pair in pairs]
+        for pairs in ([(row, second) for row in first], [(second, row) for row in first])
+    )
+    alone = multiplicity.over_images(arms.contrast(np.array(effects)), over)
+    found = multiplicity.over_images(arms.contrast(np.array(effects + of_nothing)), over)
+    assert alone[[0, 2]].max() < 0.01
+    np.testing.assert_allclose(found, [*alone, 1, 1, 1], atol=0.02)  # random
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_sum_that_is_0_in_theory_is_not_extreme(seed):
     """Two arms with the same errors in another order: as computed, the sum of the differences of logits is about 0."""
@@ -200,6 +217,20 @@ def test_a_sum_that_is_0_in_theory_is_not_extreme(seed):
     wrong = rng.integers(2, 12, 6)
     one, other = (np.log(errors / (14 - errors)) for errors in (wrong, rng.permutation(wrong)))
     assert multiplicity.over_seeds((one - other)[None]).tolist() == [1.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), images=st.sampled_from([1_000, 10_000, 60_000]))
+@example(seed=63, images=60_000)
+def test_differences_of_a_few_images_in_large_errors_have_exact_ties(seed, images):
+    """As computed, differences carry the rounding of the errors; as whole numbers of images, they are exact."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.integers(0, images, 7) + np.array([rng.integers(-3, 4, 7), np.zeros(7, int)])
+    differences = np.subtract(*wrong / images)
+    if differences.any():
+        counts = np.subtract(*wrong)
+        sums = np.abs([counts @ signs for signs in itertools.product((-1, 1), repeat=7)])
+        assert multiplicity.over_seeds(differences[None])[0] == np.mean(sums >= abs(counts.sum()))
 
 
 @settings(max_examples=20, deadline=None)

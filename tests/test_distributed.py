@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import few_digits
+import launch
 import numpy as np
 import pandas as pd
-import programs
 import pytest
 
 from lenet_jax.run import folder as run_folder
@@ -35,7 +35,7 @@ def start(folder, *arguments, before=""):
     """Starts a process, whose output goes to a file, because nothing reads a pipe meanwhile."""
     output = folder / f"output-{len(list(folder.glob('output-*')))}"
     output.touch()
-    process = programs.start(["run", *arguments], folder, output, before=before)
+    process = launch.start(["run", *arguments], folder, output, before=before)
     process.output = output
     return process
 

@@ -77,7 +77,7 @@ def test_an_example_that_is_false_is_found():
 
 
 def test_kernels_of_fast_tests_are_as_users_have_them(tmp_path):
-    """They are forks of a process that has imported much, see programs.py."""
+    """They are forks of a process that has imported much, see launch.py."""
     code = "import sys\nimport matplotlib.pyplot as plt\nprint(sys.argv[1], sys.path)\nplt.plot([1, 2]);"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbclient.NotebookClient(notebook, kernel_name="python3").execute(cwd=tmp_path)

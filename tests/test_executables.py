@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import launch
 import numpy as np
-import programs
 import pytest
 
 from lenet_jax import executables
@@ -149,7 +149,7 @@ def test_another_process_trains_with_what_one_has_compiled(tmp_path):
     def run(output):
         environment = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
         before = "import runpy; runpy.run_path('trained.py')"
-        process = programs.start(["--version"], tmp_path, output, environment=environment, before=before)
+        process = launch.start(["--version"], tmp_path, output, environment=environment, before=before)
         assert process.wait(100) == 0, output.read_text()
         traced, rest = output.read_text().split(" ", 1)
         return int(traced), rest

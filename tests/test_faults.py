@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import few_digits
+import launch
 import numpy as np
-import programs
 import psutil
 import pytest
 from tensorboardX.proto import event_pb2
@@ -74,9 +74,9 @@ def lenet_jax(workdir, arguments, *more, limit="", env=None):
     given = command(workdir, arguments, *more)
     if limit or env or first(arguments):
         code = f"{first(arguments)}; from lenet_jax import cli; cli.main()"
-        program = [sys.executable, "-c", code] if first(arguments) else [programs.SCRIPT]
+        program = [sys.executable, "-c", code] if first(arguments) else [launch.SCRIPT]
         return subprocess.run([*shell, *program, *given], capture_output=True, text=True, timeout=500, env=env)
-    return programs.run(given, Path.cwd(), timeout=500)
+    return launch.run(given, Path.cwd(), timeout=500)
 
 
 class Running:
@@ -85,7 +85,7 @@ class Running:
     def __init__(self, workdir, arguments, *more, folder=None, start_new_session=False, env=None):
         self.output = (folder or workdir.parent) / f"{workdir.name}-{time.monotonic_ns()}.txt"
         self.output.touch()
-        self.process = programs.start(
+        self.process = launch.start(
             command(workdir, arguments, *more),
             Path.cwd(),
             self.output,
@@ -620,7 +620,7 @@ def test_a_signal_that_a_launcher_repeats_is_one_signal(monkeypatch):
 def test_signals_work_when_nothing_reads_the_output(tmp_path):
     read, write = os.pipe()
     arguments = command(tmp_path / "run", SMALL, "--config.epochs=2000", "--save-every=0")
-    process = subprocess.Popen([programs.SCRIPT, *arguments], stderr=write)
+    process = subprocess.Popen([launch.SCRIPT, *arguments], stderr=write)
     os.close(write)
     deadline = time.monotonic() + 120
     while not saved(tmp_path / "run"):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import few_digits
-import programs
+import launch
 import psutil
 import pytest
 from statsmodels.stats.power import TTestPower
@@ -109,20 +109,20 @@ def bytes_in(folder):
 
 def test_a_dry_run_writes_nothing_and_predicts_the_disk(tmp_path):
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    dry = programs.run(["run", *TINY, "--workdir=run", "--dry-run"], tmp_path, environment=cache)
+    dry = launch.run(["run", *TINY, "--workdir=run", "--dry-run"], tmp_path, environment=cache)
     assert dry.returncode == 0, dry.stderr
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert all(re.fullmatch(r"lock|\w+\.so", name) for name in left), "but for the compiled convolutions"
     networks, _, _, disk = total(dry.stdout)
     assert networks == 12
     assert "6 seeds, 1 comparison: over seeds alone, no p-value below 0.031" in dry.stdout
-    assert programs.run(["run", *TINY, "--workdir=run"], tmp_path).returncode == 0
+    assert launch.run(["run", *TINY, "--workdir=run"], tmp_path).returncode == 0
     assert bytes_in(tmp_path / "run") / 2**20 == pytest.approx(disk, rel=0.1, abs=0.5)
 
 
 @pytest.mark.parametrize("arguments", [["--config.epochs=0"], ["--only-arm=9"], ["--distributed"]])
 def test_what_a_dry_run_refuses(tmp_path, arguments):
-    refused = programs.run(["run", *TINY, *arguments, "--dry-run"], tmp_path)
+    refused = launch.run(["run", *TINY, *arguments, "--dry-run"], tmp_path)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
     assert list(tmp_path.iterdir()) == []
@@ -142,14 +142,12 @@ def test_time_and_memory_are_predicted_within_a_factor_of_two(tmp_path, argument
     given = [
         argument for argument in TINY if argument.partition("=")[0] not in [one.partition("=")[0] for one in arguments]
     ]
-    dry = programs.run(["run", *given, *arguments, "--dry-run"], tmp_path)
+    dry = launch.run(["run", *given, *arguments, "--dry-run"], tmp_path)
     assert dry.returncode == 0, dry.stderr
     _, seconds, memory, _ = total(dry.stdout)
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     started, most = time.monotonic(), 0
-    process = programs.start(
-        ["run", *given, *arguments, "--workdir=run"], tmp_path, tmp_path / "log", environment=cache
-    )
+    process = launch.start(["run", *given, *arguments, "--workdir=run"], tmp_path, tmp_path / "log", environment=cache)
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):

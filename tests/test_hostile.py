@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import few_digits
+import launch
 import numpy as np
 import pandas as pd
-import programs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,7 +58,7 @@ def good(tmp_path_factory):
     few_digits.save_digit(folder / "digit.png")
     (folder / "victim").mkdir()
     (folder / "victim" / "thesis.json").write_text('{"chapters": 5}')
-    done = programs.run(["run", "--config=experiment.py", "--workdir=run"], folder)
+    done = launch.run(["run", "--config=experiment.py", "--workdir=run"], folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -99,8 +99,8 @@ class Worker:
         self.folder, self.process = folder, None
 
     def start(self):
-        (call, calls), (answer, answers) = (programs.SERVER.Pipe() for _ in range(2))
-        self.process = programs.SERVER.Process(target=serve, args=(str(self.folder), calls, answers), daemon=True)
+        (call, calls), (answer, answers) = (launch.SERVER.Pipe() for _ in range(2))
+        self.process = launch.SERVER.Process(target=serve, args=(str(self.folder), calls, answers), daemon=True)
         self.process.start()
         self.call, self.answer = call, answer
         calls.close(), answers.close()
@@ -547,7 +547,7 @@ def test_repeating_a_run_executes_nothing_of_its_folder(good, worker):
     hostile = {"dataset": "tfds:evil", "data_dir": "run/data"}
     rewrite(run_folder.CONFIG, lambda content: content.update(hostile))(run)
     assert stored.get_config(str(run)).data_dir == ""
-    done = programs.run(command, worker.folder, real=True, environment={"PYTHONPATH": f".{os.pathsep}{PACKAGE}"})
+    done = launch.run(command, worker.folder, real=True, environment={"PYTHONPATH": f".{os.pathsep}{PACKAGE}"})
     assert done.returncode == 2, done.stderr
     assert "'tfds:evil'" in done.stderr
     assert not (worker.folder / "executed").exists()

@@ -8,8 +8,8 @@ from pathlib import Path
 import few_digits
 import jax
 import jax.numpy as jnp
+import launch
 import numpy as np
-import programs
 import pytest
 from PIL import Image
 
@@ -196,7 +196,7 @@ def test_networks_that_are_gone_or_damaged_are_told_and_nothing_is_changed(folde
 
 
 def lenet_jax_classify(cwd, *arguments):
-    return programs.run(["classify", *arguments], cwd)
+    return launch.run(["classify", *arguments], cwd)
 
 
 def test_the_command_classifies_files(folder, run, test_digits, tmp_path):

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 
+import launch
 import markdown_it
 import numpy as np
-import programs
 import pytest
 from made_runs import write_run
 from rich.console import Console
@@ -132,7 +132,7 @@ def test_a_run_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
     """As in `lenet-jax run ... | tee log`, after its first line."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    process = programs.start(TINY, tmp_path, pipe)
+    process = launch.start(TINY, tmp_path, pipe)
     with open(pipe) as reader:
         assert "arm 1/2" in reader.readline()
     finishes(process, tmp_path)
@@ -143,7 +143,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed_and_sighup_is_ignored(tmp_pat
     """As after `nohup` or `disown`; a SIGHUP that is not ignored ends the run."""
     ours, theirs = os.openpty()
     before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    process = programs.start(TINY, tmp_path, os.ttyname(theirs), session=True, before=before)
+    process = launch.start(TINY, tmp_path, os.ttyname(theirs), session=True, before=before)
     said = b""
     while b"arm 1/2" not in said:
         said += os.read(ours, 65536)
@@ -165,7 +165,7 @@ def test_a_worker_goes_on_when_the_reader_of_its_output_has_ended(tmp_path):
     experiment = "print('x' * 100_000, flush=True)\nprint('again', flush=True)\n"
     os.mkfifo(tmp_path / "pipe")
     here, there = multiprocessing.Pipe()
-    worker = programs.SERVER.Process(target=serve_into, args=(tmp_path / "pipe", there), daemon=True)
+    worker = launch.SERVER.Process(target=serve_into, args=(tmp_path / "pipe", there), daemon=True)
     worker.start()
     there.close()  # so that the worker's end ends this test
     open(tmp_path / "pipe").close()
@@ -179,6 +179,6 @@ def test_a_full_disk_is_reported_on_stderr():
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [programs.SCRIPT, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+            [launch.SCRIPT, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
         )
     assert (result.returncode, result.stderr) == (0, "lenet-jax: stdout can't be written (No space left on device)\n")

@@ -11,9 +11,9 @@ import time
 
 import few_digits
 import jax
+import launch
 import numpy as np
 import pandas as pd
-import programs
 import psutil
 import pytest
 
@@ -100,7 +100,7 @@ def own(tmp_path_factory):
     """A folder with `mine.py` and its run, trained by worker processes without interruption."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "mine.py").write_text(OWN)
-    process = programs.start(["run", "--config=mine.py"], folder, folder / "whole.txt", before=workers(2))
+    process = launch.start(["run", "--config=mine.py"], folder, folder / "whole.txt", before=workers(2))
     assert process.wait(300) == 0, (folder / "whole.txt").read_text()
     return folder
 
@@ -117,7 +117,7 @@ def test_own_parts_train_in_workers_and_end_in_metrics_and_comparisons(own):
     assert found.arms[0].mean != found.arms[1].mean
     assert run.provenance["own_parts"] == {"activation": ["gelu"], "metrics": ["gradient_norm"]}
     assert (own / "runs/mine/experiment.py").read_text() == OWN
-    shown = programs.run(["compare", "runs/mine", f"--metric={NAMES[1]}"], own)
+    shown = launch.run(["compare", "runs/mine", f"--metric={NAMES[1]}"], own)
     assert shown.returncode == 0, shown.stderr
     assert "gradient norm f6" in shown.stdout
 
@@ -125,7 +125,7 @@ def test_own_parts_train_in_workers_and_end_in_metrics_and_comparisons(own):
 def test_a_killed_run_with_own_parts_resumes_to_the_same_numbers(own, tmp_path):
     shutil.copy(own / "mine.py", tmp_path)
     arguments = ["run", "--config=mine.py", "--config.sweep.activation=('gelu',)", "--save-every=0", "--devices=1"]
-    process = programs.start(arguments, tmp_path, tmp_path / "output.txt", session=True, before=workers(1))
+    process = launch.start(arguments, tmp_path, tmp_path / "output.txt", session=True, before=workers(1))
     states = tmp_path / "runs/mine/checkpoints/activation=gelu"
     deadline = time.monotonic() + 200
     while not [path for path in states.glob("tested-*/states/*") if path.name.isdigit()]:
@@ -138,12 +138,12 @@ def test_a_killed_run_with_own_parts_resumes_to_the_same_numbers(own, tmp_path):
     assert not (tmp_path / "runs/mine/summary.json").exists()
     changed = OWN.replace("jax.nn.gelu", "jax.nn.silu")
     (tmp_path / "mine.py").write_text(changed)
-    refused = programs.run(arguments, tmp_path)
+    refused = launch.run(arguments, tmp_path)
     assert refused.returncode == 2
     assert "experiment: 'mine.py' differs from" in refused.stderr
     assert refused.stderr.count("\n") == 1
     (tmp_path / "mine.py").write_text(OWN)
-    process = programs.start(arguments, tmp_path, tmp_path / "again.txt", before=workers(1))
+    process = launch.start(arguments, tmp_path, tmp_path / "again.txt", before=workers(1))
     assert process.wait(300) == 0, (tmp_path / "again.txt").read_text()
     whole, resumed = (pd.read_parquet(folder / "runs/mine/metrics.parquet") for folder in (own, tmp_path))
     whole = whole[whole.activation == "gelu"].reset_index(drop=True)
@@ -162,13 +162,13 @@ def test_networks_with_own_parts_need_their_file_by_name(own):
 def test_classify_says_which_file_it_needs(own):
     image = few_digits.save_digit(own / "digit.png")
     arguments = ["classify", "runs/mine", image, "--arm=activation=gelu"]
-    refused = programs.run(arguments, own)
+    refused = launch.run(arguments, own)
     assert refused.returncode == 2
     assert "--experiment=" in refused.stderr
-    shown = programs.run([*arguments, "--experiment=mine.py"], own)
+    shown = launch.run([*arguments, "--experiment=mine.py"], own)
     assert shown.returncode == 0, shown.stderr
     assert "digit.png" in shown.stdout
-    missing = programs.run([*arguments, "--experiment=gone.py"], own)
+    missing = launch.run([*arguments, "--experiment=gone.py"], own)
     assert missing.returncode == 2
     assert "experiment: 'gone.py' can't be" in missing.stderr
 

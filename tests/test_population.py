@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import sys
+import types
+import weakref
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -313,12 +316,35 @@ def test_options_that_xla_does_not_know_are_left_out():
     assert executables.compiled(lowered, programs.CPU_OPTIONS)(jnp.float32(1)) == 2
 
 
-def test_the_next_images_are_computed_while_answers_are_processed(images, monkeypatch):
-    """Devices would wait otherwise; and no more than one part waits, since answers of many members are large."""
-    people, done = create(images, range(2)), []
-    launch, to_host = population.launch_predict, population.to_host
-    monkeypatch.setattr(population, "launch_predict", lambda *given: done.append(given[1]) or launch(*given))
-    monkeypatch.setattr(population, "to_host", lambda *given: done.append("copied") or to_host(*given))
-    parts = [range(0, 256), range(256, 400)]
-    found = [part.predicted.shape[1] for part in population.predicted_parts(people, range(400))]
-    assert (found, done) == ([256, 144], [*parts, "copied", "copied"])
+def test_the_next_images_are_computed_while_answers_are_processed(monkeypatch):
+    """Devices would wait otherwise; and they hold no more than two parts, since answers of many members are large."""
+    done, held = [], weakref.WeakSet()
+    people = population.Population([], [], None, 1, None, 0)
+
+    class Answers:
+        def __init__(self, first):
+            self.of = np.arange(first, first + 256)[None]
+
+    def launched(people, part):
+        done.append((part.start, len(held)))
+        held.add(answers := Answers(part.start))
+        return answers
+
+    def copied(answers, size):
+        done.append(("copied", int(answers.of[0, 0])))
+        return answers.of
+
+    monkeypatch.setattr(population, "launch_predict", launched)
+    monkeypatch.setattr(population, "to_host", copied)
+    found = np.concatenate([*population.predicted_parts(people, range(100, 1000))], axis=1)
+    assert found.tolist() == [[*range(100, 1000)]]
+    rest = [("copied", 356), (868, 1), ("copied", 612), ("copied", 868)]
+    assert done == [(100, 0), (356, 1), ("copied", 100), (612, 1), *rest]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_only_devices_that_know_an_option_get_it(platform):
+    mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([types.SimpleNamespace(platform=platform)]))
+    train, predict = (programs.options_for(name, mesh) for name in ("train_segment", "predict"))
+    assert {name.split("_")[1] for name in predict} <= {platform, "backend"}
+    assert {name.split("_")[1] for name in train} <= {platform, "backend"} - {"gpu"}

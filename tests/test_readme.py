@@ -15,8 +15,8 @@ import textwrap
 from pathlib import Path
 
 import few_digits
+import launch
 import pandas as pd
-import programs
 import pytest
 
 from lenet_jax import model
@@ -341,8 +341,8 @@ def said(folder, command):
     parts = [f"{part}10k" if part.endswith("=mnist") else part for part in shlex.split(command)]
     if parts[1] == "run" and "stored.py" not in command:
         parts += SMALL
-    if programs.FORKED:
-        result = programs.run(parts[1:], folder)
+    if launch.FORKED:
+        result = launch.run(parts[1:], folder)
     else:
         result = subprocess.run(parts, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, (command, result.stderr)

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launch
 import numpy as np
 import pandas as pd
-import programs
 import pytest
 from made_runs import predictions, summary_row, write_run
 
@@ -252,14 +252,14 @@ def test_a_killed_comparison_leaves_nothing_that_the_next_one_does_not_remove(tm
     """Killed as soon as something is there."""
     write_run(tmp_path / "run")
     arguments, out = ["compare", "run"], tmp_path / "run" / "plots"
-    process = programs.start(arguments, tmp_path, tmp_path / "said")
+    process = launch.start(arguments, tmp_path, tmp_path / "said")
     while not (out.exists() and any(out.iterdir())):
         assert process.poll() is None
     process.kill()
     process.wait()
     (out / ".report.html.0123abcd").write_text("what a kill in the middle of a file leaves")
     (out / ".mine").write_text("")
-    assert programs.run(arguments, tmp_path).returncode == 0
+    assert launch.run(arguments, tmp_path).returncode == 0
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".mine"]
     assert (out / "report.html").read_text().rstrip().endswith("</html>")
 
@@ -269,7 +269,7 @@ def test_output_that_is_not_utf_8_escapes_what_it_lacks(tmp_path):
     write_run(tmp_path / "größe-中", {("größe",): [0.1, 0.2], ("中",): [0.1, 0.3]}, axes=("loss",))
     before = "import sys; sys.stdout.reconfigure(encoding='ascii', errors='strict')"  # as with LC_ALL=en_US.ISO-8859-1
     output, errors = tmp_path / "output", tmp_path / "errors"
-    process = programs.start(["compare", "größe-中"], tmp_path, output, errors, before=before)
+    process = launch.start(["compare", "größe-中"], tmp_path, output, errors, before=before)
     assert (process.wait(60), errors.read_text()) == (0, "")
     assert "loss=\\u4e2d" in output.read_text()
     assert "gr\\xf6\\xdfe-\\u4e2d/plots/report.html" in output.read_text()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import few_digits
-import programs
+import launch
 import psutil
 import pytest
 
@@ -79,7 +79,7 @@ def plain(folder, *arguments):
     """A run without a cluster, on a single core, as Slurm and mpirun give one to each process."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    done = programs.run(["run", *TINY, *LONG, *arguments, f"--workdir={folder}/plain"], ROOT)
+    done = launch.run(["run", *TINY, *LONG, *arguments, f"--workdir={folder}/plain"], ROOT)
     os.sched_setaffinity(0, cores)
     assert done.returncode == 0, done.stderr
     return run_folder.load(folder / "plain")

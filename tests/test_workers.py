@@ -7,8 +7,8 @@ import subprocess
 import sys
 from multiprocessing import forkserver
 
+import launch
 import numpy as np
-import programs
 import psutil
 import pytest
 
@@ -45,7 +45,7 @@ def forked(monkeypatch):
     """Forks workers from a process that has imported the program, which takes seconds; not for tests of their start."""
     # If the first worker started the server, all its forks would block the signals that are blocked meanwhile.
     forkserver.ensure_running()
-    monkeypatch.setattr(processes, "SPAWN", programs.SERVER)
+    monkeypatch.setattr(processes, "SPAWN", launch.SERVER)
 
 
 @pytest.fixture(scope="module")

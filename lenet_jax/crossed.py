@@ -96,8 +96,8 @@ class Layout:
     def contrast(self, weights: np.ndarray) -> "Layout":
         """The layout of weighted sums of the arms: differences and effects; `weights` is [contrasts, arms].
 
-        Sums that are 0 in theory are 0: of arms with equal tables, say. Divided by an error that is also rounding,
-        they would be as large as any.
+        Sums that are zero in theory, such as those of arms with equal tables, are exactly zero: divided by a standard
+        error that is a rounding error, too, they could be arbitrarily large.
         """
         size = np.abs(weights)
 

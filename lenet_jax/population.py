@@ -159,7 +159,7 @@ def predict(population: Population, split: range) -> Predictions:
 def predicted_parts(population: Population, split: range) -> Iterator[Predictions]:
     """`predict` for `PREDICTED_TOGETHER` images at a time.
 
-    In a run of one process, devices compute the next part while a part is processed; they hold two of them.
+    In a run of one process, devices compute the next part while the host processes one; they hold two parts.
     """
     parts = [split[start : start + PREDICTED_TOGETHER] for start in range(0, len(split), PREDICTED_TOGETHER)]
     ahead = launch_predict(population, parts[0])

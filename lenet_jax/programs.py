@@ -53,7 +53,7 @@ def arithmetic() -> str:
     """What rounding depends on, beside the config and the processor; a run doesn't mix results of several."""
     backend = jax.default_backend()
     form = "native" if backend == "cpu" and native.available() else "blocked"
-    return f"{ARITHMETIC}, {form}" + (", predicted by the library" if backend == "gpu" else "")
+    return f"{ARITHMETIC}, {form}" + (", predict without Triton" if backend == "gpu" else "")
 
 
 class Programs(NamedTuple):

@@ -25,8 +25,8 @@ ROUNDING = 1e-12
 """Relative differences below this are rounding errors."""
 
 TIE = 2.0**-30
-"""Statistics of resamples, which are about 1, that differ by less are equal in theory. Ties must count as such, or
-resamples as extreme as what was observed are lost."""
+"""Resampled statistics, which are of order 1, count as equal if they differ by less: if rounding broke ties, resamples
+as extreme as what was observed would not be counted."""
 
 ERROR_DECIMALS = 7
 """Precision of an error rate measured in single precision."""

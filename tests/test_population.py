@@ -346,5 +346,6 @@ def test_the_next_images_are_computed_while_answers_are_processed(monkeypatch):
 def test_only_devices_that_know_an_option_get_it(platform):
     mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([types.SimpleNamespace(platform=platform)]))
     train, predict = (programs.options_for(name, mesh) for name in ("train_segment", "predict"))
+    assert bool(predict) == (platform != "tpu")
     assert {name.split("_")[1] for name in predict} <= {platform, "backend"}
     assert {name.split("_")[1] for name in train} <= {platform, "backend"} - {"gpu"}

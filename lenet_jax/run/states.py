@@ -187,5 +187,5 @@ def silence_threads() -> None:
 
     sys.unraisablehook = report
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname or not record.exc_info)
-    # Errors of the other arrays, which asyncio reports whenever Python finds them as garbage.
+    # asyncio reports the errors of the other arrays when Python collects them as garbage.
     logging.getLogger("asyncio").addFilter(lambda record: "tensorstore" not in record.getMessage())

@@ -115,16 +115,12 @@ def read_state(states: Path, step: int, members: int, identity: str) -> Checkpoi
       InputError: it is corrupt.
       OtherRunError: its identity differs; "" accepts any.
     """
-    arrays = ocp.args.StandardRestore()
-    items = {"state": arrays, "about": ocp.args.JsonRestore()}
-    if (states / str(step) / "history").exists():
-        items["history"] = arrays
     try:
-        check_stored(states / str(step), members)
+        trees = {name: ocp.args.StandardRestore(tree) for name, tree in stored(states / str(step), members).items()}
         with state_manager(states) as manager:
-            read = manager.restore(step, args=ocp.args.Composite(**items))
+            read = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **trees))
         digest, found = read.about.pop("digest"), read.about.pop("identity", None)
-        saved = Checkpoint(step, dict(read.state), dict(read.history) if "history" in items else {}, **read.about)
+        saved = Checkpoint(step, dict(read.state), dict(read.history) if "history" in trees else {}, **read.about)
         if saved.digest(found) != digest:
             raise ValueError("wrong SHA-256")
     except MemoryError:  # the file is valid
@@ -135,18 +131,27 @@ def read_state(states: Path, step: int, members: int, identity: str) -> Checkpoi
     return saved
 
 
-def check_stored(state: Path, members: int) -> None:
-    """Raises ValueError or InputError if a state has links or pipes, or arrays far larger than its files.
+def stored(state: Path, members: int) -> dict[str, Any]:
+    """The trees of arrays in a state, ``state`` and perhaps ``history``, as arrays of zeros that take no memory.
 
     Where memory ends, orbax would end the process.
+
+    Raises:
+      ValueError, InputError: the state has links or pipes, or arrays far larger than its files.
     """
     size = size_of(state)
-    items = [state / item for item in ("state", "history") if (state / item).exists()]
-    for leaf in jax.tree.leaves([ocp.StandardCheckpointHandler().metadata(item.absolute()).tree for item in items]):
-        shape, chunk = tuple(leaf.shape), tuple(leaf.storage.chunk_shape)
-        needed = max(map(math.prod, (shape, chunk))) * np.dtype(leaf.dtype).itemsize
+
+    def array(leaf: Any) -> np.ndarray:
+        shape, chunk, dtype = tuple(leaf.shape), tuple(leaf.storage.chunk_shape), np.dtype(leaf.dtype)
+        needed = max(map(math.prod, (shape, chunk))) * dtype.itemsize
         if not shape or needed > max(MAX_MEMBER_BYTES * min(members, MAX_MEMBERS), MAX_ARRAY_RATIO * size):
             raise ValueError(f"an array of shape {shape} in {size} bytes")
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    items = [state / item for item in ("state", "history") if (state / item).exists()]
+    trees = {item.name: ocp.StandardCheckpointHandler().metadata(item.absolute()).tree for item in items}
+    found: dict[str, Any] = jax.tree.map(array, trees)
+    return found
 
 
 @distributed.primary_only

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -82,6 +81,6 @@ def uniform(keys: Key[Array, "*streams"], count: int) -> Float[Array, "*streams 
     return numbers
 
 
-def scaled(numbers: Float[Array, " numbers"], shape: tuple[int, ...], bound: Numbers) -> Array:
-    """The first numbers in this shape, times `bound`: one number, or an array that broadcasts to the shape."""
-    return numbers[: math.prod(shape)].reshape(shape) * jnp.asarray(bound, jnp.result_type(float))
+def scaled(numbers: Float[Array, " numbers"], shape: tuple[int, ...], bound: Float[Array, "..."]) -> Array:
+    """The first numbers in this shape, times `bound`, which broadcasts to the shape."""
+    return numbers[: math.prod(shape)].reshape(shape) * bound

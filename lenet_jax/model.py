@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -18,7 +18,7 @@ from lenet_jax import IMAGE_SIZE as IMAGE_SIZE
 from lenet_jax import layers
 from lenet_jax.choices import CHOICES, register
 from lenet_jax.errors import InputError, check_choice
-from lenet_jax.initializers import INITIALIZERS, Numbers, Start, scaled, uniform
+from lenet_jax.initializers import INITIALIZERS, Numbers, scaled, uniform
 from lenet_jax.layers import ACTIVATIONS, BITMAPS, Convolution, Dense, Subsampling, Table, convolve, dense, subsample
 from lenet_jax.registry import CACHES
 
@@ -179,25 +179,71 @@ def log_probabilities(outputs: PerClass, architecture: Architecture) -> PerClass
     return jax.nn.log_softmax(logits_of(outputs, architecture))
 
 
-def init(key: PRNGKeyArray, architecture: Architecture) -> Params:
-    """Random initial parameters, from a typed key; `architecture.initializer` sets their distribution.
+class LayerStart(NamedTuple):
+    """`initializers.Start` as arrays: the bounds of C1 and C3 have a number for each output map."""
+
+    weight: Float[Array, "*maps"]
+    bias: Float[Array, "*maps"]
+    center: Float[Array, ""]
+
+
+Starts = dict[str, LayerStart]
+"""The initial distributions of the layers with parameters, by name."""
+
+
+def starts_of(architecture: Architecture) -> Starts:
+    """The initial distributions that `architecture.initializer` gives the layers.
+
+    `init` depends on the initializer and the activation through them alone: with them as its argument, all
+    initializers share a compiled program.
+    """
+    table, area = CONNECTIVITIES[architecture.connectivity], layers.KERNEL_SIZE**2
+
+    def of(fan_in: Numbers, fan_out: float, maps: tuple[int, ...] = (), centered: bool = True) -> LayerStart:
+        """The distribution of units with `fan_in` inputs each, where an input is seen by `fan_out` units."""
+        start = INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
+        weight, bias = (jnp.asarray(np.broadcast_to(bound, maps), float) for bound in (start.weight, start.bias))
+        return LayerStart(weight, bias, jnp.asarray(start.center if centered else 0.0, float))
+
+    def convolution(table: Table, inputs: int, centered: bool = True) -> LayerStart:
+        """A unit has 25 inputs per connected map, and an input is seen by 25 units of each connected map."""
+        fan_in = np.array([area * float(len(sources)) for sources in table])
+        return of(fan_in, fan_in.sum() / inputs, (len(table),), centered)
+
+    found = {
+        # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
+        "c1": convolution(C1_TABLE, 1, centered=False),
+        "c3": convolution(table, len(C1_TABLE)),
+        "c5": of(25.0 * len(table), 120.0),
+        "f6": of(120.0, 84.0),
+    }
+    if architecture.subsampling == "trainable":
+        # A unit has 4 inputs with a common coefficient, and an input is seen by one unit.
+        found |= dict.fromkeys(("s2", "s4"), of(4.0, 1.0))
+    if architecture.output != "rbf":
+        found["output"] = of(84.0, float(architecture.classes))
+    return found
+
+
+def init(key: PRNGKeyArray, architecture: Architecture, starts: Starts | None = None) -> Params:
+    """Random initial parameters, from a typed key; their distributions are `starts`, by default those of `starts_of`.
 
     Each layer has its own random stream: a change of one layer's shape doesn't change the numbers of the others. For an
     example, see `forward`.
     """
     table = CONNECTIVITIES[architecture.connectivity]
-    trainable, dense_output = architecture.subsampling == "trainable", architecture.output != "rbf"
     c5 = len(table), 5, 5, 120
+    start = starts_of(architecture) if starts is None else starts
     streams = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(jnp.arange(len(LAYERS)))
     draws = dict(zip(LAYERS, uniform(streams, math.prod(c5)), strict=True))
     return Params(
-        c1=init_convolution(draws["c1"], C1_TABLE, 1, architecture),
-        s2=init_subsampling(draws["s2"], len(C1_TABLE), architecture) if trainable else None,
-        c3=init_convolution(draws["c3"], table, len(C1_TABLE), architecture),
-        s4=init_subsampling(draws["s4"], len(table), architecture) if trainable else None,
-        c5=init_dense(draws["c5"], c5, architecture),
-        f6=init_dense(draws["f6"], (120, 84), architecture),
-        output=init_dense(draws["output"], (84, architecture.classes), architecture) if dense_output else None,
+        c1=init_convolution(draws["c1"], start["c1"], C1_TABLE),
+        s2=init_subsampling(draws["s2"], start["s2"], len(C1_TABLE)) if "s2" in start else None,
+        c3=init_convolution(draws["c3"], start["c3"], table),
+        s4=init_subsampling(draws["s4"], start["s4"], len(table)) if "s4" in start else None,
+        c5=init_dense(draws["c5"], start["c5"], c5),
+        f6=init_dense(draws["f6"], start["f6"], (120, 84)),
+        output=init_dense(draws["output"], start["output"], (84, architecture.classes)) if "output" in start else None,
     )
 
 
@@ -205,35 +251,23 @@ Draws = Float[Array, "2 numbers"]
 """Uniform numbers in [-1, 1], for a layer's weights and for its biases; at least as many as are needed."""
 
 
-def start_of(fan_in: Numbers, fan_out: float, architecture: Architecture) -> Start:
-    """The initial distribution of units with `fan_in` inputs each, where an input is seen by `fan_out` units."""
-    return INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
-
-
-def init_convolution(draws: Draws, table: Table, inputs: int, architecture: Architecture) -> Convolution:
-    """C1 or C3: a unit has 25 inputs per connected map, and an input is seen by 25 units of each connected map."""
-    area = layers.KERNEL_SIZE**2
+def init_convolution(draws: Draws, start: LayerStart, table: Table) -> Convolution:
+    """C1 or C3."""
     output, _ = layers.connections(table)
-    fan_in = np.array([area * float(len(sources)) for sources in table])
-    start = start_of(fan_in, area * len(output) / inputs, architecture)
-    bound = np.broadcast_to(start.weight, len(table))[output][:, None, None]
-    kernel = scaled(draws[0], (len(output), layers.KERNEL_SIZE, layers.KERNEL_SIZE), bound)
-    # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
-    center = start.center if inputs > 1 else 0.0
-    shift = center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
+    shape = len(output), layers.KERNEL_SIZE, layers.KERNEL_SIZE
+    kernel = scaled(draws[0], shape, start.weight[output][:, None, None])
+    shift = start.center * jnp.zeros(len(table), kernel.dtype).at[output].add(kernel.sum(axis=(1, 2)))
     return Convolution(kernel, scaled(draws[1], (len(table),), start.bias) - shift)
 
 
-def init_subsampling(draws: Draws, maps: int, architecture: Architecture) -> Subsampling:
-    """S2 or S4: a unit has 4 inputs with a common coefficient, and an input is seen by one unit."""
-    start = start_of(4.0, 1.0, architecture)
+def init_subsampling(draws: Draws, start: LayerStart, maps: int) -> Subsampling:
+    """S2 or S4."""
     coefficient = scaled(draws[0], (maps,), start.weight)
     return Subsampling(coefficient, scaled(draws[1], (maps,), start.bias) - start.center * coefficient)
 
 
-def init_dense(draws: Draws, shape: tuple[int, ...], architecture: Architecture) -> Dense:
+def init_dense(draws: Draws, start: LayerStart, shape: tuple[int, ...]) -> Dense:
     """C5, F6 or the output: each unit sees all inputs."""
-    start = start_of(float(math.prod(shape[:-1])), float(shape[-1]), architecture)
     kernel = scaled(draws[0], shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
     return Dense(kernel, scaled(draws[1], shape[-1:], start.bias) - shift)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lenet_jax import distributed, executables, jax_settings, library
+from lenet_jax import distributed, executables, jax_settings, library, model
 from lenet_jax import evaluate as evaluation
 from lenet_jax.errors import InputError
 from lenet_jax.evaluate import Evaluation, Predictions
@@ -112,12 +112,14 @@ def create(
     parts = {name: by_turn(values, np.float32) for name, values in hyper.items()}
     parts["loss_number"] = by_turn([number] * len(seeds), np.int32)
     hypers = [Hyperparameters(**dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
-    states = [programs.init(*arguments) for arguments in zip(by_turn(seeds, np.uint32), hypers, strict=True)]
+    on_all = functools.partial(jax.tree.map, lambda array: distributed.put(np.asarray(array), shared))
+    starts = on_all(model.starts_of(recipe.architecture))
+    states = [programs.init(*each, starts) for each in zip(by_turn(seeds, np.uint32), hypers, strict=True)]
     waiting = (turns - 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(states[0]))
     return Population(
         states=states,
         hypers=hypers,
-        images=jax.tree.map(lambda array: distributed.put(np.asarray(array), shared), images),
+        images=on_all(images),
         size=len(seeds),
         programs=programs,
         memory=mesh.size * executables.memory_of(programs.train_segment) + waiting,

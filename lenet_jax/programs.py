@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lenet_jax import evaluate as evaluation
-from lenet_jax import executables, jax_settings, library, native, train
+from lenet_jax import executables, jax_settings, library, model, native, train
 from lenet_jax.evaluate import Predictions
-from lenet_jax.model import IMAGE_SIZE, Architecture, Params
+from lenet_jax.model import IMAGE_SIZE, Architecture, Params, Starts
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
 from lenet_jax.registry import CACHES
 from lenet_jax.train import Images, Metrics, Recipe, TrainState
@@ -62,7 +62,7 @@ class Programs(NamedTuple):
     `predict` takes the members' numbers of losses, too, and indices of `PREDICTED_TOGETHER` images.
     """
 
-    init: Callable[[Array, Hyperparameters], TrainState]
+    init: Callable[[Array, Hyperparameters, Starts], TrainState]
     train_segment: Callable[[TrainState, Hyperparameters, Images], tuple[TrainState, Metrics]]
     measure_own: Callable[[TrainState, Images], dict[str, Array]]
     predict: Callable[[Params, Array | int, Images, Array], Predictions]
@@ -113,12 +113,16 @@ def lowerables(recipe: Recipe, members: int, image_count: int, mesh: Mesh) -> di
     pixels, labels = of_all((image_count, IMAGE_SIZE, IMAGE_SIZE), jnp.uint8), of_all((image_count,), jnp.int32)
     images = Images(pixels, labels, scale=of_all((), jnp.float32), shift=of_all((), jnp.float32))
     indices = of_all((PREDICTED_TOGETHER,), jnp.int32)
+    starts = jax.tree.map(lambda leaf: of_all(leaf.shape, leaf.dtype), model.starts_of(recipe.architecture))
+
+    def init(seed: Array, hyper: Hyperparameters, starts: Starts) -> TrainState:
+        return train.init(seed, hyper, recipe, starts)
 
     def predict(params: Params, number: Array, images: Images, indices: Array) -> Predictions:
         return evaluation.predict(params, images, indices, recipe, number)
 
     return {
-        "init": Lowerable(jax.jit(lifted(train.init, 2)), (seeds, hyper)),
+        "init": Lowerable(jax.jit(over_members(init, mesh, 2)), (seeds, hyper, starts)),
         "train_segment": Lowerable(jax.jit(lifted(train.train_segment, 2), donate_argnums=0), (state, hyper, images)),
         "measure_own": Lowerable(jax.jit(lifted(evaluation.measure_own)), (state, images)),
         "predict": Lowerable(jax.jit(over_members(predict, mesh, 2)), (state.params, numbers, images, indices)),
@@ -154,9 +158,9 @@ def program_key(name: str, recipe: Recipe, image_count: int) -> ProgramKey:
     recipe = recipe.shared
     if name not in READ_BY:
         return ProgramKey(name, recipe, image_count)
-    architecture = recipe.architecture
-    if name == "predict":
-        architecture = dataclasses.replace(architecture, initializer=Architecture().initializer)
+    architecture = dataclasses.replace(recipe.architecture, initializer=Architecture().initializer)
+    if name == "init":  # the initializer is its argument, and it squashes nothing
+        architecture = dataclasses.replace(architecture, activation=Architecture().activation)
     read = {field: getattr(recipe, field) for field in READ_BY[name]}
     recipe = dataclasses.replace(train.of_architecture(architecture), **read)
     return ProgramKey(name, recipe, 1 if name == "init" else image_count)

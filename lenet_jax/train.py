@@ -19,7 +19,7 @@ from lenet_jax.curvature import diagonal
 from lenet_jax.distortions import Augmentation, Distortion, distort, draw
 from lenet_jax.jax_settings import key_of
 from lenet_jax.losses import Loss
-from lenet_jax.model import Architecture, Params
+from lenet_jax.model import Architecture, Params, Starts
 from lenet_jax.optim import Hyperparameters
 
 MICROBATCH = 64
@@ -199,10 +199,10 @@ class TrainState:
     running: Metrics
 
 
-def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe) -> TrainState:
-    """The state of network `seed` before training; for an example, see `train_epoch`."""
+def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe, starts: Starts | None = None) -> TrainState:
+    """The state of network `seed` before training; for `starts`, see `model.init`, for an example, `train_epoch`."""
     key = key_of(seed)
-    return begin(model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture), key, hyper, recipe)
+    return begin(model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture, starts), key, hyper, recipe)
 
 
 def begin(params: Params, key: PRNGKeyArray, hyper: Hyperparameters, recipe: Recipe) -> TrainState:

@@ -242,6 +242,21 @@ def test_a_program_depends_on_what_it_reads_of_a_recipe_alone(name, losses):
     assert lowered(key.recipe, key.image_count) == lowered(recipe, 400)
 
 
+def test_networks_with_any_initializer_come_from_one_program(images, assert_close):
+    """And are those of `train.init`, whose program has the initializer in it."""
+    before = programs.compile_program.cache_info().misses
+    for initializer, activation in [("lecun1998", "tanh"), ("glorot_centered", "sigmoid"), ("glorot", "relu")]:
+        recipe = dataclasses.replace(RECIPE, architecture=Architecture(activation, initializer=initializer))
+        (key,) = {programs.program_key("init", one, 400) for one in (recipe, RECIPE)}
+        function = programs.compile_program(*key, 1, programs.mesh_of(jax.devices()[:1]))
+        hyper = jax.tree.map(jnp.float32, Hyperparameters(0.1, 0.9, 0.0, 0.02))
+        alone = dataclasses.replace(hyper, loss_number=jnp.int32(0))
+        state = function(jnp.uint32([5]), jax.tree.map(lambda x: x[None], alone), model.starts_of(recipe.architecture))
+        expected = jax.jit(train.init, static_argnames="recipe")(jnp.uint32(5), alone, recipe=recipe)
+        assert_close(jax.tree.map(lambda leaf: leaf[0], state.params), expected.params, 1e-6)
+    assert programs.compile_program.cache_info().misses <= before + 1
+
+
 def test_shapes_are_of_no_mesh():
     """Whoever asks first: a program that is traced for some devices may."""
     model._shapes.cache_clear()

@@ -37,7 +37,7 @@ GPU_PREDICT_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
 own and times them."""
 
 READ_BY = {"init": ("optimizer",), "predict": ("loss", "losses")}
-"""The fields of a recipe that a program reads beside the architecture (see `program_key`); others read all."""
+"""The fields of a recipe that a program reads beside the architecture (see `program_key`); others read all fields."""
 
 ARITHMETIC = 3
 """Number of changes of the programs that changed rounding.
@@ -156,9 +156,11 @@ def program_key(name: str, recipe: Recipe, image_count: int) -> ProgramKey:
       [True, False, True]
     """
     recipe = recipe.shared
-    if name not in READ_BY:
+    if name == "measure_own":  # a user's function is given all of it
         return ProgramKey(name, recipe, image_count)
     architecture = dataclasses.replace(recipe.architecture, initializer=Architecture().initializer)
+    if name == "train_segment":
+        return ProgramKey(name, dataclasses.replace(recipe, architecture=architecture), image_count)
     if name == "init":  # the initializer is its argument, and it squashes nothing
         architecture = dataclasses.replace(architecture, activation=Architecture().activation)
     read = {field: getattr(recipe, field) for field in READ_BY[name]}

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from lenet_jax import population
+from lenet_jax import population, programs
 from lenet_jax.errors import InputError, WorkerError
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
@@ -118,9 +118,9 @@ def test_what_arms_share_is_compiled_once_and_other_arms_ahead(images, monkeypat
     crew.prepare(others, images)
     crew.prepare(others[1:], images)
     (first, second, (predict, _), (init, _)), last = shared_out
-    assert (first, second) == (("train_segment", RECIPE.shared), ("train_segment", others[0].shared))
+    training = [programs.program_key("train_segment", recipe, 1)[:2] for recipe in (RECIPE, *others)]
+    assert [first, second, *last] == training
     assert (predict, init) == ("predict", "init")
-    assert last == [("train_segment", others[1].shared)]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -83,4 +84,4 @@ def uniform(keys: Key[Array, "*streams"], count: int) -> Float[Array, "*streams 
 
 def scaled(numbers: Float[Array, " numbers"], shape: tuple[int, ...], bound: Float[Array, "..."]) -> Array:
     """The first numbers in this shape, times `bound`, which broadcasts to the shape."""
-    return numbers[: math.prod(shape)].reshape(shape) * bound
+    return numbers[: math.prod(shape)].reshape(shape) * jnp.broadcast_to(bound, shape)

@@ -180,11 +180,11 @@ def log_probabilities(outputs: PerClass, architecture: Architecture) -> PerClass
 
 
 class LayerStart(NamedTuple):
-    """`initializers.Start` as arrays: the bounds of C1 and C3 have a number for each output map."""
+    """`initializers.Start` as arrays, with a number for each output map or unit."""
 
-    weight: Float[Array, "*maps"]
-    bias: Float[Array, "*maps"]
-    center: Float[Array, ""]
+    weight: Float[Array, " units"]
+    bias: Float[Array, " units"]
+    center: Float[Array, " units"]
 
 
 Starts = dict[str, LayerStart]
@@ -194,39 +194,41 @@ Starts = dict[str, LayerStart]
 def starts_of(architecture: Architecture) -> Starts:
     """The initial distributions that `architecture.initializer` gives the layers.
 
-    `init` depends on the initializer and the activation through them alone: with them as its argument, all
-    initializers share a compiled program.
+    All else that `init` does is the same for all initializers and activations: given the distributions as an argument,
+    they share a compiled program.
     """
     table, area = CONNECTIVITIES[architecture.connectivity], layers.KERNEL_SIZE**2
 
-    def of(fan_in: Numbers, fan_out: float, maps: tuple[int, ...] = (), centered: bool = True) -> LayerStart:
+    def of(fan_in: Numbers, fan_out: float, units: int, centered: bool = True) -> LayerStart:
         """The distribution of units with `fan_in` inputs each, where an input is seen by `fan_out` units."""
-        start = INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
-        weight, bias = (jnp.asarray(np.broadcast_to(bound, maps), float) for bound in (start.weight, start.bias))
-        return LayerStart(weight, bias, jnp.asarray(start.center if centered else 0.0, float))
+        with jax.ensure_compile_time_eval():  # a user's own may compute with JAX
+            start = INITIALIZERS[architecture.initializer](fan_in, fan_out, architecture.activation)
+            numbers = start if centered else start._replace(center=0.0)
+            wide = (np.broadcast_to(np.asarray(number, jnp.result_type(float)), (units,)) for number in numbers)
+            return LayerStart(*map(jnp.asarray, wide))
 
     def convolution(table: Table, inputs: int, centered: bool = True) -> LayerStart:
         """A unit has 25 inputs per connected map, and an input is seen by 25 units of each connected map."""
         fan_in = np.array([area * float(len(sources)) for sources in table])
-        return of(fan_in, fan_in.sum() / inputs, (len(table),), centered)
+        return of(fan_in, fan_in.sum() / inputs, len(table), centered)
 
     found = {
         # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
         "c1": convolution(C1_TABLE, 1, centered=False),
         "c3": convolution(table, len(C1_TABLE)),
-        "c5": of(25.0 * len(table), 120.0),
-        "f6": of(120.0, 84.0),
+        "c5": of(25.0 * len(table), 120.0, 120),
+        "f6": of(120.0, 84.0, 84),
     }
     if architecture.subsampling == "trainable":
         # A unit has 4 inputs with a common coefficient, and an input is seen by one unit.
-        found |= dict.fromkeys(("s2", "s4"), of(4.0, 1.0))
+        found |= {"s2": of(4.0, 1.0, len(C1_TABLE)), "s4": of(4.0, 1.0, len(table))}
     if architecture.output != "rbf":
-        found["output"] = of(84.0, float(architecture.classes))
+        found["output"] = of(84.0, float(architecture.classes), architecture.classes)
     return found
 
 
 def init(key: PRNGKeyArray, architecture: Architecture, starts: Starts | None = None) -> Params:
-    """Random initial parameters, from a typed key; their distributions are `starts`, by default those of `starts_of`.
+    """Random initial parameters, from a typed key; their distributions are `starts`, by default the architecture's.
 
     Each layer has its own random stream: a change of one layer's shape doesn't change the numbers of the others. For an
     example, see `forward`.

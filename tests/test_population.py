@@ -14,6 +14,7 @@ import pytest
 
 from lenet_jax import executables, model, population, programs, train
 from lenet_jax.distortions import Augmentation
+from lenet_jax.initializers import INITIALIZERS, Start
 from lenet_jax.losses import Loss
 from lenet_jax.model import Architecture
 from lenet_jax.optim import HYPERPARAMETERS, Hyperparameters
@@ -244,21 +245,6 @@ def test_a_program_depends_on_what_it_reads_of_a_recipe_alone(name, losses):
     assert lowered(key.recipe, key.image_count) == lowered(recipe, 400)
 
 
-def test_networks_with_any_initializer_come_from_one_program(images, assert_close):
-    """And are those of `train.init`, whose program has the initializer in it."""
-    before = programs.compile_program.cache_info().misses
-    for initializer, activation in [("lecun1998", "tanh"), ("glorot_centered", "sigmoid"), ("glorot", "relu")]:
-        recipe = dataclasses.replace(RECIPE, architecture=Architecture(activation, initializer=initializer))
-        (key,) = {programs.program_key("init", one, 400) for one in (recipe, RECIPE)}
-        function = programs.compile_program(*key, 1, programs.mesh_of(jax.devices()[:1]))
-        hyper = jax.tree.map(jnp.float32, Hyperparameters(0.1, 0.9, 0.0, 0.02))
-        alone = dataclasses.replace(hyper, loss_number=jnp.int32(0))
-        state = function(jnp.uint32([5]), jax.tree.map(lambda x: x[None], alone), model.starts_of(recipe.architecture))
-        expected = jax.jit(train.init, static_argnames="recipe")(jnp.uint32(5), alone, recipe=recipe)
-        assert_close(jax.tree.map(lambda leaf: leaf[0], state.params), expected.params, 1e-6)
-    assert programs.compile_program.cache_info().misses <= before + 1
-
-
 def test_shapes_are_of_no_mesh():
     """Whoever asks first: a program that is traced for some devices may."""
     model._shapes.cache_clear()
@@ -366,3 +352,25 @@ def test_only_devices_that_know_an_option_get_it(platform):
     assert bool(predict) == (platform != "tpu")
     assert {name.split("_")[1] for name in predict} <= {platform, "backend"}
     assert {name.split("_")[1] for name in train} <= {platform, "backend"} - {"gpu"}
+
+
+def own_initializer(fan_in, fan_out, activation):
+    """Of odd types: an array of one number, one of JAX's, and one with a number for each unit."""
+    return Start(1 / np.sqrt(np.atleast_1d(fan_in)), jnp.ones(()), 0.5 * np.ones_like(fan_in))
+
+
+def test_networks_with_any_initializer_come_from_one_program(monkeypatch, assert_close):
+    """And are those of `train.init`, whose program has the initializer in it."""
+    monkeypatch.setitem(INITIALIZERS, "own", own_initializer)
+    before = programs.compile_program.cache_info().misses
+    cases = [("lecun1998", "tanh"), ("glorot_centered", "sigmoid"), ("glorot", "relu"), ("own", "tanh")]
+    for initializer, activation in cases:
+        recipe = dataclasses.replace(RECIPE, architecture=Architecture(activation, initializer=initializer))
+        (key,) = {programs.program_key("init", one, 400) for one in (recipe, RECIPE)}
+        function = programs.compile_program(*key, 1, programs.mesh_of(jax.devices()[:1]))
+        hyper = jax.tree.map(jnp.float32, Hyperparameters(0.1, 0.9, 0.0, 0.02))
+        alone = dataclasses.replace(hyper, loss_number=jnp.int32(0))
+        state = function(jnp.uint32([5]), jax.tree.map(lambda x: x[None], alone), model.starts_of(recipe.architecture))
+        expected = jax.jit(train.init, static_argnames="recipe")(jnp.uint32(5), alone, recipe=recipe)
+        assert_close(jax.tree.map(lambda leaf: leaf[0], state.params), expected.params, 1e-6)
+    assert programs.compile_program.cache_info().misses <= before + 1

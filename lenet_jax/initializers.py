@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from lenet_jax.registry import Registry
 
 Numbers = float | np.ndarray
-"""One number for all units of a layer, or an array with one number per unit."""
+"""One number for all units of a layer, or an array with one number per unit (per output map of C1 and C3)."""
 
 
 class Start(NamedTuple):
@@ -23,7 +23,7 @@ class Start(NamedTuple):
 
     weight: Numbers
     bias: Numbers
-    center: float = 0.0
+    center: Numbers = 0.0
 
 
 def lecun1998(fan_in: Numbers, fan_out: float, activation: str) -> Start:

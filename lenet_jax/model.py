@@ -191,6 +191,13 @@ Starts = dict[str, LayerStart]
 """The initial distributions of the layers with parameters, by name."""
 
 
+def dense_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shapes of the kernels of C5, F6 and, unless it consists of RBF units, the output: inputs, then units."""
+    shapes: dict[str, tuple[int, ...]] = {"c5": (len(CONNECTIVITIES[architecture.connectivity]), 5, 5, 120)}
+    shapes["f6"] = 120, 84
+    return shapes if architecture.output == "rbf" else {**shapes, "output": (84, architecture.classes)}
+
+
 def starts_of(architecture: Architecture) -> Starts:
     """The initial distributions that `architecture.initializer` gives the layers.
 
@@ -216,14 +223,12 @@ def starts_of(architecture: Architecture) -> Starts:
         # C1's inputs are pixels, not outputs of a sigmoid: there is nothing to center.
         "c1": convolution(C1_TABLE, 1, centered=False),
         "c3": convolution(table, len(C1_TABLE)),
-        "c5": of(25.0 * len(table), 120.0, 120),
-        "f6": of(120.0, 84.0, 84),
     }
+    for name, (*inputs, units) in dense_shapes(architecture).items():  # each unit sees all inputs
+        found[name] = of(float(math.prod(inputs)), float(units), units)
     if architecture.subsampling == "trainable":
         # A unit has 4 inputs with a common coefficient, and an input is seen by one unit.
         found |= {"s2": of(4.0, 1.0, len(C1_TABLE)), "s4": of(4.0, 1.0, len(table))}
-    if architecture.output != "rbf":
-        found["output"] = of(84.0, float(architecture.classes), architecture.classes)
     return found
 
 
@@ -233,19 +238,18 @@ def init(key: PRNGKeyArray, architecture: Architecture, starts: Starts | None = 
     Each layer has its own random stream: a change of one layer's shape doesn't change the numbers of the others. For an
     example, see `forward`.
     """
-    table = CONNECTIVITIES[architecture.connectivity]
-    c5 = len(table), 5, 5, 120
+    table, kernels = CONNECTIVITIES[architecture.connectivity], dense_shapes(architecture)
     start = starts_of(architecture) if starts is None else starts
     streams = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(jnp.arange(len(LAYERS)))
-    draws = dict(zip(LAYERS, uniform(streams, math.prod(c5)), strict=True))
+    draws = dict(zip(LAYERS, uniform(streams, math.prod(kernels["c5"])), strict=True))
     return Params(
         c1=init_convolution(draws["c1"], start["c1"], C1_TABLE),
         s2=init_subsampling(draws["s2"], start["s2"], len(C1_TABLE)) if "s2" in start else None,
         c3=init_convolution(draws["c3"], start["c3"], table),
         s4=init_subsampling(draws["s4"], start["s4"], len(table)) if "s4" in start else None,
-        c5=init_dense(draws["c5"], start["c5"], c5),
-        f6=init_dense(draws["f6"], start["f6"], (120, 84)),
-        output=init_dense(draws["output"], start["output"], (84, architecture.classes)) if "output" in start else None,
+        c5=init_dense(draws["c5"], start["c5"], kernels["c5"]),
+        f6=init_dense(draws["f6"], start["f6"], kernels["f6"]),
+        output=init_dense(draws["output"], start["output"], kernels["output"]) if "output" in kernels else None,
     )
 
 
@@ -269,7 +273,7 @@ def init_subsampling(draws: Draws, start: LayerStart, maps: int) -> Subsampling:
 
 
 def init_dense(draws: Draws, start: LayerStart, shape: tuple[int, ...]) -> Dense:
-    """C5, F6 or the output: each unit sees all inputs."""
+    """C5, F6 or the output."""
     kernel = scaled(draws[0], shape, start.weight)
     shift = start.center * kernel.sum(axis=tuple(range(kernel.ndim - 1)))
     return Dense(kernel, scaled(draws[1], shape[-1:], start.bias) - shift)

@@ -39,6 +39,9 @@ own and times them."""
 READ_BY = {"init": ("optimizer",), "predict": ("loss", "losses")}
 """The fields of a recipe that a program reads beside the architecture (see `program_key`); others read all fields."""
 
+UNREAD = {"init": ("initializer", "activation"), "train_segment": ("initializer",), "predict": ("initializer",)}
+"""The fields of the architecture that a program does not read. To `init` the initializer is an argument."""
+
 ARITHMETIC = 3
 """Number of changes of the programs that changed rounding.
 
@@ -155,16 +158,12 @@ def program_key(name: str, recipe: Recipe, image_count: int) -> ProgramKey:
       >>> [program_key(name, one, 8) == program_key(name, four, 8) for name in ("init", "train_segment", "predict")]
       [True, False, True]
     """
-    recipe = recipe.shared
-    if name == "measure_own":  # a user's function is given all of it
-        return ProgramKey(name, recipe, image_count)
-    architecture = dataclasses.replace(recipe.architecture, initializer=Architecture().initializer)
-    if name == "train_segment":
-        return ProgramKey(name, dataclasses.replace(recipe, architecture=architecture), image_count)
-    if name == "init":  # the initializer is its argument, and it squashes nothing
-        architecture = dataclasses.replace(architecture, activation=Architecture().activation)
-    read = {field: getattr(recipe, field) for field in READ_BY[name]}
-    recipe = dataclasses.replace(train.of_architecture(architecture), **read)
+    recipe, defaults = recipe.shared, Architecture()
+    unread: dict[str, Any] = {field: getattr(defaults, field) for field in UNREAD.get(name, ())}
+    recipe = dataclasses.replace(recipe, architecture=dataclasses.replace(recipe.architecture, **unread))
+    if name in READ_BY:
+        read = {field: getattr(recipe, field) for field in READ_BY[name]}
+        recipe = dataclasses.replace(train.of_architecture(recipe.architecture), **read)
     return ProgramKey(name, recipe, 1 if name == "init" else image_count)
 
 

@@ -200,7 +200,7 @@ class TrainState:
 
 
 def init(seed: UInt32[Array, ""], hyper: Hyperparameters, recipe: Recipe, starts: Starts | None = None) -> TrainState:
-    """The state of network `seed` before training; for `starts`, see `model.init`, for an example, `train_epoch`."""
+    """The state of network `seed` before training. `starts`: see `model.init`; for an example, see `train_epoch`."""
     key = key_of(seed)
     return begin(model.init(jax.random.fold_in(key, Stream.INIT), recipe.architecture, starts), key, hyper, recipe)
 

@@ -37,13 +37,11 @@ jaxtyping.install_import_hook(MODULES, "conftest.check_types")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what the tests do. One cache serves all test processes and the programs that they start, and
-# leaves the user's alone. Its keys are the programs themselves: no stale program can be used. Writing small programs
-# takes the first run longer than reading them saves the next ones.
-KEPT_FROM = 0.1
+# leaves the user's alone. Its keys are the programs themselves: no stale program can be used.
 CACHE_HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
 os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 jax.config.update("jax_compilation_cache_dir", str(CACHE_HOME / "lenet_jax" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_FROM)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(20_000, 20, 20)  # garbage is searched for more rarely than by default
 # The test processes, which inherit it, share the cores: NumPy's further threads would only wait for work, busily.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -74,7 +72,7 @@ def pytest_collection_finish(session):
     from lenet_jax import executables
 
     gc.freeze()  # what was imported is not searched for garbage again
-    executables.KEPT_FROM = KEPT_FROM
+    executables.KEPT_FROM = 0.0  # tests wait for small programs, too
     executables.KEEP = False  # tests replace functions; the programs that they start are the user's and keep theirs
     if "XLA_FLAGS" not in os.environ and not any(item.get_closest_marker("slow") for item in session.items):
         # XLA reads it once, with the first array.

@@ -116,7 +116,7 @@ def read_state(states: Path, step: int, members: int, identity: str) -> Checkpoi
       OtherRunError: its identity differs; "" accepts any.
     """
     try:
-        trees = {name: ocp.args.StandardRestore(tree) for name, tree in stored(states / str(step), members).items()}
+        trees = {name: ocp.args.StandardRestore(tree) for name, tree in arrays_in(states / str(step), members).items()}
         with state_manager(states) as manager:
             read = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **trees))
         digest, found = read.about.pop("digest"), read.about.pop("identity", None)
@@ -131,10 +131,10 @@ def read_state(states: Path, step: int, members: int, identity: str) -> Checkpoi
     return saved
 
 
-def stored(state: Path, members: int) -> dict[str, Any]:
-    """The trees of arrays in a state, ``state`` and perhaps ``history``, as arrays of zeros that take no memory.
+def arrays_in(state: Path, members: int) -> dict[str, Any]:
+    """The trees of arrays in a state, ``state`` and perhaps ``history``, as zeros that take no memory.
 
-    Where memory ends, orbax would end the process.
+    Their sizes are checked before orbax reads them: it would end the process if memory ran out.
 
     Raises:
       ValueError, InputError: the state has links or pipes, or arrays far larger than its files.

@@ -43,31 +43,38 @@ def draw(architecture, batch, seed):
     return rng.normal(size=(batch, 32, 32)), rng.normal(size=(batch, architecture.classes))
 
 
+TOLERANCES = {np.float64: 1e-10, np.float32: 1e-5}
+"""By precision: the largest difference, relative to the largest number of an array."""
+
+
 @pytest.mark.parametrize(
-    ("activation", "connectivity", "subsampling"), pairwise(ACTIVATIONS, CONNECTIVITIES, SUBSAMPLINGS)
+    ("activation", "connectivity", "subsampling", "precision"),
+    pairwise(ACTIVATIONS, CONNECTIVITIES, SUBSAMPLINGS, TOLERANCES),
 )
-def test_equals_the_model(activation, connectivity, subsampling, random_params, assert_close):
-    architecture = Architecture(activation, connectivity, subsampling)
-    check(architecture, random_params, assert_close)
+def test_equals_the_model(activation, connectivity, subsampling, precision, random_params, assert_close):
+    check(Architecture(activation, connectivity, subsampling), precision, random_params, assert_close)
 
 
-@pytest.mark.parametrize(("window", "output"), [("mean", "rbf"), ("sum", "rbf"), ("sum", "squashed")])
-def test_equals_the_model_with_1998s_parts(window, output, random_params, assert_close):
-    check(Architecture("scaled_tanh", subsampling_window=window, output=output), random_params, assert_close)
+@pytest.mark.parametrize(
+    ("window", "output", "precision"),
+    [("mean", "rbf", np.float32), ("sum", "rbf", np.float64), ("sum", "squashed", np.float32)],
+)
+def test_equals_the_model_with_1998s_parts(window, output, precision, random_params, assert_close):
+    architecture = Architecture("scaled_tanh", subsampling_window=window, output=output)
+    check(architecture, precision, random_params, assert_close)
 
 
-def check(architecture, random_params, assert_close):
-    """Outputs and gradients equal the model's, in both precisions."""
+def check(architecture, precision, random_params, assert_close):
+    """Outputs and gradients in this precision equal the model's in float64."""
     with jax.enable_x64(True):
         params = random_params(architecture)
         images, weights = draw(architecture, 2, 0)
         expected = one_by_one(params, images, weights, architecture)
-        double = outputs_and_gradients(params, images, weights, architecture, blocked.forward)
-        assert_close(double, expected, 1e-10)
-    params, images, weights = jax.tree.map(np.float32, (params, images, weights))
-    single = outputs_and_gradients(params, images, weights, architecture, blocked.forward)
-    assert {leaf.dtype for leaf in jax.tree.leaves(single)} == {np.dtype("float32")}
-    assert_close(single, expected, 1e-5)
+    with jax.enable_x64(precision == np.float64):
+        params, images, weights = jax.tree.map(precision, (params, images, weights))
+        found = outputs_and_gradients(params, images, weights, architecture, blocked.forward)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(precision)}
+    assert_close(found, expected, TOLERANCES[precision])
 
 
 ARCHITECTURES = st.builds(

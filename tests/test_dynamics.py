@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lenet_jax import evaluate as evaluation
-from lenet_jax import model
+from lenet_jax import model, native
 from lenet_jax.analysis import dynamics, network_figures
 from lenet_jax.errors import InputError
 from lenet_jax.experiments import base
@@ -35,9 +35,12 @@ def setting():
     return dynamics.resolve(config_of(activation="tanh"))
 
 
+COUNT = native.LEAST_IMAGES
+
+
 @pytest.fixture(scope="module")
 def batch(setting):
-    return jax.device_get(jax.jit(lambda: setting.take("train", 4))())
+    return jax.device_get(jax.jit(lambda: setting.take("train", COUNT))())
 
 
 by_layer = jax.jit(dynamics.by_layer, static_argnames="recipe")
@@ -52,6 +55,7 @@ def test_a_setting_is_what_the_config_says(setting):
     assert setting.seeds == [0, 1]
     assert setting.recipe.train_size == 100
     assert setting.hyper["learning_rate"] == pytest.approx(0.03)
+    assert setting.recipe.native == native.available()
     images, labels = jax.jit(lambda: setting.take("test", 3))()
     assert images.shape == (3, 32, 32)
     np.testing.assert_array_equal(labels, setting.images.labels[600:603])
@@ -78,7 +82,7 @@ def test_layers_are_those_of_the_specification(sigmoid, batch):
     assert set(found) == set(dynamics.LAYERS)
     close = {"rtol": 1e-4, "atol": 1e-5}
     for name, states in states_of(params, batch[0], Architecture()).items():
-        layer, flat = found[name], np.asarray(states).reshape(4, -1)
+        layer, flat = found[name], np.asarray(states).reshape(COUNT, -1)
         np.testing.assert_allclose(layer.mean, flat.mean(), **close)
         np.testing.assert_allclose(layer.spread, flat.std(), **close)
         np.testing.assert_allclose(layer.signal, np.sqrt(flat.var(axis=0).mean()), **close)
@@ -87,15 +91,18 @@ def test_layers_are_those_of_the_specification(sigmoid, batch):
         np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * 0.25).mean(), atol=1e-6)
 
 
-def test_preactivations_are_before_the_activation(sigmoid, batch):
-    """For F6 also in its order; for maps in any."""
+@pytest.mark.parametrize("allow_native", [False, True])
+def test_preactivations_are_before_the_activation(sigmoid, batch, allow_native):
+    """For the dense layers also in their order; for maps in any."""
+    if allow_native and not native.available():
+        pytest.skip("there is no C compiler")
     params, _ = sigmoid
-    found = jax.jit(dynamics.preactivations, static_argnums=2)(params, batch[0][0], Architecture())
-    squashed = {name: 1 / (1 + np.exp(-np.asarray(a))) for name, a in found.items()}
-    states = {name: np.asarray(values)[0] for name, values in states_of(params, batch[0], Architecture()).items()}
-    np.testing.assert_allclose(squashed["f6"], states["f6"], rtol=1e-4)
-    for name in ("c1", "s2", "c3", "s4"):
-        np.testing.assert_allclose(np.sort(squashed[name]), np.sort(states[name].ravel()), rtol=1e-4)
+    found = jax.jit(dynamics.preactivations, static_argnums=(2, 3))(params, batch[0], Architecture(), allow_native)
+    for name, states in states_of(params, batch[0], Architecture()).items():
+        flat = np.asarray(states).reshape(COUNT, -1)
+        expected = flat if name == "output" else np.log(flat / (1 - flat))
+        order = np.sort if name in ("c1", "s2", "c3", "s4") else np.asarray
+        np.testing.assert_allclose(order(found[name]), order(expected), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -120,7 +127,7 @@ def test_gradient_norms_of_the_output_layer(sigmoid, batch):
     states = jax.device_get(states_of(params, batch[0], Architecture()))
     powers = np.exp(states["output"])
     errors = powers / powers.sum(axis=1, keepdims=True) - np.eye(10)[batch[1]]
-    of_kernel = np.einsum("pj,pi->ji", states["f6"], errors) / 4
+    of_kernel = np.einsum("pj,pi->ji", states["f6"], errors) / COUNT
     expected = np.sqrt(np.square(of_kernel).sum() + np.square(errors.mean(axis=0)).sum())
     np.testing.assert_allclose(found["output"].gradient, expected, rtol=1e-4)
     weights = jax.device_get([params.output.kernel, params.output.bias])

@@ -59,14 +59,22 @@ def draw():
     """() -> by architecture, the initial parameters of 40 keys, stacked, as NumPy arrays."""
     keys = jax.random.split(jax.random.key(7), 40)
     pairs = itertools.product(BOUNDS, ("sigmoid", "tanh"))
-    architectures = [FULL, SEVEN, *(Architecture(activation, initializer=name) for name, activation in pairs)]
-    # All in one program, which draws the numbers that they share once. They are millions: here, unlike elsewhere in
-    # this file, optimization takes less time than it saves.
-    program = jax.jit(
-        jax.vmap(lambda key: [model.init(key, architecture) for architecture in architectures]),
-        compiler_options={"xla_backend_optimization_level": 1},
-    )
-    return lambda: dict(zip(architectures, jax.tree.map(np.asarray, program(keys)), strict=True))
+    usual = [Architecture(activation, initializer=name) for name, activation in pairs]
+    starts = jax.tree.map(lambda *each: np.stack(each), *map(model.starts_of, usual))
+
+    # They are millions of numbers: here, unlike elsewhere in this file, optimization takes less time than it saves.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+    @jax.vmap
+    def program(key):
+        others = [model.init(key, architecture) for architecture in (FULL, SEVEN)]
+        return others, jax.vmap(lambda start: model.init(key, usual[0], start))(starts)
+
+    def drawn():
+        others, together = jax.tree.map(np.asarray, program(keys))
+        each = [jax.tree.map(lambda leaf, at=at: leaf[:, at], together) for at in range(len(usual))]
+        return dict(zip([FULL, SEVEN, *usual], [*others, *each], strict=True))
+
+    return drawn
 
 
 @pytest.fixture(scope="module")

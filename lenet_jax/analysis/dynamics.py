@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from lenet_jax import blocked, curvature, model, optim, population, train
+from lenet_jax import blocked, curvature, model, optim, population, programs, train
 from lenet_jax import evaluate as evaluation
 from lenet_jax.analysis.networks import TrainedRun, load_run
 from lenet_jax.errors import InputError
@@ -79,7 +79,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> SingleArm:
         raise InputError(f"sweep, tune: the config has {len(every)} arms, or tunes; needed is one, without tuning")
     phase = planning.make(every).arms[0].test
     return SingleArm(
-        recipe=dataclasses.replace(phase.recipe, segments=1),
+        recipe=programs.for_platform(dataclasses.replace(phase.recipe, segments=1), programs.mesh_of(jax.devices())),
         images=jax.tree.map(jnp.asarray, planning.images_of(phase.dataset, phase.images)),
         splits=dict(phase.splits),
         hyper={name: float(phase.settings[name]) for name in optim.HYPERPARAMETERS},
@@ -138,11 +138,12 @@ class Layer:
 
 
 def preactivations(
-    params: Params, image: Float[Array, "32 32"], architecture: Architecture
-) -> dict[str, Float[Array, " units"]]:
-    """Preactivations a of every layer but RBF outputs: flat, in the order of `blocked`."""
-    passed, _ = blocked.passes(params, blocked.to_grid(image[None]), architecture)
-    return {layer.name: a.ravel() for layer, _, a in passed}
+    params: Params, images: Float[Array, "batch 32 32"], architecture: Architecture, allow_native: bool = False
+) -> dict[str, Float[Array, "batch units"]]:
+    """Preactivations a of every layer but RBF outputs: flat, in the order of `blocked` or `native`."""
+    passed, _ = blocked.passes(params, blocked.to_grid(images, allow_native), architecture)
+    dense = model.dense_shapes(architecture)  # in all other layers, images are last
+    return {layer.name: a if layer.name in dense else a.reshape(-1, len(images)).T for layer, _, a in passed}
 
 
 def largest_derivative(architecture: Architecture) -> Float[Array, ""]:
@@ -155,8 +156,8 @@ def by_layer(
 ) -> dict[str, Layer]:
     """Statistics of every layer of one network on a batch, but RBF outputs, which have no preactivations."""
     architecture = recipe.architecture
-    gradient, _ = train.gradient_of(params, blocked.to_grid(images), labels, recipe)
-    a = jax.vmap(preactivations, in_axes=(None, 0, None))(params, images, architecture)
+    gradient, _ = train.gradient_of(params, blocked.to_grid(images, recipe.native), labels, recipe)
+    a = preactivations(params, images, architecture, recipe.native)
     return {
         layer.name: layer_of(
             a[layer.name], layer.squashed, getattr(gradient, layer.name), getattr(params, layer.name), architecture

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from matplotlib.axes import Axes
@@ -280,10 +279,15 @@ def distorted_digits(runs: Path) -> Figure:
     augmentation = distortions.Augmentation(**fields | {"distorted_share": 1.0})
     dataset = datasets.load("mnist10k")
     place = int(np.flatnonzero(dataset.train_labels == 4)[0])
-    digit = jnp.asarray(preprocess.pad(dataset.train_images, "background")[place], jnp.float32)
-    affine = distortions.draw(jax.random.key(7), 19, augmentation)
-    pictures = [digit, *jax.vmap(lambda affine: distortions.distort(digit, affine, 0.0))(affine)]
-    return analysis_figures.digits([np.asarray(picture) for picture in pictures], ["the digit", *[""] * 19], columns=10)
+    digit = np.float32(preprocess.pad(dataset.train_images[[place]], "background")[0])
+
+    @jax.jit  # one program, not one for each operation
+    def distorted(digit: jax.Array) -> jax.Array:
+        drawn = distortions.draw(jax.random.key(7), 19, augmentation)
+        return jax.vmap(lambda affine: distortions.distort(digit, affine, 0.0))(drawn)
+
+    pictures = [digit, *np.asarray(distorted(digit))]
+    return analysis_figures.digits(pictures, ["the digit", *[""] * 19], columns=10)
 
 
 def misclassified_digits(runs: Path, dataset: datasets.Dataset) -> Figure:

@@ -53,6 +53,11 @@ def available() -> bool:
     return key() is not None
 
 
+def preferred() -> bool:
+    """Whether the default devices compute convolutions with it: CPUs do, if it is available."""
+    return jax.default_backend() == "cpu" and available()
+
+
 def call(name: str, results: Any, arguments: tuple[Array, ...], table: Table) -> Any:
     """Calls a function of the C code, with results of these shapes and types."""
     target, source = (indices.astype(np.int32) for indices in connections(table))

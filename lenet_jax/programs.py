@@ -54,9 +54,8 @@ AT_FIRST_USE = ("measure_own",)
 
 def arithmetic() -> str:
     """What rounding depends on, beside the config and the processor; a run doesn't mix results of several."""
-    backend = jax.default_backend()
-    form = "native" if backend == "cpu" and native.available() else "blocked"
-    return f"{ARITHMETIC}, {form}" + (", predict without Triton" if backend == "gpu" else "")
+    form = "native" if native.preferred() else "blocked"
+    return f"{ARITHMETIC}, {form}" + (", predict without Triton" if jax.default_backend() == "gpu" else "")
 
 
 class Programs(NamedTuple):

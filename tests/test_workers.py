@@ -169,10 +169,10 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     script = tmp_path / "start.py"
     script.write_text(
         "import time\n"
-        "from lenet_jax.run.workers import Workers\n"
+        "from lenet_jax.run import processes\n"
         "if __name__ == '__main__':\n"
-        "    crew = Workers(2)\n"
-        "    print(*[worker.process.pid for worker in crew._workers], flush=True)\n"
+        "    workers = processes.take(processes.core_numbers(2))\n"
+        "    print(*[worker.process.pid for worker in workers], flush=True)\n"
         "    time.sleep(600)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lenet_jax import IMAGE_SIZE, model, population
+from lenet_jax import IMAGE_SIZE, blocked, model, native, population
 from lenet_jax.data import preprocess
 from lenet_jax.data.photos import SIDE
 from lenet_jax.errors import InputError, check_choice
@@ -195,7 +195,8 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     params = run.params(arm, seed)
     if seed is not None:
         params = jax.tree.map(lambda leaf: leaf[None], params)
-    scores = np.asarray(scores_of(params, batch.reshape(-1, *batch.shape[-2:]), run.architecture(arm)))
+    batch = batch.reshape(-1, *batch.shape[-2:])
+    scores = np.asarray(scores_of(params, batch, run.architecture(arm), native.preferred()))
     scores = scores[np.isfinite(scores).all(axis=(1, 2))]
     if not len(scores):
         raise InputError(f"arm: all networks of {run.arm(arm).name!r} diverged; choose another arm or seed")
@@ -205,11 +206,10 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     return Classification(digits, mean, margins, votes)
 
 
-@functools.partial(jax.jit, static_argnames="architecture")
+@functools.partial(jax.jit, static_argnames=("architecture", "allow_native"))
 def scores_of(
-    params: Params, images: Float[Array, "images 32 32"], architecture: Architecture
+    params: Params, images: Float[Array, "images 32 32"], architecture: Architecture, allow_native: bool
 ) -> Float[Array, "networks images classes"]:
     """Class scores of each network, one after the other, for each image."""
-    of_image = jax.vmap(model.forward, in_axes=(None, 0, None))
-    outputs = jax.lax.map(lambda network: of_image(network, images, architecture), params)
+    outputs = jax.lax.map(lambda network: blocked.forward(network, images, architecture, allow_native), params)
     return model.predict_scores(outputs, architecture)

@@ -6,6 +6,7 @@
 import gc
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -124,6 +125,17 @@ def assert_close():
             np.testing.assert_allclose(leaf, other, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
 
     return check
+
+
+@pytest.fixture
+def own_cache(tmp_path):
+    """A test's own XDG_CACHE_HOME: empty but for the compiled convolutions, which it would wait for."""
+    from lenet_jax import library
+
+    folder, compiled = tmp_path / "cache", library.obtain()
+    if compiled is not None:
+        shutil.copytree(compiled.parent, folder / "lenet_jax" / compiled.parent.name)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -142,12 +142,12 @@ print(len(traced), losses, members.memory, population.evaluate(members, range(64
 """
 
 
-def test_another_process_trains_with_what_one_has_compiled(tmp_path):
+def test_another_process_trains_with_what_one_has_compiled(tmp_path, own_cache):
     """Bit for bit, and without tracing it; the state's memory is used again, too."""
     (tmp_path / "trained.py").write_text(TRAINED)
 
     def run(output):
-        environment = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+        environment = {"XDG_CACHE_HOME": own_cache, "JAX_PLATFORMS": "cpu"}
         before = "import runpy; runpy.run_path('trained.py')"
         process = launch.start(["--version"], tmp_path, output, environment=environment, before=before)
         assert process.wait(100) == 0, output.read_text()

@@ -107,8 +107,8 @@ def bytes_in(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_dry_run_writes_nothing_and_predicts_the_disk(tmp_path):
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+def test_a_dry_run_writes_nothing_and_predicts_the_disk(tmp_path, own_cache):
+    cache = {"XDG_CACHE_HOME": own_cache}
     dry = launch.run(["run", *TINY, "--workdir=run", "--dry-run"], tmp_path, environment=cache)
     assert dry.returncode == 0, dry.stderr
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]

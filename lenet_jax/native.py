@@ -14,6 +14,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -69,7 +70,9 @@ def convolve(
     maps: Float[Array, "inputs rows columns batch"], parameters: Convolution, table: Table
 ) -> Float[Array, "4 outputs windows batch"]:
     """`layers.convolve` of every image: [position in the pooling window, output map, window, image]."""
-    return _convolve(maps, parameters.kernel, parameters.bias, table)
+    arrays = maps, parameters.kernel, parameters.bias
+    kind = jnp.result_type(*arrays)  # as in `blocked`, arrays of two precisions give the higher one
+    return _convolve(*(array.astype(kind) for array in arrays), table)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

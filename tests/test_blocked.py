@@ -55,10 +55,8 @@ def test_equals_the_model(activation, connectivity, subsampling, precision, rand
     check(Architecture(activation, connectivity, subsampling), precision, random_params, assert_close)
 
 
-@pytest.mark.parametrize(
-    ("window", "output", "precision"),
-    [("mean", "rbf", np.float32), ("sum", "rbf", np.float64), ("sum", "squashed", np.float32)],
-)
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize(("window", "output"), [("mean", "rbf"), ("sum", "rbf"), ("sum", "squashed")])
 def test_equals_the_model_with_1998s_parts(window, output, precision, random_params, assert_close):
     architecture = Architecture("scaled_tanh", subsampling_window=window, output=output)
     check(architecture, precision, random_params, assert_close)

@@ -55,7 +55,7 @@ def test_a_setting_is_what_the_config_says(setting):
     assert setting.seeds == [0, 1]
     assert setting.recipe.train_size == 100
     assert setting.hyper["learning_rate"] == pytest.approx(0.03)
-    assert setting.recipe.native == native.available()
+    assert setting.recipe.native == native.preferred()
     images, labels = jax.jit(lambda: setting.take("test", 3))()
     assert images.shape == (3, 32, 32)
     np.testing.assert_array_equal(labels, setting.images.labels[600:603])
@@ -68,10 +68,13 @@ def test_a_setting_needs_one_arm():
         dynamics.resolve(config)
 
 
-@pytest.fixture(scope="module")
-def sigmoid(setting, batch, random_params):
-    """A sigmoid network's parameters and layers."""
-    recipe = dataclasses.replace(setting.recipe, architecture=Architecture())
+needs_c = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+
+
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=needs_c)], ids=["blocked", "native"])
+def sigmoid(setting, batch, random_params, request):
+    """A sigmoid network's parameters and layers, in each form."""
+    recipe = dataclasses.replace(setting.recipe, architecture=Architecture(), native=request.param)
     params = random_params(recipe.architecture)
     return params, jax.device_get(by_layer(params, *batch, recipe))
 
@@ -91,13 +94,13 @@ def test_layers_are_those_of_the_specification(sigmoid, batch):
         np.testing.assert_allclose(layer.saturated, (slopes < 0.1 * 0.25).mean(), atol=1e-6)
 
 
-@pytest.mark.parametrize("allow_native", [False, True])
-def test_preactivations_are_before_the_activation(sigmoid, batch, allow_native):
+@pytest.mark.parametrize("allow_native", [False, pytest.param(True, marks=needs_c)])
+def test_preactivations_are_before_the_activation(batch, random_params, allow_native):
     """For the dense layers also in their order; for maps in any."""
-    if allow_native and not native.available():
-        pytest.skip("there is no C compiler")
-    params, _ = sigmoid
-    found = jax.jit(dynamics.preactivations, static_argnums=(2, 3))(params, batch[0], Architecture(), allow_native)
+    arguments = params, *_ = random_params(Architecture()), batch[0], Architecture(), allow_native
+    found = jax.jit(dynamics.preactivations, static_argnums=(2, 3))(*arguments)
+    traced = jax.make_jaxpr(dynamics.preactivations, static_argnums=(2, 3))(*arguments)
+    assert ("lenet_jax_forward" in str(traced)) == allow_native
     for name, states in states_of(params, batch[0], Architecture()).items():
         flat = np.asarray(states).reshape(COUNT, -1)
         expected = flat if name == "output" else np.log(flat / (1 - flat))

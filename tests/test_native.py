@@ -63,6 +63,17 @@ def test_equals_the_convolution(layer, batch, double, seed, assert_close):
         assert_close(fast, slow, 1e-12 if double else 1e-5)
 
 
+def test_two_precisions_give_the_higher_one(assert_close):
+    rng = np.random.default_rng(0)
+    maps, slopes = np.float32(rng.normal(size=(1, 32, 32, 16))), rng.normal(size=(4, 6, 196, 16))
+    with jax.enable_x64(True):
+        parameters = Convolution(rng.normal(size=(6, 5, 5)), rng.normal(size=6))
+        outputs, gradients = outputs_and_gradients(maps, parameters, slopes, convolve=native.convolve, table=C1_TABLE)
+        expected = outputs_and_gradients(np.float64(maps), parameters, slopes, convolve=by_window, table=C1_TABLE)
+    assert (outputs.dtype, gradients[0].dtype) == (np.float64, np.float32)
+    assert_close((outputs, gradients[1]), (expected[0], expected[1][1]), 1e-12)
+
+
 def test_vmapped_networks_are_those_one_by_one(assert_close):
     rng = np.random.default_rng(0)
     maps = jnp.asarray(np.float32(rng.normal(size=(1, 32, 32, 16))))

@@ -140,7 +140,11 @@ class Layer:
 def preactivations(
     params: Params, images: Float[Array, "batch 32 32"], architecture: Architecture, allow_native: bool = False
 ) -> dict[str, Float[Array, "batch units"]]:
-    """Preactivations a of every layer but RBF outputs: flat, in the order of `blocked` or `native`."""
+    """Preactivations a of every layer but RBF outputs.
+
+    The order of the units of C1, S2 and C3 is that of `blocked` or `native`; the other layers have the model's.
+    `allow_native`: see `blocked.to_grid`; `native.preferred` must hold.
+    """
     passed, _ = blocked.passes(params, blocked.to_grid(images, allow_native), architecture)
     dense = model.dense_shapes(architecture)  # in all other layers, images are last
     return {layer.name: a if layer.name in dense else a.reshape(-1, len(images)).T for layer, _, a in passed}

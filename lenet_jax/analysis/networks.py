@@ -196,7 +196,8 @@ def classify(run: TrainedRun, images: np.ndarray, arm: str = "", seed: int | Non
     if seed is not None:
         params = jax.tree.map(lambda leaf: leaf[None], params)
     batch = batch.reshape(-1, *batch.shape[-2:])
-    scores = np.asarray(scores_of(params, batch, run.architecture(arm), native.preferred()))
+    allow_native = len(batch) >= native.LEAST_IMAGES and native.preferred()
+    scores = np.asarray(scores_of(params, batch, run.architecture(arm), allow_native))
     scores = scores[np.isfinite(scores).all(axis=(1, 2))]
     if not len(scores):
         raise InputError(f"arm: all networks of {run.arm(arm).name!r} diverged; choose another arm or seed")

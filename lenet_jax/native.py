@@ -55,7 +55,7 @@ def available() -> bool:
 
 
 def preferred() -> bool:
-    """Whether the default devices compute convolutions with it: CPUs do, if it is available."""
+    """Whether the default devices compute convolutions with the C code: CPUs do, if it is available."""
     return jax.default_backend() == "cpu" and available()
 
 
@@ -71,7 +71,7 @@ def convolve(
 ) -> Float[Array, "4 outputs windows batch"]:
     """`layers.convolve` of every image: [position in the pooling window, output map, window, image]."""
     arrays = maps, parameters.kernel, parameters.bias
-    kind = jnp.result_type(*arrays)  # as in `blocked`, arrays of two precisions give the higher one
+    kind = jnp.result_type(*arrays)  # mixed types are promoted, as in `blocked`
     return _convolve(*(array.astype(kind) for array in arrays), table)
 
 

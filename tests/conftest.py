@@ -129,7 +129,7 @@ def assert_close():
 
 @pytest.fixture
 def own_cache(tmp_path):
-    """A test's own XDG_CACHE_HOME: empty but for the compiled convolutions, which it would wait for."""
+    """A test's own XDG_CACHE_HOME: empty except for the compiled convolutions, which take seconds."""
     from lenet_jax import library
 
     folder, compiled = tmp_path / "cache", library.obtain()

@@ -63,7 +63,7 @@ def test_equals_the_convolution(layer, batch, double, seed, assert_close):
         assert_close(fast, slow, 1e-12 if double else 1e-5)
 
 
-def test_two_precisions_give_the_higher_one(assert_close):
+def test_mixed_precisions_are_promoted(assert_close):
     rng = np.random.default_rng(0)
     maps, slopes = np.float32(rng.normal(size=(1, 32, 32, 16))), rng.normal(size=(4, 6, 196, 16))
     with jax.enable_x64(True):

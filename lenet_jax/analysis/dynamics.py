@@ -143,7 +143,7 @@ def preactivations(
     """Preactivations a of every layer but RBF outputs.
 
     The order of the units of C1, S2 and C3 is that of `blocked` or `native`; the other layers have the model's.
-    `allow_native`: see `blocked.to_grid`; `native.preferred` must hold.
+    `allow_native`: see `blocked.to_grid`; only where `native.preferred()` is true.
     """
     passed, _ = blocked.passes(params, blocked.to_grid(images, allow_native), architecture)
     dense = model.dense_shapes(architecture)  # in all other layers, images are last
